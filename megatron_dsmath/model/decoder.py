@@ -1,0 +1,87 @@
+"""The decoder in this rank's pieces, its parameters by name, its weights from wherever they come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.model.parameters import Parameter, Shape, parameters
+from megatron_dsmath.parallel import transformer
+from megatron_dsmath.parallel.topology import Topology
+
+# TransformerEngine keeps a norm's weight in the linear layer that follows it.
+_TRANSFORMER_ENGINE_NAMES = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+
+
+class WeightSource(Protocol):
+    """Where weights come from: a Hugging Face folder, a checkpoint, or a seed. Names are Hugging Face's."""
+
+    def read(self, name: str, shape: Shape, part: tuple[slice, ...]) -> torch.Tensor:
+        """One rank's part of the tensor `name`, whose whole shape must be `shape`."""
+
+
+class WeightsFromSeed:
+    """Weights drawn anew: the same in every layout, since each whole tensor has a generator of its own."""
+
+    def __init__(self, model: ModelConfig, seed: int) -> None:
+        self.std, self.seed = model.initial_std, seed
+
+    def read(self, name: str, shape: Shape, part: tuple[slice, ...]) -> torch.Tensor:
+        """Normal with the model's initial standard deviation (DeepSeek LLM, section 2.3); norms are 1."""
+        if len(shape) == 1:
+            return torch.ones(shape)
+        digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.empty(shape).normal_(0.0, self.std, generator=generator)[part]
+
+
+def build(run: RunConfig, topology: Topology) -> list[transformer.Decoder]:
+    """This rank's pieces of the decoder, one for each virtual stage, their weights not yet set."""
+    pieces = transformer.build(run, topology.device)
+    table = {parameter.ours: parameter for parameter in parameters(run.model)}
+    for name, tensor in named_parameters(pieces):
+        split = table[name].split
+        if split is not None:
+            # megatron-core counts a tensor without these once over the tensor-parallel ranks, as it should a norm.
+            transformer.mark_as_shared(tensor, split)
+    return pieces
+
+
+def named_parameters(pieces: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Each parameter this rank holds with the name it has in the whole model (`parameters.Parameter.ours`)."""
+    for piece in pieces:
+        decoder = transformer.unwrapped(piece)
+        numbers = [layer.layer_number - 1 for layer in decoder.decoder.layers]
+        for name, tensor in decoder.named_parameters():
+            if name.startswith("decoder.layers."):
+                local, rest = name.removeprefix("decoder.layers.").split(".", 1)
+                rest = _TRANSFORMER_ENGINE_NAMES.get(rest, rest)
+                name = f"decoder.layers.{numbers[int(local)]}.{rest}"
+            yield name, tensor
+
+
+@torch.no_grad()
+def load_weights(
+    pieces: Sequence[torch.nn.Module], model: ModelConfig, topology: Topology, source: WeightSource
+) -> None:
+    """Fill this rank's parameters from `source`, one tensor at a time."""
+    table = {parameter.ours: parameter for parameter in parameters(model)}
+    groups = model.key_value_heads // topology.tensor_size
+    for name, tensor in named_parameters(pieces):
+        tensor.copy_(_this_rank(table[name], topology, source, groups))
+
+
+def _this_rank(parameter: Parameter, topology: Topology, source: WeightSource, groups: int) -> torch.Tensor:
+    parts = [
+        source.read(name, shape, parameter.part(shape, topology.tensor_rank, topology.tensor_size))
+        for name, shape in zip(parameter.theirs, parameter.shapes, strict=True)
+    ]
+    return parameter.fuse(parts, groups)

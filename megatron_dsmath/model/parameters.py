@@ -1,0 +1,118 @@
+"""ONE table of the decoder's parameters: our name, Hugging Face's names, and how tensor-parallel ranks share them.
+
+Everything that moves weights reads this table: import, export, initial weights from a seed, counting, checking.
+Hugging Face's unfused tensors are the canonical form on disk. megatron-core fuses three of them into one matrix for
+attention (query, key and value rows of each group together) and two for the feed-forward (gate above up).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from megatron_dsmath.config.model import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, ...]
+Join = Literal["alone", "grouped", "stacked"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor of ours and the Hugging Face tensors it is made of."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    """Whole shapes of `theirs`."""
+    split: int | None
+    """The dimension that tensor-parallel ranks share; None: each has a copy."""
+    join: Join = "alone"
+
+    @property
+    def is_norm(self) -> bool:
+        """Norm weights start at 1 and are never decayed."""
+        return self.split is None
+
+    def part(self, shape: Shape, rank: int, size: int) -> tuple[slice, ...]:
+        """The part of one of `theirs` that tensor-parallel rank `rank` of `size` holds."""
+        if self.split is None:
+            return tuple(slice(None) for _ in shape)
+        share = shape[self.split] // size
+        whole = [slice(None) for _ in shape]
+        whole[self.split] = slice(rank * share, (rank + 1) * share)
+        return tuple(whole)
+
+    def fuse(self, tensors: Sequence[torch.Tensor], groups: int) -> torch.Tensor:
+        """Theirs to ours: the whole tensors, or one rank's parts with the `groups` of key-value heads it holds."""
+        import torch
+
+        if self.join == "alone":
+            return tensors[0]
+        if self.join == "stacked":
+            return torch.cat(list(tensors))
+        columns = tensors[0].size(1)
+        return torch.cat([tensor.reshape(groups, -1, columns) for tensor in tensors], dim=1).reshape(-1, columns)
+
+    def unfuse(self, tensor: torch.Tensor, groups: int) -> tuple[torch.Tensor, ...]:
+        """Ours to theirs, the inverse of `fuse`."""
+        if self.join == "alone":
+            return (tensor,)
+        if self.join == "stacked":
+            return tuple(tensor.chunk(2))
+        rows = [shape[0] for shape in self.shapes]
+        total, columns = sum(rows), tensor.size(1)
+        share = tensor.size(0) // groups
+        pieces = tensor.reshape(groups, share, columns).split([share * row // total for row in rows], dim=1)
+        return tuple(piece.reshape(-1, columns) for piece in pieces)
+
+
+def parameters(model: ModelConfig) -> list[Parameter]:
+    """Every parameter of the decoder, in the order of the forward pass."""
+    hidden, vocabulary = model.hidden_size, model.vocabulary_size
+    embedding = Parameter(
+        "embedding.word_embeddings.weight", ("model.embed_tokens.weight",), ((vocabulary, hidden),), split=0
+    )
+    final_norm = Parameter("decoder.final_layernorm.weight", ("model.norm.weight",), ((hidden,),), split=None)
+    output = Parameter("output_layer.weight", ("lm_head.weight",), ((vocabulary, hidden),), split=0)
+    layers = [parameter for layer in range(model.layers) for parameter in _layer(model, layer)]
+    return [embedding, *layers, final_norm, output]
+
+
+def _layer(model: ModelConfig, layer: int) -> list[Parameter]:
+    hidden, inner = model.hidden_size, model.ffn_hidden_size
+    queries, keys = model.attention_heads * model.head_size, model.key_value_heads * model.head_size
+    ours, theirs = f"decoder.layers.{layer}", f"model.layers.{layer}"
+    attention, feed_forward = f"{theirs}.self_attn", f"{theirs}.mlp"
+    return [
+        Parameter(
+            f"{ours}.input_layernorm.weight", (f"{theirs}.input_layernorm.weight",), ((hidden,),), split=None
+        ),
+        Parameter(
+            f"{ours}.self_attention.linear_qkv.weight",
+            tuple(f"{attention}.{letter}_proj.weight" for letter in "qkv"),
+            ((queries, hidden), (keys, hidden), (keys, hidden)),
+            split=0,
+            join="grouped",
+        ),
+        Parameter(
+            f"{ours}.self_attention.linear_proj.weight",
+            (f"{attention}.o_proj.weight",),
+            ((hidden, queries),),
+            split=1,
+        ),
+        Parameter(
+            f"{ours}.pre_mlp_layernorm.weight", (f"{theirs}.post_attention_layernorm.weight",), ((hidden,),), split=None
+        ),
+        Parameter(
+            f"{ours}.mlp.linear_fc1.weight",
+            (f"{feed_forward}.gate_proj.weight", f"{feed_forward}.up_proj.weight"),
+            ((inner, hidden), (inner, hidden)),
+            split=0,
+            join="stacked",
+        ),
+        Parameter(f"{ours}.mlp.linear_fc2.weight", (f"{feed_forward}.down_proj.weight",), ((hidden, inner),), split=1),
+    ]

@@ -1,0 +1,135 @@
+"""Gradients reduced, clipped and applied by megatron-core, with an AdamW that it can save and load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from megatron.core import optimizer as megatron_optimizer
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, distrib_optimizer, get_megatron_optimizer
+from torch.optim.adamw import adamw
+
+from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.parallel.transformer import DTYPES, Decoder
+
+
+class AdamW(torch.optim.AdamW):
+    """AdamW on torch's fused kernel, with apex's state: the step counts in the group, not in each parameter.
+
+    megatron-core's sharded checkpoints expect that shape; loading torch's own AdamW fails with `KeyError: 'step'`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        eps: float,
+        adam_w_mode: bool,
+    ) -> None:
+        assert adam_w_mode, "only decoupled weight decay is implemented"
+        super().__init__(params, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, fused=True)
+        for group in self.param_groups:
+            group["step"] = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch's AdamW would look for a step in each parameter's state.
+        torch.optim.Optimizer.__setstate__(self, state)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Apply one update to every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            group["step"] += 1
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
+                    self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
+            if not parameters:
+                continue
+            # torch counts the step up itself, in tensors on the parameters' device.
+            steps = [torch.tensor(float(group["step"] - 1), device=parameter.device) for parameter in parameters]
+            adamw(
+                parameters,
+                [cast(torch.Tensor, parameter.grad) for parameter in parameters],
+                [self.state[parameter]["exp_avg"] for parameter in parameters],
+                [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+                [],
+                steps,
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+
+
+def reduce_gradients(run: RunConfig, pieces: list[Decoder]) -> list[DistributedDataParallel]:
+    """Wrap this rank's pieces so that fp32 gradients are summed over the data-parallel ranks."""
+    parallel = run.parallel
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_communication,
+        overlap_param_gather=parallel.overlap_communication,
+        average_in_collective=False,
+    )
+    return [
+        DistributedDataParallel(config=piece.config, ddp_config=settings, module=piece, disable_bucketing=index > 0)
+        for index, piece in enumerate(pieces)
+    ]
+
+
+def build(run: RunConfig, pieces: list[DistributedDataParallel]) -> MegatronOptimizer:
+    """The optimizer over this rank's pieces: fp32 master weights and moments, no decay on norm weights.
+
+    Sets the hooks through which the pipeline schedule finishes the gradients.
+    """
+    settings = OptimizerConfig(
+        optimizer="adam",
+        lr=run.schedule.peak_learning_rate,
+        min_lr=0.0,
+        weight_decay=run.optimizer.weight_decay,
+        adam_beta1=run.optimizer.beta1,
+        adam_beta2=run.optimizer.beta2,
+        adam_eps=run.optimizer.epsilon,
+        clip_grad=run.optimizer.gradient_clip,
+        bf16=run.precision == "bf16",
+        params_dtype=DTYPES[run.precision],
+        use_distributed_optimizer=run.parallel.distributed_optimizer,
+        overlap_param_gather=run.parallel.overlap_communication,
+    )
+    _stand_in_for_apex()
+    optimizer = get_megatron_optimizer(settings, pieces, use_gloo_process_groups=torch.cuda.is_available())
+    config = pieces[0].config
+    config.grad_scale_func = optimizer.scale_loss
+    config.finalize_model_grads_func = finalize_model_grads
+    config.no_sync_func = _per_piece([piece.no_sync for piece in pieces])
+    if run.parallel.overlap_communication:
+        config.grad_sync_func = _per_piece([piece.start_grad_sync for piece in pieces])
+        config.param_sync_func = _per_piece([piece.start_param_sync for piece in pieces])
+    return optimizer
+
+
+def _per_piece(functions: list[Any]) -> Any:
+    """megatron-core wants a function where there is one piece, and a list where there are several."""
+    return functions[0] if len(functions) == 1 else functions
+
+
+def _stand_in_for_apex() -> None:
+    """Let megatron-core build and save our AdamW where it would fall back to torch's.
+
+    TransformerEngine's and apex' fused optimizers stay where one of them is installed.
+    """
+    if megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+        megatron_optimizer.Adam, megatron_optimizer.USING_PYTORCH_OPTIMIZER = AdamW, False
+        distrib_optimizer.Adam, distrib_optimizer.HAVE_APEX_OR_TE = AdamW, True
+        distrib_optimizer.USING_APEX_OPTIMIZER = True

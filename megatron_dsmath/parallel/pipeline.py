@@ -1,0 +1,52 @@
+"""Forward and backward over a step's microbatches, through megatron-core's schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+
+class TokenBatch(Protocol):
+    """What a microbatch must offer: tokens [microbatch, sequence + 1], already on the device."""
+
+    tokens: torch.Tensor
+
+
+# (nats [microbatch, sequence], microbatch) -> (sum of nats, target tokens, what to report of them)
+LossOf = Callable[[torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def run_microbatches(
+    pieces: Sequence[torch.nn.Module],
+    microbatches: Sequence[TokenBatch],
+    loss_of: LossOf,
+    *,
+    backward: bool,
+) -> list[torch.Tensor]:
+    """Run each microbatch through the pipeline; gradients are the mean over the global batch's target tokens.
+
+    Returns what `loss_of` reports for each microbatch; empty on all but the last pipeline stage.
+    """
+    first = microbatches[0].tokens
+    reports: list[torch.Tensor] = get_forward_backward_func()(
+        forward_step_func=partial(_forward, loss_of),
+        # Each virtual stage walks the microbatches on its own.
+        data_iterator=[iter(microbatches) for _ in pieces] if len(pieces) > 1 else iter(microbatches),
+        model=list(pieces),
+        num_microbatches=len(microbatches),
+        seq_length=first.size(1) - 1,
+        micro_batch_size=first.size(0),
+        forward_only=not backward,
+    )
+    return reports
+
+
+def _forward(loss_of: LossOf, microbatches: Iterator[TokenBatch], piece: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+    microbatch = next(microbatches)
+    # Rotary positions are the columns, and attention is causal by its kernel: neither ids nor a mask are needed.
+    output = piece(microbatch.tokens[:, :-1], None, None, labels=microbatch.tokens[:, 1:])
+    return output, lambda nats: loss_of(nats, microbatch)

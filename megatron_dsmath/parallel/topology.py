@@ -1,0 +1,109 @@
+"""Which process holds what: ranks, groups and the device, set up once at the start of a run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from megatron_dsmath.config.parallel import ParallelConfig
+
+RENDEZVOUS = "DSMATH_RENDEZVOUS"  # a file shared by the local ranks that `--nproc` starts; torchrun has its own way
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This process' place in the layout. A `size` of 1 means that kind of parallelism is off."""
+
+    rank: int
+    world_size: int
+    tensor_rank: int
+    tensor_size: int
+    pipeline_rank: int
+    pipeline_size: int
+    data_rank: int
+    data_size: int
+    device: torch.device
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Holds the embedding, and so reads tokens."""
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Holds the output layer, and so computes the loss."""
+        return self.pipeline_rank == self.pipeline_size - 1
+
+
+def start(parallel: ParallelConfig, seed: int, timeout_minutes: float = 30.0) -> Topology:
+    """Join the processes, form the groups of `parallel` and seed them.
+
+    The world is torchrun's or SLURM's (`RANK`, `WORLD_SIZE`, ...), that of `--nproc`, or this one process.
+    The layout must divide the world; `config.load` has checked it.
+    """
+    on_gpu = torch.cuda.is_available()
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if on_gpu:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    else:
+        from megatron_dsmath.parallel import cpu
+
+        cpu.install()
+        device = torch.device("cpu")
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=_rendezvous(),
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(minutes=timeout_minutes),
+            device_id=device if on_gpu else None,
+        )
+    return arrange(parallel, seed, device)
+
+
+def arrange(parallel: ParallelConfig, seed: int, device: torch.device) -> Topology:
+    """Form megatron-core's groups over the processes that have already joined."""
+    virtual = parallel.virtual_stages
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        create_gloo_process_groups=device.type == "cuda",
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return Topology(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=parallel.tensor,
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pipeline_size=parallel.pipeline,
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        device=device,
+    )
+
+
+def stop() -> None:
+    """Leave the groups and the world; the process may start another."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _rendezvous() -> str:
+    if "MASTER_ADDR" in os.environ:
+        return "env://"
+    file = os.environ.get(RENDEZVOUS)
+    if file is None:
+        file = str(Path(tempfile.mkdtemp(prefix="dsmath-")) / "rendezvous")
+    return Path(file).absolute().as_uri()

@@ -1,0 +1,153 @@
+"""A LLaMA-shaped decoder out of megatron-core's parts, in this rank's pieces."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.utils import get_attr_wrapped_model
+
+from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.parallel.attention import CoreAttention
+from megatron_dsmath.parallel.norm import RMSNorm
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Decoder(GPTModel):
+    """megatron-core's GPT model; a rank that holds the whole vocabulary uses torch's own cross-entropy."""
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Nats [batch, sequence] of labels [batch, sequence] under logits [sequence, batch, vocabulary share]."""
+        if parallel_state.get_tensor_model_parallel_world_size() > 1:
+            return super().compute_language_model_loss(labels, logits)
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), labels.t().flatten(), reduction="none")
+        return nats.view(labels.size(1), labels.size(0)).t()
+
+
+def transformer_config(run: RunConfig, device: torch.device) -> TransformerConfig:
+    """The run in megatron-core's terms; what is left out here keeps its default there."""
+    model, parallel = run.model, run.parallel
+    on_gpu = device.type == "cuda"
+    interleaved = parallel.virtual_stages > 1
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.attention_heads,
+        num_query_groups=model.key_value_heads,
+        kv_channels=model.head_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        # Weights come from `initial_weights` or, layout-independent, from the seed; megatron-core draws none.
+        perform_initialization=False,
+        use_cpu_initialization=not on_gpu,
+        params_dtype=DTYPES[run.precision],
+        pipeline_dtype=DTYPES[run.precision],
+        bf16=run.precision == "bf16",
+        tensor_model_parallel_size=parallel.tensor,
+        sequence_parallel=parallel.sequence,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_stages if interleaved else None,
+        pipeline_model_parallel_layout=_written_out(parallel.stage_layers),
+        # gloo has no batched point-to-point; the interleaved schedule then needs the overlapped one.
+        batch_p2p_comm=on_gpu and not interleaved,
+        overlap_p2p_comm=interleaved,
+        gradient_accumulation_fusion=False,  # apex's kernel
+        masked_softmax_fusion=False,
+        bias_activation_fusion=on_gpu,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,  # TransformerEngine's kernel
+        calculate_per_token_loss=True,  # gradients divide by the global batch's target tokens
+        recompute_granularity=None if parallel.recompute == "none" else parallel.recompute,
+        recompute_method="uniform" if parallel.recompute == "full" else None,
+        recompute_num_layers=1 if parallel.recompute == "full" else None,
+    )
+
+
+def build(run: RunConfig, device: torch.device) -> list[Decoder]:
+    """This rank's pieces of the decoder, one for each virtual stage, their weights not yet set."""
+    config = transformer_config(run, device)
+    pieces = run.parallel.virtual_stages
+    return [
+        Decoder(
+            config=config,
+            transformer_layer_spec=_layers(run, config, piece if pieces > 1 else None),
+            vocab_size=run.model.vocabulary_size,
+            max_sequence_length=run.model.max_position_embeddings,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=piece),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=piece),
+            parallel_output=True,
+            share_embeddings_and_output_weights=False,
+            position_embedding_type="rope",
+            rotary_base=run.model.rope_theta,
+            vp_stage=piece if pieces > 1 else None,
+        )
+        for piece in range(pieces)
+    ]
+
+
+def mark_as_shared(tensor: torch.Tensor, dimension: int) -> None:
+    """Tell megatron-core that tensor-parallel ranks hold different parts of `tensor`, cut along `dimension`."""
+    set_tensor_model_parallel_attributes(tensor, True, dimension, 1)
+
+
+def unwrapped(piece: torch.nn.Module) -> Decoder:
+    """The decoder inside what reduces its gradients."""
+    decoder = get_attr_wrapped_model(piece, "decoder", return_model_obj=True)
+    assert isinstance(decoder, Decoder)
+    return decoder
+
+
+def _written_out(stage_layers: tuple[int, ...] | None) -> list[list[str]] | None:
+    """[7, 8, 8, 7] as megatron-core writes a split: what each stage holds, embedding and loss included."""
+    if stage_layers is None:
+        return None
+    stages = [["decoder"] * layers for layers in stage_layers]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages
+
+
+def _layers(run: RunConfig, config: TransformerConfig, piece: int | None) -> ModuleSpec | TransformerBlockSubmodules:
+    if run.model.kernels == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec()
+    attention = SelfAttentionSubmodules(
+        linear_qkv=ColumnParallelLinear,
+        core_attention=CoreAttention,
+        linear_proj=RowParallelLinear,
+        q_layernorm=IdentityOp,
+        k_layernorm=IdentityOp,
+    )
+    feed_forward = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    layer = TransformerLayerSubmodules(
+        input_layernorm=RMSNorm,
+        self_attention=ModuleSpec(
+            module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
+        ),
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=RMSNorm,
+        mlp=ModuleSpec(module=MLP, submodules=feed_forward),
+        mlp_bda=get_bias_dropout_add,
+    )
+    # The final norm is named here: a bare layer spec would fall back to a norm that refuses sequence parallelism.
+    layers = [ModuleSpec(module=TransformerLayer, submodules=layer)] * get_num_layers_to_build(config, piece)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)

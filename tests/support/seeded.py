@@ -1,0 +1,49 @@
+"""The paper's run file with mistakes written into it, and what `load` says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from megatron_dsmath.config import load
+from megatron_dsmath.errors import ConfigError, DsmathError, Refusals
+
+PAPER_RUN = Path(__file__).parents[2] / "configs/pretrain/deepseekmath_base_7b.yaml"
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A run file on disk and its text."""
+
+    path: Path
+    text: str
+
+    def line_of(self, snippet: str) -> int:
+        """The line on which `snippet`, which stands once in the file, begins."""
+        assert self.text.count(snippet) == 1, snippet
+        return self.text[: self.text.index(snippet)].count("\n") + 1
+
+    def refusals(self, overrides: Sequence[str] = (), world_size: int | None = None) -> list[DsmathError]:
+        """Every mistake `load` finds, in its order; fails the test where it finds none."""
+        with pytest.raises((ConfigError, Refusals)) as caught:
+            load(self.path, overrides, world_size)
+        return list(caught.value.errors) if isinstance(caught.value, Refusals) else [caught.value]
+
+    def refusal(self, overrides: Sequence[str] = (), world_size: int | None = None) -> DsmathError:
+        """The one mistake `load` finds."""
+        (error,) = self.refusals(overrides, world_size)
+        return error
+
+
+def seeded(folder: Path, *edits: tuple[str, str]) -> RunFile:
+    """The paper's run file in `folder`, each `(old, new)` applied to a text that stands in it once."""
+    text = PAPER_RUN.read_text(encoding="utf-8")
+    for old, new in edits:
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {PAPER_RUN}"
+        text = text.replace(old, new)
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return RunFile(path, text)
