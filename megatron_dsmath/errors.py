@@ -6,6 +6,7 @@ The exit code tells a scheduler whether a restart can help.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -36,8 +37,8 @@ class DsmathError(Exception):
 
     @classmethod
     def kind(cls) -> str:
-        """The name by which the catalogue lists this kind: `ConfigError` is `config`."""
-        return cls.__name__.removesuffix("Error").lower()
+        """The name by which the catalogue lists this kind: `IndexedDatasetError` is `indexed-dataset`."""
+        return re.sub("(?<=[a-z])(?=[A-Z])", "-", cls.__name__.removesuffix("Error")).lower()
 
     def text(self) -> str:
         """The message as a user reads it: one headline, then one line for each fact that is known."""

@@ -164,7 +164,7 @@ def corpora_have_names_of_their_own(run: RunConfig) -> Iterator[ConfigError]:
 
 
 def drops_come_in_order(run: RunConfig) -> Iterator[ConfigError]:
-    """The rate falls from one drop to the next, after the warm-up."""
+    """The rate falls from one drop to the next, and the warm-up ends within the run."""
     schedule = run.schedule
     if schedule.warmup_steps > schedule.steps:
         yield ConfigError(
@@ -182,6 +182,14 @@ def drops_come_in_order(run: RunConfig) -> Iterator[ConfigError]:
                 found=f"{second.after} after {first.after}",
                 expected="a later share of the run than the drop before",
                 fix="sort schedule.drops by `after`",
+            )
+        if second.factor > first.factor:
+            yield ConfigError(
+                "a drop raises the learning rate",
+                where=f"schedule.drops.{index + 1}.factor",
+                found=f"{second.factor} after {first.factor}",
+                expected="at most the factor of the drop before; each is a share of the peak",
+                fix="write shares of the peak, the largest first",
             )
 
 

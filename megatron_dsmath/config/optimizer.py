@@ -8,7 +8,7 @@ from megatron_dsmath.config.section import Section
 
 
 class OptimizerConfig(Section):
-    """Norm weights are never decayed; every matrix is."""
+    """AdamW's numbers and the clip; weight decay holds for every matrix and for no norm."""
 
     beta1: float = Field(ge=0, lt=1)
     """Decay of the first moment (paper: 0.9)."""

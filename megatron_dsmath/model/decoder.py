@@ -10,15 +10,11 @@ import torch
 
 from megatron_dsmath.config.model import ModelConfig
 from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.model.parameters import Parameter, Shape, parameters
+from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
 from megatron_dsmath.parallel import transformer
 from megatron_dsmath.parallel.topology import Topology
 
-# TransformerEngine keeps a norm's weight in the linear layer that follows it.
-_TRANSFORMER_ENGINE_NAMES = {
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
-}
+_OURS = {theirs: ours for ours, theirs in TRANSFORMER_ENGINE_NAMES.items()}
 
 
 class WeightSource(Protocol):
@@ -63,7 +59,7 @@ def named_parameters(pieces: Sequence[torch.nn.Module]) -> Iterator[tuple[str, t
         for name, tensor in decoder.named_parameters():
             if name.startswith("decoder.layers."):
                 local, rest = name.removeprefix("decoder.layers.").split(".", 1)
-                rest = _TRANSFORMER_ENGINE_NAMES.get(rest, rest)
+                rest = _OURS.get(rest, rest)
                 name = f"decoder.layers.{numbers[int(local)]}.{rest}"
             yield name, tensor
 

@@ -13,8 +13,13 @@ import torch
 class LabelledBatch(Protocol):
     """A microbatch as the loss sees it."""
 
-    loss_mask: torch.Tensor  # [microbatch, sequence], 1.0 where the next token is a target
-    corpus: torch.Tensor  # [microbatch], which corpus each sequence is of
+    @property
+    def loss_mask(self) -> torch.Tensor:
+        """[microbatch, sequence], 1.0 where the next token is a target."""
+
+    @property
+    def corpus(self) -> torch.Tensor:
+        """[microbatch], which corpus each sequence is of."""
 
 
 def sums_by_corpus(

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Join = Literal["alone", "grouped", "stacked"]
 
+# TransformerEngine keeps a norm's weight in the linear layer that follows it: our ending to its.
+TRANSFORMER_ENGINE_NAMES = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -36,6 +42,11 @@ class Parameter:
     def is_norm(self) -> bool:
         """Norm weights start at 1 and are never decayed."""
         return self.split is None
+
+    @property
+    def is_vocabulary(self) -> bool:
+        """One row a word: Megatron-LM pads these."""
+        return self.ours in ("embedding.word_embeddings.weight", "output_layer.weight")
 
     def part(self, shape: Shape, rank: int, size: int) -> tuple[slice, ...]:
         """The part of one of `theirs` that tensor-parallel rank `rank` of `size` holds."""
@@ -66,7 +77,8 @@ class Parameter:
         rows = [shape[0] for shape in self.shapes]
         total, columns = sum(rows), tensor.size(1)
         share = tensor.size(0) // groups
-        pieces = tensor.reshape(groups, share, columns).split([share * row // total for row in rows], dim=1)
+        sizes = [share * row // total for row in rows]
+        pieces = tensor.reshape(groups, share, columns).split_with_sizes(sizes, dim=1)
         return tuple(piece.reshape(-1, columns) for piece in pieces)
 
 
@@ -88,9 +100,7 @@ def _layer(model: ModelConfig, layer: int) -> list[Parameter]:
     ours, theirs = f"decoder.layers.{layer}", f"model.layers.{layer}"
     attention, feed_forward = f"{theirs}.self_attn", f"{theirs}.mlp"
     return [
-        Parameter(
-            f"{ours}.input_layernorm.weight", (f"{theirs}.input_layernorm.weight",), ((hidden,),), split=None
-        ),
+        Parameter(f"{ours}.input_layernorm.weight", (f"{theirs}.input_layernorm.weight",), ((hidden,),), split=None),
         Parameter(
             f"{ours}.self_attention.linear_qkv.weight",
             tuple(f"{attention}.{letter}_proj.weight" for letter in "qkv"),

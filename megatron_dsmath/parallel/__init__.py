@@ -29,8 +29,11 @@ def _quick_and_quiet() -> Iterator[None]:
         torch.compile = compile_of_torch
 
 
+# What megatron-core 0.16.1 does that newer torch and its own authors frown upon is nothing a user could change.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
 with _quick_and_quiet():
     import megatron.core.dist_checkpointing
-    import megatron.core.models.gpt
+    import megatron.core.models.gpt.gpt_layer_specs
     import megatron.core.optimizer
     import megatron.core.pipeline_parallel  # noqa: F401

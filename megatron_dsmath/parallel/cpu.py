@@ -65,12 +65,16 @@ def install() -> None:
     global _mode
     if _mode is not None:
         return
+    # Each name gets a function of its own: torch's compiler refuses one function under two names.
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment,return-value]
-    torch.cuda.synchronize = torch.cuda.set_device = torch.cuda.empty_cache = lambda *_: None  # type: ignore[assignment]
-    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
-    torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()  # type: ignore[assignment]
-    torch.cuda.set_rng_state = lambda state, *_: torch.set_rng_state(state)  # type: ignore[assignment]
-    torch.cuda.current_stream = torch.cuda.default_stream = lambda *_: _Stream()  # type: ignore[assignment,return-value]
+    torch.cuda.synchronize = lambda *_: None
+    torch.cuda.set_device = lambda *_: None
+    torch.cuda.empty_cache = lambda: None
+    torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # type: ignore[assignment]
+    torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()
+    torch.cuda.set_rng_state = lambda state, *_: torch.set_rng_state(state)
+    torch.cuda.current_stream = lambda *_: _Stream()  # type: ignore[assignment]
+    torch.cuda.default_stream = lambda *_: _Stream()  # type: ignore[assignment]
     megatron_random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     _mode = CudaAnsweredOnCpu()

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias, cast
 
 import torch
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, distrib_optimizer, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    clip_grads,
+    distrib_optimizer,
+    get_megatron_optimizer,
+)
 from torch.optim.adamw import adamw
 
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.parallel.transformer import DTYPES, Decoder
+
+ReducedPiece: TypeAlias = DistributedDataParallel  # a piece of the decoder with the buffers its gradients are summed in
+Optimizer: TypeAlias = MegatronOptimizer
 
 
 class AdamW(torch.optim.AdamW):
@@ -72,7 +82,7 @@ class AdamW(torch.optim.AdamW):
             )
 
 
-def reduce_gradients(run: RunConfig, pieces: list[Decoder]) -> list[DistributedDataParallel]:
+def reduce_gradients(run: RunConfig, pieces: list[Decoder], data_size: int) -> list[ReducedPiece]:
     """Wrap this rank's pieces so that fp32 gradients are summed over the data-parallel ranks."""
     parallel = run.parallel
     settings = DistributedDataParallelConfig(
@@ -82,13 +92,18 @@ def reduce_gradients(run: RunConfig, pieces: list[Decoder]) -> list[DistributedD
         overlap_param_gather=parallel.overlap_communication,
         average_in_collective=False,
     )
-    return [
+    reduced = [
         DistributedDataParallel(config=piece.config, ddp_config=settings, module=piece, disable_bucketing=index > 0)
         for index, piece in enumerate(pieces)
     ]
+    if data_size == 1 and not parallel.overlap_communication:
+        for group in (group for piece in reduced for group in piece.bucket_groups):
+            # megatron-core would copy every gradient and every parameter to where it is already.
+            group.start_grad_sync = group.start_param_sync = _nothing_to_do
+    return reduced
 
 
-def build(run: RunConfig, pieces: list[DistributedDataParallel]) -> MegatronOptimizer:
+def build(run: RunConfig, pieces: list[ReducedPiece]) -> Optimizer:
     """The optimizer over this rank's pieces: fp32 master weights and moments, no decay on norm weights.
 
     Sets the hooks through which the pipeline schedule finishes the gradients.
@@ -119,9 +134,21 @@ def build(run: RunConfig, pieces: list[DistributedDataParallel]) -> MegatronOpti
     return optimizer
 
 
+def _nothing_to_do(*_: Any, **__: Any) -> None:
+    return None
+
+
 def _per_piece(functions: list[Any]) -> Any:
     """megatron-core wants a function where there is one piece, and a list where there are several."""
     return functions[0] if len(functions) == 1 else functions
+
+
+def _scale_in_place(_chunk: int, _overflow: object, tensors: list[list[torch.Tensor]], scale: float) -> None:
+    """Clipping's multiplication on lists of tensors; megatron-core's own fall-back makes a new one of each."""
+    sources, targets = tensors
+    if not all(source.data_ptr() == target.data_ptr() for source, target in zip(sources, targets, strict=True)):
+        torch._foreach_copy_(targets, sources)
+    torch._foreach_mul_(targets, scale)
 
 
 def _stand_in_for_apex() -> None:
@@ -133,3 +160,27 @@ def _stand_in_for_apex() -> None:
         megatron_optimizer.Adam, megatron_optimizer.USING_PYTORCH_OPTIMIZER = AdamW, False
         distrib_optimizer.Adam, distrib_optimizer.HAVE_APEX_OR_TE = AdamW, True
         distrib_optimizer.USING_APEX_OPTIMIZER = True
+        clip_grads.multi_tensor_scale_impl = _scale_in_place
+
+
+def update(optimizer: Optimizer, learning_rate: float, weight_decay: float) -> float:
+    """Clip the gradients, apply them at `learning_rate`, and return their norm before clipping."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        # megatron-core marks norms with a multiplier of 0 and leaves the multiplying to its own scheduler.
+        group["weight_decay"] = weight_decay * group["wd_mult"]
+    _, norm, _ = optimizer.step()
+    return float(norm)
+
+
+@contextmanager
+def parameters_in_place(pieces: Sequence[ReducedPiece]) -> Iterator[None]:
+    """Within, every parameter is whole: nothing still waits to be gathered behind the next forward pass."""
+    overlapped = [piece for piece in pieces if piece.ddp_config.overlap_param_gather]
+    for piece in overlapped:
+        piece.disable_forward_pre_hook(param_sync=True)
+    try:
+        yield
+    finally:
+        for piece in overlapped:
+            piece.enable_forward_pre_hook()

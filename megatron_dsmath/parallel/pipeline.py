@@ -11,9 +11,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 
 class TokenBatch(Protocol):
-    """What a microbatch must offer: tokens [microbatch, sequence + 1], already on the device."""
+    """What a microbatch must offer."""
 
-    tokens: torch.Tensor
+    @property
+    def tokens(self) -> torch.Tensor:
+        """[microbatch, sequence + 1], already on the device."""
 
 
 # (nats [microbatch, sequence], microbatch) -> (sum of nats, target tokens, what to report of them)

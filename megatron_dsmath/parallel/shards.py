@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as torch_checkpoint
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
@@ -15,8 +14,10 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from megatron_dsmath.parallel.optimizer import Optimizer
 from megatron_dsmath.parallel.transformer import unwrapped
 
 # Moments and master weights are stored as whole tensors, so that tensor, pipeline and data parallel sizes may change;
@@ -36,19 +37,19 @@ class _SavedByThisProcess(TorchDistSaveShardedStrategy):
 
     def save(self, sharded_state_dict: Any, checkpoint_dir: Path) -> None:
         tensors, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
-        torch_checkpoint.save(
+        save_tensors(
             mcore_to_pyt_state_dict(tensors, False),
-            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir, sync_files=True),
+            storage_writer=FileSystemWriter(checkpoint_dir, sync_files=True),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
 
 
-def save(folder: Path, pieces: Sequence[torch.nn.Module], optimizer: MegatronOptimizer) -> None:
+def save(folder: Path, pieces: Sequence[torch.nn.Module], optimizer: Optimizer) -> None:
     """Write weights and optimizer state into the existing, empty `folder`; every rank calls it."""
     dist_checkpointing.save(_state(pieces, optimizer, is_loading=False), str(folder), _SavedByThisProcess())
 
 
-def load(folder: Path, pieces: Sequence[torch.nn.Module], optimizer: MegatronOptimizer) -> None:
+def load(folder: Path, pieces: Sequence[torch.nn.Module], optimizer: Optimizer) -> None:
     """Read weights and optimizer state of any layout into this rank's; every rank calls it."""
     state = dist_checkpointing.load(_state(pieces, optimizer, is_loading=True), str(folder))
     for index, piece in enumerate(pieces):
@@ -56,7 +57,7 @@ def load(folder: Path, pieces: Sequence[torch.nn.Module], optimizer: MegatronOpt
     optimizer.load_state_dict(state["optimizer"])
 
 
-def _state(pieces: Sequence[torch.nn.Module], optimizer: MegatronOptimizer, is_loading: bool) -> dict[str, Any]:
+def _state(pieces: Sequence[torch.nn.Module], optimizer: Optimizer, is_loading: bool) -> dict[str, Any]:
     weights = {
         f"piece{index}": unwrapped(piece).sharded_state_dict(metadata=_METADATA) for index, piece in enumerate(pieces)
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
@@ -22,19 +24,20 @@ from megatron.core.utils import get_attr_wrapped_model
 
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.parallel.attention import CoreAttention
+from megatron_dsmath.parallel.cross_entropy import CrossEntropy
 from megatron_dsmath.parallel.norm import RMSNorm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Decoder(GPTModel):
-    """megatron-core's GPT model; a rank that holds the whole vocabulary uses torch's own cross-entropy."""
+    """megatron-core's GPT model; a rank that holds the whole vocabulary needs no communication for the loss."""
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Nats [batch, sequence] of labels [batch, sequence] under logits [sequence, batch, vocabulary share]."""
         if parallel_state.get_tensor_model_parallel_world_size() > 1:
             return super().compute_language_model_loss(labels, logits)
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), labels.t().flatten(), reduction="none")
+        nats: torch.Tensor = CrossEntropy.apply(logits.flatten(0, 1), labels.t().flatten())
         return nats.view(labels.size(1), labels.size(0)).t()
 
 
@@ -97,7 +100,8 @@ def build(run: RunConfig, device: torch.device) -> list[Decoder]:
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=piece),
             parallel_output=True,
             share_embeddings_and_output_weights=False,
-            position_embedding_type="rope",
+            # Our attention turns queries and keys itself.
+            position_embedding_type="none" if run.model.kernels == "torch" else "rope",
             rotary_base=run.model.rope_theta,
             vp_stage=piece if pieces > 1 else None,
         )
@@ -132,7 +136,7 @@ def _layers(run: RunConfig, config: TransformerConfig, piece: int | None) -> Mod
         return get_gpt_layer_with_transformer_engine_spec()
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear,
-        core_attention=CoreAttention,
+        core_attention=partial(CoreAttention, rope_theta=run.model.rope_theta),
         linear_proj=RowParallelLinear,
         q_layernorm=IdentityOp,
         k_layernorm=IdentityOp,

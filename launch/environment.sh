@@ -1,0 +1,37 @@
+# shellcheck shell=bash
+# The environment of every process of a run; a value that you set yourself stays. Sourced by torchrun.sh and
+# slurm.sbatch, with the number of processes on a node.
+
+environment=()
+
+# default NAME VALUE: exports NAME, with VALUE unless it has one already.
+default() {
+    export "$1=${!1:-$2}"
+    environment+=("$1")
+}
+
+show_environment() {
+    local name
+    for name in "${environment[@]}"; do
+        printf 'export %s=%q\n' "$name" "${!name}"
+    done
+}
+
+cores_per_process=$(($(nproc) / $1))
+
+# torchrun would set 1, which leaves cores idle where the work is on the CPU; more than its share makes processes wait.
+default OMP_NUM_THREADS $((cores_per_process > 0 ? cores_per_process : 1))
+# One hardware queue keeps kernels in the order they were issued, so that tensor-parallel communication starts before
+# the matrix product it is to hide behind; megatron-core asks for it with tensor and sequence parallelism.
+default CUDA_DEVICE_MAX_CONNECTIONS 1
+# NCCL is silent about a network it cannot use unless it is asked; WARN is silent on a good day.
+default NCCL_DEBUG WARN
+# A collective that never ends (a dead peer, a deadlock) becomes an error, and with it a restart, not a silent wait.
+default TORCH_NCCL_ASYNC_ERROR_HANDLING 1
+# A rank that crashes inside a library leaves its Python stack; without this, nothing.
+default PYTHONFAULTHANDLER 1
+# Lines reach a log as they are written, so that the log of a killed rank is whole.
+default PYTHONUNBUFFERED 1
+# Seconds that torchrun waits between passing on a stop and killing: a step and a save must fit. Its own 30 are too
+# few for a large checkpoint; slurm.sbatch is warned 300 s before the time limit, so this stays below.
+default DSMATH_SHUTDOWN_SECONDS 270

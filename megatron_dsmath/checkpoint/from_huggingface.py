@@ -1,0 +1,89 @@
+"""A Hugging Face folder as weights to read, and as a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_dsmath.checkpoint.foreign_files import inside, read_json
+from megatron_dsmath.checkpoint.huggingface_config import CONFIG, model_from
+from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles
+from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids, tokenizer_files
+from megatron_dsmath.checkpoint.weight_reader import WeightReader, require_all, tensor_shapes
+from megatron_dsmath.checkpoint.weights_checkpoint import write_weights_checkpoint
+from megatron_dsmath.errors import ConversionError
+
+# Buffers that transformers wrote until 4.31: the rotary frequencies, which follow from rope_theta.
+_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+class HuggingFaceFolder(WeightReader):
+    """A folder with a `LlamaForCausalLM`: config.json, safetensors weights, tokenizer files.
+
+    `skipped`: tensors of the folder that are not weights of the model (rotary frequencies of old exports).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the configuration and the headers of the weights. Raises ConversionError naming what is not right."""
+        if not path.is_dir():
+            raise ConversionError(
+                "there is no such folder",
+                where=path,
+                found="a file" if path.exists() else "nothing at this path",
+                expected=f"a folder with {CONFIG} and safetensors files",
+                fix="give the path of a downloaded Hugging Face model",
+            )
+        self.path = path
+        self.config = read_json(inside(path, CONFIG))
+        self.model = model_from(self.config, path / CONFIG)
+        self.tokenizer_files = tokenizer_files(path)
+        self.special_token_ids = special_token_ids(self.tokenizer_files, self.config)
+        self._files = SafetensorsFiles(path)
+        self.skipped = tuple(name for name in self._files.tensors if _BUFFER.fullmatch(name))
+        found = {name: tensor.shape for name, tensor in self._files.tensors.items() if name not in self.skipped}
+        require_all(path, tensor_shapes(self.model), found)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What a tensor is stored in."""
+        return self._files.tensors[name].dtype
+
+    def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
+        return self._files.read(name, part)
+
+    def close(self) -> None:
+        """Release the files."""
+        self._files.close()
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did; as text, what a user should know of it."""
+
+    checkpoint: Path
+    parameters: int
+    precision: str
+    skipped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.checkpoint}: {self.parameters:,} parameters in {self.precision}"]
+        if self.skipped:
+            lines.append(f"left out: {len(self.skipped)} rotary_emb.inv_freq buffers, which follow from rope_theta")
+        lines.append("licence: the weights keep theirs (DeepSeek's are under the DeepSeek Model License)")
+        return "\n".join(lines)
+
+
+def import_folder(folder: Path, out: Path) -> Imported:
+    """Make the checkpoint `out` (weights, step 0) of a Hugging Face folder, every value as it is.
+
+    Raises ConversionError for a folder that is not whole or not ours, TokenizerError, and OutputError when `out` is
+    not empty or cannot be written. Nothing is left of an import that fails.
+    """
+    source = HuggingFaceFolder(folder)
+    try:
+        manifest = write_weights_checkpoint(source, out)
+    finally:
+        source.close()
+    return Imported(out, source.model.parameters, manifest.precision, source.skipped)

@@ -1,0 +1,114 @@
+"""MANIFEST.json: what a checkpoint is, and the size and hash of every file in it. JSON only, validated when read."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
+
+from megatron_dsmath import __version__
+from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.config.section import Section
+from megatron_dsmath.errors import CheckpointError
+
+MANIFEST = "MANIFEST.json"
+
+Precision = Literal["fp32", "bf16", "fp16", "mixed"]
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or str(pure) != path or path in (".", MANIFEST):
+        raise ValueError("a path inside the checkpoint was expected")
+    return path
+
+
+class FileEntry(Section):
+    """What one file must be."""
+
+    bytes: NonNegativeInt
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+Files = dict[Annotated[str, AfterValidator(_inside)], FileEntry]
+
+
+def software() -> dict[str, str]:
+    """The versions a checkpoint is written with."""
+    versions = {"python": platform.python_version(), "megatron_dsmath": __version__}
+    for package in ("torch", "megatron-core", "safetensors"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    return versions
+
+
+class Manifest(Section):
+    """A checkpoint's description; `files` may be left empty until they are hashed."""
+
+    format: Literal["megatron_dsmath checkpoint"] = "megatron_dsmath checkpoint"
+    version: Literal[1] = 1
+    """Raised when a reader of an older version would misread what is written."""
+    kind: Literal["training", "weights"]
+    """training: `shards/`, weights and optimizer. weights: `weights/`, safetensors under Hugging Face's names."""
+    step: NonNegativeInt
+    """Completed optimizer steps."""
+    next_sample: NonNegativeInt
+    """The first sample not yet trained on."""
+    consumed_tokens: NonNegativeInt
+    model: ModelConfig
+    layout: dict[str, Any]
+    """How the ranks that wrote it were arranged; any layout reads it."""
+    precision: Precision
+    """Of the stored weights; mixed where tensors differ."""
+    tokenizer_fingerprint: str | None
+    """Fingerprint of the tokenizer whose files are in `tokenizer/`; null where there is none."""
+    state: dict[str, Any]
+    """What else the writer wants back."""
+    software: dict[str, str] = Field(default_factory=software)
+    files: Files = Field(default_factory=dict)
+    """Every other file of the checkpoint by its path in it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files but the manifest."""
+        return sum(entry.bytes for entry in self.files.values())
+
+    def to_json(self) -> str:
+        """As it is written."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """Read `checkpoint`/MANIFEST.json. Raises CheckpointError when there is none or it does not validate."""
+    path = checkpoint / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise not_a_checkpoint(checkpoint, f"no readable {MANIFEST} ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"the checkpoint's {MANIFEST} is damaged, or of a newer version",
+            where=f"{path}: {key}" if key else path,
+            found=first["msg"],
+            expected=f"a manifest of version {Manifest.model_fields['version'].default}",
+            fix="use another checkpoint, or the program that wrote this one",
+        ) from None
+
+
+def not_a_checkpoint(path: Path, found: str) -> CheckpointError:
+    """The error for a path that holds no checkpoint."""
+    return CheckpointError(
+        "this is not a checkpoint",
+        where=path,
+        found=found,
+        expected=f"a directory with a {MANIFEST}, or a run's directory with complete checkpoints",
+        fix="name a step_N directory, a run's directory, or what `dsmath import-hf` wrote",
+    )

@@ -1,0 +1,140 @@
+"""The safetensors files of a folder, laid out as Hugging Face does, read by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from megatron_dsmath.checkpoint.foreign_files import inside, read_json
+from megatron_dsmath.errors import ConversionError
+from megatron_dsmath.model.parameters import Shape
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor is and what it is."""
+
+    file: Path
+    shape: Shape
+    dtype: torch.dtype
+
+
+class SafetensorsFiles:
+    """The tensors of `model.safetensors`, or of the files that `model.safetensors.index.json` names.
+
+    Opening reads the headers only. Raises ConversionError for a file that is missing, damaged, outside the folder, of
+    another format (pickles), or that does not hold what the index says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, StoredTensor] = {}
+        self._open_files = ExitStack()
+        self._handles: dict[Path, Any] = {}
+        index = self._index()
+        for file in [folder / SINGLE] if index is None else sorted({self._file(name) for name in index.values()}):
+            self._open(file)
+        if index is not None:
+            self._compare(index)
+
+    def read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
+        """A part of a tensor, as it is stored."""
+        stored = self.tensors[name]
+        tensor: torch.Tensor = self._handles[stored.file].get_slice(name)[part]
+        return tensor
+
+    def close(self) -> None:
+        """Release the files."""
+        self._handles.clear()
+        self._open_files.close()
+
+    def _index(self) -> dict[str, str] | None:
+        if (self.folder / SINGLE).exists():  # which transformers prefers as well
+            inside(self.folder, SINGLE)
+            return None
+        if not (self.folder / INDEX).exists():
+            raise self._no_weights()
+        index = read_json(inside(self.folder, INDEX)).get("weight_map")
+        if isinstance(index, dict) and index and all(isinstance(name, str) for name in index.values()):
+            return index
+        raise ConversionError(
+            "the index of the weights names no files",
+            where=f"{self.folder / INDEX}: weight_map",
+            found=type(index).__name__,
+            expected="a file name for each tensor",
+            fix="get the folder whole again",
+        )
+
+    def _file(self, name: str) -> Path:
+        path = inside(self.folder, name)
+        if not path.is_file():
+            raise ConversionError(
+                "a file of the weights is missing",
+                where=path,
+                found="no such file",
+                expected=f"every file that {INDEX} names",
+                fix="get the folder whole again",
+            )
+        return path
+
+    def _open(self, file: Path) -> None:
+        try:
+            handle = self._open_files.enter_context(safe_open(file, framework="pt"))
+            for name in handle.keys():  # noqa: SIM118 - no dictionary
+                piece = handle.get_slice(name)
+                self.tensors[name] = StoredTensor(file, tuple(piece.get_shape()), _dtype(file, name, piece.get_dtype()))
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(
+                "a safetensors file cannot be read",
+                where=file,
+                found=error,
+                expected="a whole file in the safetensors format",
+                fix="get the file again: it is truncated or of another format",
+            ) from error
+        self._handles[file] = handle
+
+    def _compare(self, index: Mapping[str, str]) -> None:
+        for name in [*index, *self.tensors]:
+            said = index.get(name)
+            stored = self.tensors.get(name)
+            if said is None or stored is None or stored.file.name != said:
+                raise ConversionError(
+                    "the index and the files of the weights disagree",
+                    where=f"{self.folder / INDEX}: {name}",
+                    found=f"in {stored.file.name}" if stored else "in none of its files",
+                    expected=f"in {said}" if said else "in the index too",
+                    fix="get the folder whole again: its parts are of different models",
+                )
+
+    def _no_weights(self) -> ConversionError:
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.folder.glob(pattern))
+        return ConversionError(
+            "the weights are not in safetensors files",
+            where=self.folder,
+            found=f"pickles, which may run any program when they are read: {pickles[0]}" if pickles else "no weights",
+            expected=f"{SINGLE}, or {INDEX} and its files",
+            fix="get the safetensors version of the model, or convert these where you trust them: load with "
+            "transformers and call save_pretrained(folder, safe_serialization=True)"
+            if pickles
+            else "name the folder that holds the weights",
+        )
+
+
+def _dtype(file: Path, name: str, code: str) -> torch.dtype:
+    if code in DTYPES:
+        return DTYPES[code]
+    raise ConversionError(
+        "a tensor is stored in a type that cannot be trained on",
+        where=f"{file}: {name}",
+        found=code,
+        expected=f"one of {', '.join(DTYPES)}",
+        fix="use the unquantized weights",
+    )

@@ -1,0 +1,240 @@
+"""The life of a checkpoint: begun under another name, hashed, published by one rename, verified, pruned. No torch.
+
+A published `step_N` is never written again, so what it holds is always one step, whole. What exists is read from the
+directory, never from the pointer `LATEST`, which is there for people. The design answers goals R1 to R7 of
+docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from megatron_dsmath.checkpoint import whole_directory
+from megatron_dsmath.checkpoint.manifest import MANIFEST, FileEntry, Manifest, not_a_checkpoint, read_manifest
+from megatron_dsmath.data.atomic_files import cannot_write
+from megatron_dsmath.errors import CheckpointError
+
+LATEST = "LATEST"
+KEPT_AT_LEAST = 2  # a newest one that turns out corrupt must not have been the only one
+
+_STEP = re.compile(r"step_(0|[1-9]\d*)")
+_BLOCK_BYTES = 1 << 22
+
+
+def begin(root: Path, step: int) -> Path:
+    """Create the directory that will be `root`/step_N, to be filled by all ranks; one rank calls this.
+
+    Removes what dead processes left of earlier saves, and moves a damaged checkpoint of the same step out of the way.
+    Raises OutputError when that step is published and complete, or when nothing can be written there.
+    """
+    whole_directory.remove_leftovers(root, "step_*")
+    target = root / f"step_{step}"
+    if target.is_dir() and not _is_complete(target):
+        target.rename(target.with_name(f"{target.name}.damaged-{secrets.token_hex(4)}"))
+    return whole_directory.begin(target)
+
+
+def hashes(folder: Path, rank: int = 0, size: int = 1) -> dict[str, FileEntry]:
+    """Size and sha256 of this rank's share of the files, by path in `folder`; each is brought to the disk.
+
+    The shares of ranks 0 to `size` - 1 are every file once, the large ones spread evenly.
+    """
+    files = sorted(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: (-path.stat().st_size, path)
+    )
+    records = {}
+    for path in files[rank::size]:
+        whole_directory.sync(path)
+        name = path.relative_to(folder).as_posix()
+        records[name] = FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
+    return records
+
+
+def publish(incomplete: Path, manifest: Manifest) -> Path:
+    """Write the manifest, give the checkpoint its name and point LATEST to it; one rank calls this, after `hashes`.
+
+    Returns the published directory. Raises CheckpointError when the files are not those of the manifest, OutputError
+    when the system refuses.
+    """
+    _require_sizes(incomplete, manifest)
+    path = incomplete / MANIFEST
+    try:
+        path.write_text(manifest.to_json(), encoding="utf-8")
+        whole_directory.sync(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    published = whole_directory.publish(incomplete)
+    if _STEP.fullmatch(published.name):
+        with suppress(OSError):  # a hint: the checkpoint itself is safe
+            scratch = published.with_name(f"{LATEST}.{os.getpid()}")
+            scratch.write_text(f"{published.name}\n", encoding="utf-8")
+            scratch.replace(published.with_name(LATEST))
+    return published
+
+
+def newest(root: Path) -> Path | None:
+    """The newest complete checkpoint in `root`; None where none was ever published.
+
+    Raises CheckpointError when there are some and none is complete: a run must not start anew over them.
+    """
+    folders = _step_folders(root)
+    problems = []
+    for folder in reversed(folders):
+        try:
+            _manifest_of_step(folder)
+        except CheckpointError as error:
+            problems.append(error)
+        else:
+            return folder
+    if problems:
+        raise problems[0]
+    return None
+
+
+def locate(path: Path) -> Path:
+    """The checkpoint that `path` names: itself, or the newest of a run's directory or of a directory of checkpoints.
+
+    Raises CheckpointError when it names none.
+    """
+    if (path / MANIFEST).exists():
+        return path
+    for root in (path / "checkpoints", path):
+        found = newest(root)
+        if found is not None:
+            return found
+    raise not_a_checkpoint(path, "no checkpoint in it" if path.is_dir() else "no such directory")
+
+
+def listing(path: Path) -> list[dict[str, Any]]:
+    """A row for each published checkpoint of a run's directory or a directory of checkpoints, oldest first.
+
+    One whose manifest is damaged has the kind `damaged` and says its `problem`. Raises CheckpointError when there is
+    no such directory.
+    """
+    if not path.is_dir():
+        raise CheckpointError(
+            "there is no such directory",
+            where=path,
+            expected="a run's directory, or its checkpoints",
+            fix="name the directory that `output` of the run file names",
+        )
+    return [_row(folder) for folder in _step_folders(path / "checkpoints") or _step_folders(path)]
+
+
+def verify(path: Path, rank: int = 0, size: int = 1) -> Manifest:
+    """Compare the checkpoint that `path` names with its manifest: every file's size, this rank's share of the hashes.
+
+    Ranks 0 to `size` - 1 together hash every file once. Raises CheckpointError naming the first file that differs.
+    """
+    checkpoint = locate(path)
+    manifest = read_manifest(checkpoint)
+    _require_sizes(checkpoint, manifest)
+    by_size = sorted(manifest.files.items(), key=lambda item: (-item[1].bytes, item[0]))
+    for name, entry in by_size[rank::size]:
+        found = _sha256(checkpoint / name)
+        if found != entry.sha256:
+            raise _differs(checkpoint / name, f"sha256 {found}", f"sha256 {entry.sha256}")
+    return manifest
+
+
+def prune(root: Path, keep: int) -> list[Path]:
+    """Delete all complete checkpoints but the newest `keep` (never fewer than two); returns which went.
+
+    Called after a newer one is published. Damaged ones are left for people to look at.
+    """
+    complete = [folder for folder in _step_folders(root) if _is_complete(folder)]
+    doomed = complete[: -max(keep, KEPT_AT_LEAST)]
+    for folder in doomed:
+        whole_directory.withdraw(folder)
+    return doomed
+
+
+def preflight(folder: Path, needed_bytes: int) -> None:
+    """Raise OutputError, with the bytes needed and free, unless `folder` can take a checkpoint of that size."""
+    whole_directory.require_room(folder, needed_bytes)
+
+
+def _step_folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and _STEP.fullmatch(entry.name)]
+    return sorted(folders, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def _manifest_of_step(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    if manifest.step != _step(folder):
+        raise CheckpointError(
+            "a checkpoint bears the name of another step",
+            where=folder,
+            found=f"step {manifest.step} in its {MANIFEST}",
+            expected=f"step {_step(folder)}",
+            fix=f"rename the directory to step_{manifest.step}",
+        )
+    return manifest
+
+
+def _is_complete(folder: Path) -> bool:
+    with suppress(CheckpointError):
+        _manifest_of_step(folder)
+        return True
+    return False
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": _step(folder), "path": str(folder)}
+    try:
+        manifest = _manifest_of_step(folder)
+    except CheckpointError as error:
+        return row | {"kind": "damaged", "tokens": None, "size_bytes": None, "problem": error.what}
+    return row | {
+        "kind": manifest.kind,
+        "tokens": manifest.consumed_tokens,
+        "size_bytes": manifest.size_bytes,
+        "problem": None,
+    }
+
+
+def _require_sizes(checkpoint: Path, manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise _differs(path, "no such file", f"{entry.bytes:,} bytes")
+        if path.stat().st_size != entry.bytes:
+            raise _differs(path, f"{path.stat().st_size:,} bytes", f"{entry.bytes:,} bytes")
+
+
+def _differs(path: Path, found: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        "a file of the checkpoint is not what was saved",
+        where=path,
+        found=found,
+        expected=f"{expected}, as {MANIFEST} says",
+        fix="copy the file again from where it came, or use another checkpoint",
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(
+            "a file of the checkpoint cannot be read",
+            where=path,
+            found=error.strerror,
+            fix="correct its permissions, or use another checkpoint",
+        ) from error
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""The files beside the weights that make a model usable: its tokenizer, its template, its generation settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_dsmath.checkpoint.foreign_files import inside, read_json
+from megatron_dsmath.checkpoint.weight_reader import WeightReader
+from megatron_dsmath.checkpoint.whole_directory import sync
+from megatron_dsmath.data.tokenizer import HUGGING_FACE_FILES, Tokenizer, load_tokenizer
+
+FOLDER = "tokenizer"  # in a checkpoint
+GENERATION = "generation_config.json"
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    """Those of a folder that travel with a model. Raises ConversionError for a link that leads out of the folder."""
+    names = [*HUGGING_FACE_FILES, GENERATION, *sorted(path.name for path in folder.glob("*.model"))]
+    return tuple(inside(folder, name) for name in dict.fromkeys(names) if (folder / name).is_file())
+
+
+def load_from(files: Sequence[Path]) -> Tokenizer | None:
+    """The tokenizer that is among `files` (of one folder); None where none is. Raises TokenizerError."""
+    engines = [file for file in files if file.name == "tokenizer.json"]
+    engines += [file for file in files if file.suffix == ".model"]
+    return load_tokenizer(engines[0]) if engines else None
+
+
+def special_token_ids(files: Sequence[Path], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """BOS, EOS and padding ids: as the generation settings say, else config.json, else the tokenizer."""
+    settings = [read_json(file) for file in files if file.name == GENERATION]
+    for source in [*settings, config or {}]:
+        found = {key: source[key] for key in _SPECIAL if source.get(key) is not None}
+        if found:
+            return found
+    tokenizer = load_from(files)
+    if tokenizer is None:
+        return {}
+    ids = {"bos_token_id": tokenizer.begin_of_document, "eos_token_id": tokenizer.end_of_document}
+    return {key: value for key, value in ids.items() if value is not None}
+
+
+def write_beside_weights(weights: WeightReader, folder: Path) -> None:
+    """Copy the tokenizer files of `weights` into `folder`; generation settings are written where none came along."""
+    folder.mkdir(exist_ok=True)
+    for file in weights.tokenizer_files:
+        shutil.copyfile(file, folder / file.name)
+        sync(folder / file.name)
+    path = folder / GENERATION
+    if not path.exists():
+        settings = {"_from_model_config": True, **weights.special_token_ids}
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        sync(path)

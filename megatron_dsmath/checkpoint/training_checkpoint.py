@@ -1,0 +1,92 @@
+"""The weights in megatron-core's shards, ours or Megatron-LM's, under Hugging Face's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_dsmath.checkpoint.weight_reader import WeightReader, wrong_shape
+from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.errors import ConversionError
+from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
+from megatron_dsmath.parallel.shard_reader import ShardReader
+
+FOLDER = "shards"
+
+
+class ShardedWeights(WeightReader):
+    """The weights in a `torch_dist` folder that ranks of any layout wrote.
+
+    `padded_vocabulary` allows the embedding and the output layer more rows than the model has; they are left out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelConfig,
+        tokenizer_files: tuple[Path, ...],
+        special_token_ids: Mapping[str, Any],
+        padded_vocabulary: bool = False,
+    ) -> None:
+        """Read the description of the shards. Raises CheckpointError, and ConversionError when a tensor is missing,
+        extra or of another shape.
+        """
+        self.path, self.model = folder, model
+        self.tokenizer_files, self.special_token_ids = tokenizer_files, special_token_ids
+        self._shards = ShardReader(folder)
+        self._table = {theirs: parameter for parameter in parameters(model) for theirs in parameter.theirs}
+        self._names = {parameter.ours: self._stored_name(parameter.ours) for parameter in parameters(model)}
+        self._check(padded_vocabulary)
+        # The query, key and value of a layer lie together, and are asked for one after the other with one between.
+        self._unfused = lru_cache(maxsize=2)(self._unfuse)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What a tensor is stored in."""
+        return self._shards.dtype(self._names[self._table[name].ours])
+
+    def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
+        parameter = self._table[name]
+        return self._unfused(parameter)[parameter.theirs.index(name)][part]
+
+    def close(self) -> None:
+        """Forget the tensors read last."""
+        self._unfused.cache_clear()
+
+    def _unfuse(self, parameter: Parameter) -> tuple[torch.Tensor, ...]:
+        tensor = self._shards.read(self._names[parameter.ours])
+        if parameter.is_vocabulary:
+            tensor = tensor[: self.model.vocabulary_size]
+        return parameter.unfuse(tensor, self.model.key_value_heads)
+
+    def _stored_name(self, ours: str) -> str:
+        for end, stored in TRANSFORMER_ENGINE_NAMES.items():
+            if ours.endswith(end) and ours not in self._shards.shapes:
+                return ours.removesuffix(end) + stored
+        return ours
+
+    def _check(self, padded_vocabulary: bool) -> None:
+        found = self._shards.shapes
+        extra = sorted(set(found) - set(self._names.values()))
+        if extra:
+            raise ConversionError(
+                f"{len(extra)} tensors belong to no part of this model",
+                where=f"{self.path}: {extra[0]}",
+                found=list(found[extra[0]]),
+                expected="a LLaMA without biases, with the number of layers of the configuration",
+                fix="give the configuration that belongs to these weights",
+            )
+        for parameter in parameters(self.model):
+            shape = found.get(self._names[parameter.ours])
+            expected = _fused_shape(parameter)
+            if padded_vocabulary and parameter.is_vocabulary and shape is not None and shape[0] > expected[0]:
+                shape = (expected[0], *shape[1:])
+            if shape != expected:
+                raise wrong_shape(self.path, self._names[parameter.ours], shape, expected)
+
+
+def _fused_shape(parameter: Parameter) -> Shape:
+    return (sum(shape[0] for shape in parameter.shapes), *parameter.shapes[0][1:])

@@ -1,0 +1,123 @@
+"""What weights come from, whatever they are stored in: one tensor at a time under Hugging Face's names."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_dsmath.checkpoint.manifest import Precision
+from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.errors import ConversionError
+from megatron_dsmath.model.parameters import Shape, parameters
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class WeightReader(ABC):
+    """Stored weights of one model. A tensor is read when it is asked for; memory is bounded by one parameter.
+
+    `path`: where they are stored. `model`: its shape and numbers. `tokenizer_files`: what lies with them of a
+    tokenizer, generation settings included. `special_token_ids`: BOS, EOS and padding where known, as config.json
+    names them.
+    """
+
+    path: Path
+    model: ModelConfig
+    tokenizer_files: tuple[Path, ...]
+    special_token_ids: Mapping[str, Any]
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """What the tensor `name` is stored in."""
+
+    @abstractmethod
+    def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
+        """A part of the tensor `name`, as it is stored."""
+
+    def read(self, name: str, shape: Shape, part: tuple[slice, ...]) -> torch.Tensor:
+        """A part of the tensor `name`, whose whole shape must be `shape`, on the CPU as it is stored.
+
+        Raises ConversionError when it has another shape, or holds NaN or infinity.
+        """
+        expected = tensor_shapes(self.model).get(name)
+        if expected != shape:
+            raise wrong_shape(self.path, name, expected, shape)
+        tensor = self._read(name, part)
+        if not torch.isfinite(tensor).all():
+            raise not_finite(self.path, name, tensor)
+        return tensor
+
+    def read_whole(self, name: str) -> torch.Tensor:
+        """The whole tensor `name`; raises what `read` does."""
+        shape = tensor_shapes(self.model)[name]
+        return self.read(name, shape, tuple(slice(None) for _ in shape))
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what is open."""
+
+
+def tensor_shapes(model: ModelConfig) -> dict[str, Shape]:
+    """Every tensor of the model under Hugging Face's name, in the order of the forward pass."""
+    return {
+        name: shape
+        for parameter in parameters(model)
+        for name, shape in zip(parameter.theirs, parameter.shapes, strict=True)
+    }
+
+
+def require_all(path: Path, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """Raise ConversionError unless `found` is exactly what is `expected`: none missing, none extra, each its shape."""
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    if missing:
+        raise ConversionError(
+            f"{len(missing)} tensors are missing",
+            where=path,
+            found=_some(missing),
+            expected=f"all {len(expected)} tensors that the model's shape asks for",
+            fix="get the folder whole again, or correct the number of layers in config.json",
+        )
+    if extra:
+        raise ConversionError(
+            f"{len(extra)} tensors belong to no part of this model",
+            where=path,
+            found=_some(extra),
+            expected=f"only the {len(expected)} tensors of a LLaMA without biases",
+            fix="use the weights of a plain LlamaForCausalLM, or correct the number of layers in config.json",
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise wrong_shape(path, name, found[name], shape)
+
+
+def wrong_shape(path: Path, name: str, found: Shape | None, expected: Shape) -> ConversionError:
+    """The error for a tensor of another shape than the model's."""
+    return ConversionError(
+        "a tensor has another shape than the model's",
+        where=f"{path}: {name}",
+        found=list(found) if found is not None else "no such tensor",
+        expected=list(expected),
+        fix="use the weights that belong to this configuration, or correct its sizes",
+    )
+
+
+def not_finite(path: Path, name: str, tensor: torch.Tensor) -> ConversionError:
+    """The error for a tensor with NaN or infinity in it."""
+    bad = int((~torch.isfinite(tensor)).sum())
+    return ConversionError(
+        "a tensor holds NaN or infinity",
+        where=f"{path}: {name}",
+        found=f"{bad:,} of {tensor.numel():,} values are not finite",
+        expected="finite numbers",
+        fix="use weights from before the model diverged, or get the file again",
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

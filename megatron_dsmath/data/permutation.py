@@ -1,0 +1,54 @@
+"""A keyed permutation of 0 .. size - 1: where any position goes is computed, so that no shuffled index is kept.
+
+A Feistel network over a grid of rows x columns >= size; what lands outside goes round again ("cycle walking").
+Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, the generalized-Feistel cipher.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from math import isqrt
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+ROUNDS = 8
+
+
+def random_words(*label: object) -> Words:
+    """One random 64-bit word for each round, the same on every machine for the same label: uint64 [ROUNDS]."""
+    digest = blake2b("/".join(map(str, label)).encode(), digest_size=8 * ROUNDS).digest()
+    return np.frombuffer(digest, "<u8").astype(np.uint64)
+
+
+def permute(positions: IntArray, size: int, key: Words) -> IntArray:
+    """Where each of `positions`, int64 [n] in 0 .. size - 1, goes under `key`, uint64 [rounds]: int64 [n]."""
+    rows = isqrt(size - 1) + 1
+    columns = -(-size // rows)
+    image = _network(positions.astype(np.uint64), rows, columns, key)
+    while (outside := image >= size).any():
+        image[outside] = _network(image[outside], rows, columns, key)
+    return image.astype(np.int64)
+
+
+def _network(cells: Words, rows: int, columns: int, key: Words) -> Words:
+    """Move cells of the grid: in turn, each column is rotated by an amount of its own, then each row."""
+    row, column = divmod(cells, np.uint64(columns))
+    for turn, word in enumerate(key):
+        if turn % 2 == 0:
+            row = (row + _amount(column ^ word)) % np.uint64(rows)
+        else:
+            column = (column + _amount(row ^ word)) % np.uint64(columns)
+    moved: Words = row * np.uint64(columns) + column
+    return moved
+
+
+def _amount(words: Words) -> Words:
+    """A random 63-bit number for each word (SplitMix64's finalizer); 63, so that adding a row never wraps."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    amount: Words = (words ^ (words >> np.uint64(31))) >> np.uint64(1)
+    return amount

@@ -1,0 +1,47 @@
+"""PREFIX.json, the sidecar of a .bin/.idx pair: counts, hashes, and the tokenizer and options it was made with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_dsmath.errors import IndexedDatasetError
+
+Facts = dict[str, object]
+
+
+def sidecar_path(prefix: str | Path) -> Path:
+    """Where the sidecar of `prefix` lies."""
+    return Path(f"{prefix}.json")
+
+
+def to_bytes(facts: Facts) -> bytes:
+    """The sidecar as it is written: readable, in the order given."""
+    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_sidecar(prefix: str | Path) -> Facts | None:
+    """What PREFIX.json says; None where there is none, as for files that Megatron-LM wrote.
+
+    Raises IndexedDatasetError when it is not a JSON object.
+    """
+    path = sidecar_path(prefix)
+    try:
+        facts = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(facts, dict):
+        raise _unreadable(path, type(facts).__name__)
+    return facts
+
+
+def _unreadable(path: Path, found: object) -> IndexedDatasetError:
+    return IndexedDatasetError(
+        "the sidecar cannot be read",
+        where=path,
+        found=found,
+        expected="a JSON object, as `dsmath data tokenize` writes it",
+        fix="remove it to go on without its counts and hashes, or tokenize again",
+    )

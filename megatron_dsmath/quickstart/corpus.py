@@ -1,0 +1,70 @@
+"""Five small corpora in place of the five sources of the paper's mixture, written from nothing but Python itself.
+
+    deepseekmath_corpus   generated: mathematical pages with worked solutions, English and Chinese
+    algebraic_stack       generated: Lean, computer algebra, numerical programs; and Python's mathematical modules
+    arxiv                 generated: LaTeX sections with theorems and proofs
+    github_code           the sources of Python's standard library, whole modules
+    natural_language      documentation that Python carries, English; and generated Chinese essays
+
+Generated texts are this project's own (Apache-2.0), and what they state is true. Texts of Python are read from the
+running interpreter and stay under the Python Software Foundation License: write them for your own run, and pass them
+on only with that licence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+from megatron_dsmath.data.atomic_files import AtomicFiles, OutputFile
+from megatron_dsmath.quickstart import formal, interpreter, mathematics, papers, prose
+
+SESSIONS_PER_MODULE = 40
+
+
+def _algebraic_stack(draw: Random) -> Iterator[str]:
+    """Sessions without end, and while there are any, a mathematical module after every few of them."""
+    sessions = formal.sessions(draw)
+    for module in interpreter.mathematical_modules():
+        yield from islice(sessions, SESSIONS_PER_MODULE)
+        yield module
+    yield from sessions
+
+
+# Of each corpus: its share of the bytes, which is the paper's share of the tokens (section 2.3), and its documents.
+CORPORA: dict[str, tuple[float, Callable[[Random], Iterator[str]]]] = {
+    "deepseekmath_corpus": (0.56, mathematics.pages),
+    "algebraic_stack": (0.04, _algebraic_stack),
+    "arxiv": (0.10, papers.articles),
+    "github_code": (0.20, interpreter.modules),
+    "natural_language": (0.10, prose.documents),
+}
+
+
+def write_corpora(folder: Path, seed: int, megabytes: float = 6.0) -> dict[str, Path]:
+    """Write `folder`/NAME.jsonl for each corpus, `{"text": ...}` a line, and return their paths by name.
+
+    `megabytes`: about the size of all files together, shared out as the paper's mixture; a corpus that is read from
+    the interpreter ends earlier where there is no more to read. The same seed and version of Python give the same
+    bytes. All five files appear, or none. Raises OutputError, and DataError where Python's own sources are missing.
+    """
+    paths = {name: folder / f"{name}.jsonl" for name in CORPORA}
+    output = AtomicFiles(*paths.values())
+    try:
+        for file, (name, (share, documents)) in zip(output.files, CORPORA.items(), strict=True):
+            draw = Random(f"{seed}/{name}")  # noqa: S311 - it draws texts, not secrets
+            _write(file, documents(draw), int(megabytes * share * 1e6))
+        output.publish()
+    finally:
+        output.discard()
+    return paths
+
+
+def _write(file: OutputFile, documents: Iterator[str], size_bytes: int) -> None:
+    for text in documents:
+        file.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
+        if file.size_bytes >= size_bytes:
+            return

@@ -1,0 +1,47 @@
+"""What the figures show beyond the raw numbers: smoothed curves, the corners of the rate, achieved shares."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_dsmath.report.record import RunRecord, Series
+
+CORNER = 0.05  # a relative change of the rate within a step that no smooth schedule makes after its warm-up
+
+
+def window_steps(measurements: int) -> int:
+    """How many measurements a smoothed value is the mean of: a fortieth of the run, 50 at most."""
+    return min(max(1, measurements // 40), 50)
+
+
+def smoothed(series: Series) -> NDArray[np.float64]:
+    """The mean over the last `window_steps` measurements at each of them (fewer at the start), shape [measurements]."""
+    window = window_steps(len(series.values))
+    sums = np.concatenate(([0.0], np.cumsum(series.values)))
+    ends = np.arange(1, len(series.values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
+
+
+def corners(rate: Series) -> list[tuple[int, float]]:
+    """Where the learning rate turns: (step, rate) of the first step at the peak, and of each step after a drop."""
+    if not len(rate.values):
+        return []
+    peak = int(np.argmax(rate.values))
+    before, after = rate.values[peak:-1], rate.values[peak + 1 :]
+    drops = peak + 1 + np.flatnonzero(after < before * (1 - CORNER))
+    return [(int(rate.steps[index]), float(rate.values[index])) for index in (peak, *drops)]
+
+
+def tokens_by_corpus(run: RunRecord) -> dict[str, int]:
+    """Tokens that each corpus has given so far; empty where the run does not count them."""
+    counts = {corpus: run.last("tokens_by_corpus", corpus) for corpus in run.corpora()}
+    return {corpus: int(tokens) for corpus, tokens in counts.items() if tokens is not None}
+
+
+def achieved_shares(run: RunRecord) -> dict[str, float]:
+    """Each corpus' share of the tokens so far; they add up to 1. Empty where the run does not count them."""
+    tokens = tokens_by_corpus(run)
+    total = sum(tokens.values())
+    return {corpus: count / total for corpus, count in tokens.items()} if total else {}

@@ -1,0 +1,100 @@
+"""A run in a few lines: what it is, how far it came, what it cost."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from pydantic import ValidationError
+
+from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.report import formats
+from megatron_dsmath.report.curves import smoothed, window_steps
+from megatron_dsmath.report.record import RunRecord, number
+
+Facts = list[tuple[str, str]]
+
+
+def facts(run: RunRecord) -> Facts:
+    """(label, value) of everything that stands at the top of a report, the same labels for every run."""
+    return [
+        ("Model", _model(run)),
+        ("Layout", _layout(run)),
+        ("Steps", f"{formats.count(run.rows[-1]['step'])} of {formats.count(number(run.setting('schedule.steps')))}"),
+        ("Tokens", f"{formats.count(run.last('consumed_tokens'))} of {formats.count(_planned_tokens(run))}"),
+        ("Training loss", _training_loss(run)),
+        ("Validation loss", _validation_loss(run)),
+        ("Throughput", _throughput(run)),
+        ("Time", _time(run)),
+        ("Restarts", formats.count(number(run.status.get("restarts")))),
+        ("State", _state(run)),
+        ("Checkpoints", _checkpoints(run)),
+    ]
+
+
+def _model(run: RunRecord) -> str:
+    try:
+        shape = ModelConfig.model_validate(run.setting("model"))
+    except ValidationError:  # another version's keys; the settings below say what they are
+        return "–"
+    return (
+        f"{shape.parameters:,} parameters: {shape.layers} layers of {shape.hidden_size:,}, "
+        f"{shape.attention_heads} heads, vocabulary {shape.vocabulary_size:,}, {run.setting('precision')}"
+    )
+
+
+def _layout(run: RunRecord) -> str:
+    processes = number(run.starts[-1].get("world_size")) if run.starts else None
+    parts = [f"{formats.count(processes)} processes"] if processes else []
+    parts += [f"{name} {run.setting(f'parallel.{name}')}" for name in ("tensor", "pipeline")]
+    parts += ["sequence parallel"] if run.setting("parallel.sequence") else []
+    parts += ["distributed optimizer"] if run.setting("parallel.distributed_optimizer") else []
+    return ", ".join(parts)
+
+
+def _planned_tokens(run: RunRecord) -> float | None:
+    keys = ("schedule.steps", "schedule.sequences_per_step", "data.sequence_length")
+    factors = [factor for key in keys if (factor := number(run.setting(key))) is not None]
+    return math.prod(factors) if len(factors) == len(keys) else None
+
+
+def _training_loss(run: RunRecord) -> str:
+    series = run.series("loss")
+    if not len(series.values):
+        return "never finite"
+    window = window_steps(len(series.values))
+    mean = f"; mean of the last {window} steps {formats.loss(smoothed(series)[-1])}" if window > 1 else ""
+    return f"{formats.loss(series.values[-1])} at step {series.steps[-1]:,}{mean}"
+
+
+def _validation_loss(run: RunRecord) -> str:
+    series = run.series("validation_loss")
+    return f"{formats.loss(series.values[-1])} at step {series.steps[-1]:,}" if len(series.values) else "–"
+
+
+def _throughput(run: RunRecord) -> str:
+    speeds, utilisation = run.series("tokens_per_second").values, run.series("mfu").values
+    if not len(speeds):
+        return "–"
+    median = f"{formats.count(float(np.median(speeds)))} tokens/s (median)"
+    return median + (f", MFU {formats.share(float(np.median(utilisation)))}" if len(utilisation) else "")
+
+
+def _time(run: RunRecord) -> str:
+    in_steps = formats.duration(float(run.series("step_seconds").values.sum()))
+    began = number(run.starts[0].get("time_unix")) if run.starts else None
+    ended = number(run.status.get("time_unix"))
+    if began is None or ended is None:
+        return f"{in_steps} in steps"
+    return f"{formats.duration(ended - began)} since the first start, {in_steps} of it in steps"
+
+
+def _state(run: RunRecord) -> str:
+    said = [str(run.status[key]) for key in ("state", "message") if run.status.get(key)] or ["no STATUS.json yet"]
+    torn = ["the last line of metrics.jsonl is unfinished and left out"] if run.unfinished_row else []
+    return "; ".join(said + torn)
+
+
+def _checkpoints(run: RunRecord) -> str:
+    whole = [checkpoint.step for checkpoint in run.checkpoints if checkpoint.whole]
+    return f"{len(whole)}, the newest at step {whole[-1]:,}" if whole else "none"

@@ -1,0 +1,57 @@
+"""What a verb found, as a person or a program reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+
+def print_table(rows: Sequence[Any], columns: Sequence[str], as_json: bool) -> None:
+    """A table with one row for each of `rows` (dataclasses or mappings), or a JSON list of all they hold."""
+    values = [_mapping(row) for row in rows]
+    if as_json:
+        print(json.dumps(values, default=str, indent=1, ensure_ascii=False))
+        return
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*(column.replace("_", " ") for column in columns), box=SIMPLE)
+    for value in values:
+        table.add_row(*(_text(value[column]) for column in columns))
+    Console().print(table)
+
+
+def print_facts(facts: Any, as_json: bool) -> None:
+    """One fact a line, or a JSON object."""
+    values = _mapping(facts)
+    if as_json:
+        print(json.dumps(values, default=str, indent=1, ensure_ascii=False))
+        return
+    width = max(len(name) for name in values) + 2
+    for name, value in values.items():
+        print(f"{name.replace('_', ' '):<{width}}{_text(value)}")
+
+
+def _mapping(row: Any) -> Mapping[str, Any]:
+    if is_dataclass(row) and not isinstance(row, type):
+        return asdict(row)
+    assert isinstance(row, Mapping)
+    return row
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple | list):
+        return ", ".join(_text(item) for item in value)
+    return str(value) if not isinstance(value, Path) else value.as_posix()

@@ -1,0 +1,1 @@
+"""THE LOOP and what it leaves behind: metrics, checkpoints, a status."""

@@ -1,0 +1,110 @@
+"""A run's state to a checkpoint and back, on all ranks together."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from megatron_dsmath.checkpoint import store
+from megatron_dsmath.checkpoint.manifest import FileEntry, Manifest
+from megatron_dsmath.checkpoint.weights import check_same_model
+from megatron_dsmath.errors import CheckpointError
+from megatron_dsmath.parallel import shards
+from megatron_dsmath.parallel.collectives import any_rank, barrier, from_first_rank, gather
+from megatron_dsmath.parallel.optimizer import parameters_in_place
+from megatron_dsmath.training.job import Job
+from megatron_dsmath.training.run_directory import keep_rows_until
+from megatron_dsmath.training.state import State
+
+SHARDS, TOKENIZER = "shards", "tokenizer"
+
+
+def is_due(job: Job, state: State) -> bool:
+    """Whether the state after this step is to be saved; all ranks agree."""
+    settings = job.run.checkpoint
+    if state.step == job.run.schedule.steps:
+        return True
+    if settings.every_steps and state.step % settings.every_steps == 0:
+        return True
+    if not settings.every_minutes:
+        return False
+    return any_rank(time.monotonic() - job.last_save_time > 60 * settings.every_minutes, job.topology)
+
+
+def save(job: Job, state: State) -> None:
+    """Write `checkpoints/step_N`: it is there once it is whole, and older ones go only then."""
+    root, first = job.directory.checkpoints, job.topology.rank == 0
+    folder = Path(from_first_rank(str(_begin(job, root, state)) if first else ""))
+    with parameters_in_place(job.pieces):
+        shards.save(folder / SHARDS, job.pieces, job.optimizer)
+    parts = gather(store.hashes(folder, job.topology.rank, job.topology.world_size), job.topology)
+    if first:
+        files = {name: entry for part in parts for name, entry in part.items()}
+        store.publish(folder, _manifest(job, state, files))
+        store.prune(root, job.run.checkpoint.keep)
+    barrier()
+    job.last_save_time = time.monotonic()
+
+
+def restore(job: Job) -> State:
+    """The newest whole checkpoint of the run's directory into the job, or a start at step 0."""
+    first = job.topology.rank == 0
+    newest = from_first_rank(store.newest(job.directory.checkpoints) if first else None)
+    state = State() if newest is None else _load(job, newest)
+    if first:
+        logs, starts = job.directory.logs, job.directory.starts()
+        moved = keep_rows_until(job.directory.metrics, state.step, logs / f"metrics_before_start_{starts}.jsonl")
+        job.directory.log_start(step=state.step, world_size=job.topology.world_size, rows_done_again=moved)
+        if newest is not None:
+            print(f"continuing after step {state.step} from {newest}", flush=True)
+    return state
+
+
+def _begin(job: Job, root: Path, state: State) -> Path:
+    folder = store.begin(root, state.step)
+    (folder / SHARDS).mkdir()
+    (folder / TOKENIZER).mkdir()
+    for file in job.tokenizer.files:
+        shutil.copyfile(file, folder / TOKENIZER / file.name)
+    return folder
+
+
+def _load(job: Job, folder: Path) -> State:
+    manifest = store.verify(folder, job.topology.rank, job.topology.world_size)
+    check_same_model(manifest.model, job.run.model, where=folder)
+    if manifest.tokenizer_fingerprint != job.tokenizer.fingerprint:
+        raise CheckpointError(
+            "the run was trained with another tokenizer",
+            where=folder,
+            found=f"fingerprint {manifest.tokenizer_fingerprint}",
+            expected=f"fingerprint {job.tokenizer.fingerprint}, of data.tokenizer",
+            fix="set data.tokenizer to the one the run started with, or output to a new directory",
+        )
+    kinds = (manifest.layout["distributed_optimizer"], job.run.parallel.distributed_optimizer)
+    if kinds[0] != kinds[1]:
+        raise CheckpointError(
+            "the optimizer's state was saved in another form",
+            where=folder,
+            found=f"parallel.distributed_optimizer {kinds[0]}",
+            expected=f"{kinds[1]}, as the run file has it",
+            fix=f"set parallel.distributed_optimizer: {str(kinds[0]).lower()}",
+        )
+    shards.load(folder / SHARDS, job.pieces, job.optimizer)
+    return State(**manifest.state)
+
+
+def _manifest(job: Job, state: State, files: dict[str, FileEntry]) -> Manifest:
+    run, topology = job.run, job.topology
+    return Manifest(
+        kind="training",
+        step=state.step,
+        next_sample=state.next_sample,
+        consumed_tokens=state.consumed_tokens,
+        model=run.model,
+        layout={**run.parallel.model_dump(mode="json"), "world_size": topology.world_size},
+        precision=run.precision,
+        tokenizer_fingerprint=job.tokenizer.fingerprint,
+        state=state.as_dict(),
+        files=files,
+    )

@@ -1,0 +1,29 @@
+"""A wish to stop: signals set a flag, all ranks agree on it after a step, the loop saves and leaves with 75."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+# All that a scheduler, a terminal or torchrun passes on; SIGUSR1 is what launch/slurm.sbatch asks SLURM for.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
+
+
+class StopRequest:
+    """Remembers that a signal came; a second one changes nothing."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def listen(self) -> None:
+        """Take over the signals by which schedulers and people ask a run to stop."""
+        for number in SIGNALS:
+            signal.signal(number, self._remember)
+
+    @property
+    def made(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self.signal is not None
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number).name

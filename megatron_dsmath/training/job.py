@@ -1,0 +1,112 @@
+"""Everything a run works with, opened in the order in which mistakes are cheapest to find."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from megatron_dsmath.checkpoint.weights import check_same_model, open_weights
+from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.data.batches import PADDING, Batches, Microbatch
+from megatron_dsmath.data.tokenizer import Tokenizer
+from megatron_dsmath.model import decoder
+from megatron_dsmath.parallel import optimizer as gradients
+from megatron_dsmath.parallel.optimizer import Optimizer, ReducedPiece
+from megatron_dsmath.parallel.topology import Topology
+from megatron_dsmath.training.inputs import open_inputs
+from megatron_dsmath.training.interruption import StopRequest
+from megatron_dsmath.training.run_directory import RunDirectory
+
+
+class DeviceBatch(NamedTuple):
+    """A microbatch where the model is: `data.batches.Microbatch` as tensors, with its targets marked."""
+
+    tokens: torch.Tensor  # [microbatch, sequence + 1]
+    loss_mask: torch.Tensor  # [microbatch, sequence], 1.0 for a target
+    corpus: torch.Tensor  # [microbatch]
+
+
+@dataclass
+class Job:
+    """A run, opened on this rank."""
+
+    run: RunConfig
+    topology: Topology
+    directory: RunDirectory
+    tokenizer: Tokenizer
+    batches: Batches
+    pieces: list[ReducedPiece]
+    optimizer: Optimizer
+    stop: StopRequest
+    last_save_time: float = field(default_factory=time.monotonic)
+
+    def step_batches(self, next_sample: int) -> list[DeviceBatch]:
+        """This rank's microbatches of the step that starts at `next_sample`."""
+        run, topology = self.run, self.topology
+        drawn = self.batches.at(
+            next_sample,
+            run.schedule.sequences_per_step,
+            run.parallel.microbatch_sequences,
+            topology.data_rank,
+            topology.data_size,
+        )
+        return self._on_device(drawn)
+
+    def validation_batches(self) -> list[DeviceBatch]:
+        """This rank's microbatches of the held-out parts."""
+        run, topology = self.run, self.topology
+        drawn = self.batches.validation(
+            run.validation.sequences_per_corpus,
+            run.parallel.microbatch_sequences,
+            topology.data_rank,
+            topology.data_size,
+        )
+        return self._on_device(drawn)
+
+    def _on_device(self, microbatches: Sequence[Microbatch]) -> list[DeviceBatch]:
+        def place(array: Any) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.topology.device, non_blocking=True)
+
+        length = self.run.data.sequence_length
+        return [
+            DeviceBatch(
+                place(batch.tokens),
+                place(np.repeat(batch.corpus[:, None] != PADDING, length, axis=1).astype(np.float32)),
+                place(np.maximum(batch.corpus, 0).astype(np.int64)),
+            )
+            for batch in microbatches
+        ]
+
+
+def open_job(run: RunConfig, topology: Topology) -> Job:
+    """Open tokenizer and corpora, build the model with its first weights, and the optimizer over it."""
+    inputs = open_inputs(run)
+    directory = RunDirectory(Path(run.output))
+    pieces = decoder.build(run, topology)
+    decoder.load_weights(pieces, run.model, topology, first_weights(run, topology))
+    reduced = gradients.reduce_gradients(run, pieces, topology.data_size)
+    return Job(
+        run,
+        topology,
+        directory,
+        inputs.tokenizer,
+        inputs.batches,
+        reduced,
+        gradients.build(run, reduced),
+        StopRequest(),
+    )
+
+
+def first_weights(run: RunConfig, topology: Topology) -> decoder.WeightSource:
+    """The weights a run starts from: `model.initial_weights`, or drawn from the seed."""
+    if run.model.initial_weights is None:
+        return decoder.WeightsFromSeed(run.model, run.seed)
+    weights = open_weights(Path(run.model.initial_weights), topology.rank, topology.world_size)
+    check_same_model(weights.model, run.model)
+    return weights

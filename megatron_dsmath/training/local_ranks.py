@@ -1,0 +1,90 @@
+"""`--nproc N`: N ranks on this machine, started, watched and ended together. Imports no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_dsmath.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_REFUSED, EXIT_STOPPED
+from megatron_dsmath.training.interruption import SIGNALS
+
+PARENT = "DSMATH_PARENT"  # the process whose end is the end of its ranks
+GRACE_SECONDS = 20.0  # for the others to notice that a rank is gone and to say so
+
+
+def run_ranks(arguments: Sequence[str], ranks: int) -> int:
+    """Run `python -m megatron_dsmath ARGUMENTS` in `ranks` processes of one world; returns their common exit code.
+
+    Signals that ask to stop reach every rank. When one rank fails, the others are ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="dsmath-") as folder:
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // ranks))
+        common = {
+            **os.environ,
+            "WORLD_SIZE": str(ranks),
+            "DSMATH_RENDEZVOUS": str(Path(folder) / "rendezvous"),
+            "OMP_NUM_THREADS": threads,
+            PARENT: str(os.getpid()),
+            "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+        }
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "megatron_dsmath", *arguments],
+                env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                start_new_session=True,  # Ctrl-C reaches the ranks once, through us
+            )
+            for rank in range(ranks)
+        ]
+        handlers = {number: signal.signal(number, _forward_to(processes)) for number in SIGNALS}
+        try:
+            return _wait(processes)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+
+
+def end_with_parent() -> None:
+    """In a rank: die when the process that started it dies, however it does (Linux; elsewhere ranks live on)."""
+    parent = os.environ.get(PARENT)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _forward_to(processes: Sequence[subprocess.Popen[bytes]]) -> signal.Handlers:
+    def forward(number: int, _frame: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    return forward  # type: ignore[return-value]
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    deadline = None
+    while any(process.poll() is None for process in processes):
+        failed = any(process.poll() not in (None, EXIT_DONE, EXIT_STOPPED) for process in processes)
+        deadline = deadline or (time.monotonic() + GRACE_SECONDS if failed else None)
+        if deadline is not None and time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    codes = {process.returncode for process in processes}
+    # A refusal cannot be helped by a restart, whatever became of the ranks that waited for the one that refused.
+    for code in (EXIT_REFUSED, EXIT_INTERNAL, EXIT_STOPPED):
+        if code in codes:
+            return code
+    return EXIT_DONE if codes == {EXIT_DONE} else EXIT_INTERNAL

@@ -1,0 +1,42 @@
+"""Every number of a step: its name in metrics.jsonl, what it means and in which unit, and its name at W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+METRICS: dict[str, str] = {
+    "step": "Completed optimizer steps, from 1.",
+    "consumed_tokens": "Tokens trained on since the first step, `sequence_length` a sample.",
+    "consumed_samples": "Samples trained on since the first step; also the number of the next one.",
+    "tokens_by_corpus": "Tokens trained on since the first step, as they were counted in the loss.",
+    "epochs_by_corpus": "Passes over a corpus since the first step; 2.33 is two and a third.",
+    "loss": "Training loss: mean nats per target token over the step's global batch.",
+    "loss_by_corpus": "The same over each corpus' targets; null where the step had none of it.",
+    "grad_norm": "Norm of all gradients together before clipping, in nats per target token per unit of weight.",
+    "learning_rate": "The rate the step's update was made with.",
+    "step_seconds": "Wall time of the step, in seconds.",
+    "tokens_per_second": "Tokens of the step over its wall time, all devices together.",
+    "mfu": "Model FLOP/s over the devices' bf16 peak, attention counted causal; null for a device of unknown peak.",
+    "validation_loss": "Held-out loss: mean nats per target token; in the rows of steps after which it was measured.",
+    "validation_loss_by_corpus": "The same over each corpus' held-out part.",
+}
+
+_WANDB_GROUPS = {
+    "train": ("loss", "loss_by_corpus", "grad_norm", "learning_rate"),
+    "valid": ("validation_loss", "validation_loss_by_corpus"),
+    "perf": ("step_seconds", "tokens_per_second", "mfu"),
+    "run": ("step", "consumed_tokens", "consumed_samples", "tokens_by_corpus", "epochs_by_corpus"),
+}
+WANDB_NAMES: dict[str, str] = {name: f"{group}/{name}" for group, names in _WANDB_GROUPS.items() for name in names}
+
+
+def wandb_names(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row of metrics.jsonl as W&B gets it: a corpus' number is `train/loss_by_corpus/NAME`; nulls are left out."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{WANDB_NAMES[name]}/{corpus}": number for corpus, number in value.items()}
+        else:
+            flat[WANDB_NAMES[name]] = value
+    return {name: number for name, number in flat.items() if number is not None}

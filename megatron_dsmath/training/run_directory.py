@@ -1,0 +1,132 @@
+"""A run's directory: where each file stands, and the two that tell outsiders how the run is doing."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_dsmath.errors import OutputError
+
+Status = Literal["running", "done", "stopped", "failed", "refused"]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Names under `RunConfig.output`; only rank 0 writes here, but for checkpoints."""
+
+    root: Path
+
+    @property
+    def resolved_config(self) -> Path:
+        """The run as it was last started, every value written out."""
+        return self.root / "run.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """A row for each completed step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """How the run is doing: launch scripts take their exit code from it."""
+        return self.root / "STATUS.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Holds step_N/."""
+        return self.root / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """Starts of the run, and metrics of steps that a restart did again."""
+        return self.root / "logs"
+
+    @property
+    def wandb(self) -> Path:
+        """W&B's files and the run's id there."""
+        return self.root / "wandb"
+
+    def create(self) -> None:
+        """Make the directory; raise OutputError where it cannot be written."""
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise OutputError(
+                "the run's directory cannot be written",
+                where=self.root,
+                found=error.strerror,
+                expected="a directory with room that this user may write",
+                fix="set output: to another directory, or free this one",
+            ) from None
+
+    def starts(self) -> int:
+        """How often the run was started before."""
+        file = self.logs / "starts.jsonl"
+        return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+
+    def log_start(self, **facts: Any) -> None:
+        """Remember one start: when, where, and what it continued from."""
+        row = {"time_unix": time.time(), "host": socket.gethostname(), "pid": os.getpid(), **facts}
+        with (self.logs / "starts.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def last_step(self) -> int:
+        """The step of the last whole row of metrics; 0 where there is none."""
+        if not self.metrics.exists():
+            return 0
+        steps = [_step_of(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()[-2:]]
+        return int(max((step for step in steps if step != float("inf")), default=0))
+
+    def say(self, state: Status, exit_code: int | None, step: int, message: str = "") -> None:
+        """Replace STATUS.json; `exit_code` is null while the run goes on."""
+        facts = {
+            "state": state,
+            "exit_code": exit_code,
+            "step": step,
+            "restarts": max(0, self.starts() - 1),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time_unix": time.time(),
+            "message": message,
+        }
+        scratch = self.status.with_suffix(".tmp")
+        scratch.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        scratch.replace(self.status)
+
+
+def append_row(file: Path, row: dict[str, Any]) -> None:
+    """Add one JSON line in a single write, so that a reader never sees half of an earlier one."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def keep_rows_until(file: Path, step: int, rest: Path) -> int:
+    """Move rows past `step`, and a torn last line, to `rest`, so that each step stands once; returns how many."""
+    if not file.exists():
+        return 0
+    kept: list[str] = []
+    moved: list[str] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        (kept if _step_of(line) <= step else moved).append(line)
+    if moved:
+        rest.write_text("\n".join(moved) + "\n", encoding="utf-8")
+        scratch = file.with_suffix(".tmp")
+        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        scratch.replace(file)
+    return len(moved)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

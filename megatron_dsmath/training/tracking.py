@@ -1,0 +1,123 @@
+"""Where a step's numbers go: metrics.jsonl always, the console, and W&B where it is wanted. Rank 0 only."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from megatron_dsmath.errors import InternalError
+from megatron_dsmath.training.job import Job
+from megatron_dsmath.training.run_directory import append_row
+from megatron_dsmath.training.state import State
+from megatron_dsmath.training.throughput import model_flops_utilization
+from megatron_dsmath.training.weights_and_biases import WeightsAndBiases
+
+Row = dict[str, Any]
+
+
+class Tracker:
+    """Makes a row of a step and hands it to everyone who keeps or shows it."""
+
+    def __init__(self, job: Job, wandb: WeightsAndBiases | None, progress: Progress | None) -> None:
+        self.job, self.wandb, self.progress = job, wandb, progress
+        self.task = progress.add_task("", total=job.run.schedule.steps, line="") if progress else None
+        self.flops_per_token = job.run.model.flops_per_token(job.run.data.sequence_length)
+        device = job.topology.device
+        self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+    def row(
+        self,
+        state: State,
+        loss: float,
+        loss_by_corpus: dict[str, float | None],
+        grad_norm: float,
+        learning_rate: float,
+        step_seconds: float,
+    ) -> Row:
+        """One step as metrics.jsonl has it (`training.metric_names`). Raises InternalError when it lost its numbers."""
+        if not math.isfinite(loss + grad_norm):
+            raise InternalError(
+                "the loss or the gradient is no number",
+                where=f"step {state.step}",
+                found=f"loss {loss}, gradient norm {grad_norm}",
+                expected="finite numbers",
+                fix="the newest checkpoint is from before this step: lower the learning rate, or look at the data",
+            )
+        tokens_per_second = self.job.run.tokens_per_step / step_seconds
+        return {
+            "step": state.step,
+            "consumed_tokens": state.consumed_tokens,
+            "consumed_samples": state.next_sample,
+            "loss": loss,
+            "loss_by_corpus": loss_by_corpus,
+            "tokens_by_corpus": dict(state.tokens_by_corpus),
+            "epochs_by_corpus": {plan.name: plan.epochs for plan in self.job.batches.plan(state.next_sample)},
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "step_seconds": step_seconds,
+            "tokens_per_second": tokens_per_second,
+            "mfu": model_flops_utilization(
+                tokens_per_second, self.flops_per_token, self.device_name, self.job.topology.world_size
+            ),
+        }
+
+    def log(self, row: Row) -> None:
+        """Keep the row in metrics.jsonl, show it, and tell W&B."""
+        if self.job.topology.rank:
+            return
+        append_row(self.job.directory.metrics, row)
+        if row["step"] % self.job.run.tracking.console_every_steps == 0 or "validation_loss" in row:
+            self._show(row)
+            self.job.directory.say("running", None, row["step"])
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=row["step"], line=_line(row))
+        if self.wandb is not None:
+            self.wandb.log(row)
+
+    def _show(self, row: Row) -> None:
+        if self.progress is None:
+            steps = self.job.run.schedule.steps
+            left = (steps - row["step"]) * row["step_seconds"]
+            print(f"step {row['step']}/{steps}  {_line(row)}  about {_duration(left)} left", flush=True)
+
+
+@contextmanager
+def open_tracker(job: Job, state: State) -> Iterator[Tracker]:
+    """A tracker for the run from `state` on, closed in order whatever happens."""
+    if job.topology.rank:
+        yield Tracker(job, None, None)
+        return
+    wandb = WeightsAndBiases.open(job.run, job.directory)
+    console = Console()
+    progress = None
+    if console.is_terminal:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"), TimeRemainingColumn())
+        progress = Progress(*columns, console=console)
+        progress.start()
+    try:
+        tracker = Tracker(job, wandb, progress)
+        if progress is not None and tracker.task is not None:
+            progress.update(tracker.task, completed=state.step)
+        yield tracker
+    finally:
+        if progress is not None:
+            progress.stop()
+        if wandb is not None:
+            wandb.close()
+
+
+def _line(row: Row) -> str:
+    validation = f"  validation {row['validation_loss']:.4f}" if "validation_loss" in row else ""
+    speed = f"{row['tokens_per_second']:,.0f} tokens/s"
+    return f"loss {row['loss']:.4f}{validation}  rate {row['learning_rate']:.2e}  norm {row['grad_norm']:.2f}  {speed}"
+
+
+def _duration(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.gmtime(seconds)) if seconds < 86400 else f"{seconds / 86400:.1f} days"

@@ -1,0 +1,21 @@
+"""Loss on the held-out parts, whole and by corpus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_dsmath.parallel.optimizer import parameters_in_place
+from megatron_dsmath.training.job import Job
+from megatron_dsmath.training.step import mean_by_corpus, run_batches
+
+
+def validate(job: Job) -> dict[str, Any]:
+    """Validation's part of a metrics row: nats per token over the same held-out samples every time."""
+    with parameters_in_place(job.pieces):
+        for piece in job.pieces:
+            piece.eval()
+        totals = run_batches(job, job.validation_batches(), backward=False)
+        for piece in job.pieces:
+            piece.train()
+    mean, by_corpus = mean_by_corpus(job, totals)
+    return {"validation_loss": mean, "validation_loss_by_corpus": by_corpus}

@@ -1,0 +1,66 @@
+"""Small LLaMAs in Hugging Face folders, written by transformers, with sizes odd enough to show a mix-up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.support.small_tokenizer import write_small_tokenizer
+
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 88,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5000.0,
+    "tie_word_embeddings": False,
+}
+
+
+def write_llama(folder: Path, *, dtype: torch.dtype = torch.float32, shard: str = "5GB", **shape: Any) -> Path:
+    """A random LlamaForCausalLM as transformers saves it; every weight, norms too, is random."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(5)
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **shape}))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(torch.rand_like(weight) + 0.5 if "norm" in name else torch.randn_like(weight) * 0.1)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+def write_llama_with_tokenizer(folder: Path, **shape: Any) -> Path:
+    """The same with a tokenizer, and a vocabulary that holds it and some padding, as DeepSeek's does."""
+    write_llama(folder, **{"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 1, **shape})
+    return write_small_tokenizer(folder)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change keys of the folder's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder's safetensors files, read by the library itself."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def same_bits(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of tensors agree in names, types, shapes and every bit."""
+    return ours.keys() == theirs.keys() and all(
+        ours[name].dtype == theirs[name].dtype
+        and ours[name].shape == theirs[name].shape
+        and torch.equal(ours[name].view(torch.uint8), theirs[name].view(torch.uint8))
+        for name in theirs
+    )

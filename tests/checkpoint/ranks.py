@@ -1,0 +1,63 @@
+"""What the ranks of these tests run: build the decoder from stored weights, and save it or compute with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_dsmath.checkpoint.weights import open_weights
+from megatron_dsmath.config.run import RunConfig
+
+
+def logits(run: RunConfig, weights: Path, tokens: list[list[int]]) -> Any:
+    """This rank's share of the vocabulary's logits [batch, sequence, words], in numpy: a tensor would be gone with it."""
+    (piece,), _ = _load(run, weights)
+    with torch.no_grad():
+        return piece(torch.tensor(tokens), None, None, labels=None).numpy()
+
+
+def save_training_shards(run: RunConfig, weights: Path, folder: Path) -> None:
+    """Weights and optimizer state as a training run saves them."""
+    from megatron_dsmath.parallel import optimizer, shards
+
+    pieces, place = _load(run, weights)
+    reduced = optimizer.reduce_gradients(run, pieces, place.data_size)
+    updater = optimizer.build(run, reduced)
+    optimizer.update(updater, learning_rate=0.0, weight_decay=0.0)  # the moments come with the first step
+    folder.mkdir(parents=True, exist_ok=True)
+    shards.save(folder, reduced, updater)
+
+
+def save_as_megatron(run: RunConfig, weights: Path, folder: Path, rename: dict[str, str], per_layer: bool) -> None:
+    """The model as Megatron-LM saves it: megatron-core's own writer, no optimizer, some keys renamed."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined] # its writer forks
+    filesystem_async._results_queue = queue.Queue()  # else a manager process outlives this one
+    state: dict[str, Any] = {}
+    for index, piece in enumerate(_load(run, weights)[0]):
+        state[f"model{index}"] = piece.sharded_state_dict(metadata={"non_homogeneous_layers": per_layer})
+        for entry in state[f"model{index}"].values():
+            if isinstance(entry, ShardedTensor | ShardedTensorFactory):
+                for ours, theirs in rename.items():
+                    entry.key = entry.key.replace(ours, theirs)
+    folder.mkdir(parents=True, exist_ok=True)
+    dist_checkpointing.save(state, str(folder))
+
+
+def _load(run: RunConfig, weights: Path) -> tuple[list[Any], Any]:
+    from megatron_dsmath.model import decoder
+    from megatron_dsmath.parallel import topology
+
+    place = topology.start(run.parallel, run.seed)
+    pieces = decoder.build(run, place)
+    source = open_weights(weights)
+    decoder.load_weights(pieces, run.model, place, source)
+    source.close()
+    return pieces, place

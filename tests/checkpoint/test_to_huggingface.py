@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_dsmath.checkpoint import store, to_huggingface
+from megatron_dsmath.checkpoint.from_huggingface import import_folder
+from megatron_dsmath.checkpoint.manifest import MANIFEST, Manifest
+from megatron_dsmath.checkpoint.to_huggingface import export
+from megatron_dsmath.checkpoint.weights import open_weights
+from megatron_dsmath.errors import CheckpointError, ConversionError, OutputError
+from tests.checkpoint.llama import same_bits, tensors_of, write_llama, write_llama_with_tokenizer
+from tests.checkpoint.ranks import save_training_shards
+from tests.support.ranks import run_ranks
+from tests.support.runs import run_config
+
+HUGE = 70_000.0  # beyond fp16's largest, 65,504
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama_with_tokenizer(tmp_path_factory.mktemp("hf") / "llama", dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("checkpoint") / "imported"
+    import_folder(folder, out)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_import_then_export_is_bitwise_equal(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = write_llama(tmp_path / "hf", dtype=dtype, shard="100KB")
+    import_folder(folder, tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "out")
+    assert same_bits(tensors_of(tmp_path / "out"), tensors_of(folder))
+
+
+def test_export_writes_the_file_that_transformers_writes_byte_for_byte(
+    folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    export(checkpoint, tmp_path / "out")
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_exported_folder_generates_in_transformers_with_no_edit(
+    folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export(checkpoint, tmp_path / "out")
+    texts = []
+    for path in (folder, tmp_path / "out"):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        prompt = tokenizer("the quick brown", return_tensors="pt")
+        texts.append(tokenizer.decode(model.generate(**prompt, max_new_tokens=12, do_sample=False)[0]))
+        assert model.dtype == torch.bfloat16
+    theirs, ours = texts
+    assert ours == theirs
+    assert ours.startswith("the quick brown") and len(ours) > len("the quick brown")
+
+
+def test_every_value_of_the_configuration_survives(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    export(checkpoint, tmp_path / "out")
+    ours, theirs = (AutoConfig.from_pretrained(path).to_dict() for path in (tmp_path / "out", folder))
+    assert {key for key in theirs if ours[key] != theirs[key]} <= {"_name_or_path", "transformers_version"}
+
+
+def test_tokenizer_and_generation_settings_travel_unchanged(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "out")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_large_models_are_cut_into_files_that_transformers_joins(
+    folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    write = to_huggingface.write_safetensors
+    monkeypatch.setattr(to_huggingface, "write_safetensors", lambda *arguments: write(*arguments, shard_bytes=50_000))
+    export(checkpoint, tmp_path / "out")
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert files[0].name == f"model-00001-of-{len(files):05}.safetensors" and len(files) > 2
+    assert all(file.stat().st_size < 60_000 for file in files)  # 50,000 and the header
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert same_bits(dict(loaded), tensors_of(folder))
+
+
+def test_another_precision_is_written_when_it_is_asked_for(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "out", "fp32")
+    expected = {name: tensor.float() for name, tensor in tensors_of(folder).items()}
+    assert same_bits(tensors_of(tmp_path / "out"), expected)
+    assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
+
+
+def test_values_that_a_narrower_precision_cannot_hold_are_named(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder = write_llama(tmp_path / "hf")
+    tensors = tensors_of(folder)
+    tensors["lm_head.weight"][0, 0] = HUGE
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    import_folder(folder, tmp_path / "checkpoint")
+    with pytest.raises(ConversionError, match=r"lm_head\.weight in fp16"):
+        export(tmp_path / "checkpoint", tmp_path / "out", "fp16")
+    assert not (tmp_path / "out").exists()
+
+
+def training_run(folder: Path, root: Path, **overrides: Any) -> Path:
+    """A checkpoint as a training run publishes it, with the folder's weights; returns the run's directory."""
+    shape = {f"model__{key}": value for key, value in open_weights(folder).model.model_dump().items()}
+    run = run_config(**shape, **overrides)
+    incomplete = store.begin(root / "checkpoints", 40)
+    run_ranks(run.parallel.model_size, save_training_shards, run, folder, incomplete / "shards")
+    (incomplete / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(folder / name, incomplete / "tokenizer" / name)
+    manifest = Manifest(
+        kind="training",
+        step=40,
+        next_sample=320,
+        consumed_tokens=10240,
+        model=run.model,
+        layout=run.parallel.model_dump(mode="json"),
+        precision=run.precision,
+        tokenizer_fingerprint=None,
+        state={"tokens_by_corpus": {"mathematics": 7680, "code": 2560}},
+        files=store.hashes(incomplete),
+    )
+    store.publish(incomplete, manifest)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run_directory(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training_run(folder, tmp_path_factory.mktemp("run"), parallel__tensor=2, precision="bf16")
+
+
+def test_the_newest_checkpoint_of_a_run_is_exported_with_its_tokenizer(
+    folder: Path, run_directory: Path, tmp_path: Path
+) -> None:
+    report = export(run_directory, tmp_path / "out")
+    assert (report.step, report.precision) == (40, "bf16")
+    assert same_bits(tensors_of(tmp_path / "out"), tensors_of(folder))
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (0, 1)  # from the tokenizer's own files
+    settings = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert settings["eos_token_id"] == 1
+
+
+def test_the_card_tells_what_was_trained_and_whose_licence_binds(run_directory: Path, tmp_path: Path) -> None:
+    export(run_directory, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    for fact in (
+        "| optimizer steps | 40 |",
+        "| tokens seen | 10,240 |",
+        "| mathematics | 7,680 |",
+        "DeepSeek Model License",
+    ):
+        assert fact in card
+    assert str(run_directory.parent) not in card  # no path of this machine
+
+
+def test_a_flipped_bit_is_found_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:
+    spoiled = Path(shutil.copytree(checkpoint, tmp_path / "spoiled"))
+    file = spoiled / "weights/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        export(spoiled, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        export(tmp_path, tmp_path / "out")
+
+
+def test_a_folder_that_holds_something_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        export(checkpoint, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_folder_is_filled(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    export(checkpoint, tmp_path / "out")
+    assert (tmp_path / "out/config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md"])
+def test_a_kill_at_any_file_leaves_no_folder(
+    checkpoint: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies as that file is synced: the next export removes what is left and is whole."""
+    import megatron_dsmath.checkpoint.safetensors_writer as safetensors_writer
+    import megatron_dsmath.checkpoint.whole_directory as whole_directory
+
+    sync = whole_directory.sync
+
+    def die(path: Path) -> None:
+        if path.name == name:
+            os._exit(9)
+        sync(path)
+
+    process = os.fork()
+    if process == 0:
+        whole_directory.sync = safetensors_writer.sync = die
+        export(checkpoint, tmp_path / "out")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["out.incomplete"]
+    export(checkpoint, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_manifest_is_no_part_of_the_folder(checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out" / MANIFEST).exists()

@@ -1,0 +1,194 @@
+"""Write what the code says about itself: docs/reference/*.md, and the JSON schema of a run file for editors.
+
+python tools/generate_reference.py           write them
+python tools/generate_reference.py --check   write nothing; exit 1 and name those that are stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_dsmath import errors
+from megatron_dsmath.config import RunConfig
+from megatron_dsmath.training.metric_names import METRICS, wandb_names
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NOTE = "<!-- Written by tools/generate_reference.py from the code; edits are lost. -->"
+PLAIN_TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+BOUNDS = {
+    "exclusiveMinimum": "above {}",
+    "minimum": "{} or more",
+    "exclusiveMaximum": "below {}",
+    "maximum": "{} at most",
+    "pattern": "matching `{}`",
+}
+
+Schema = dict[str, Any]
+
+
+def pages() -> dict[str, str]:
+    """Every generated file, by its path in the repository."""
+    schema = run_schema()
+    return {
+        "configs/run.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
+        "docs/reference/config.md": config_page(schema),
+        "docs/reference/errors.md": errors_page(),
+        "docs/reference/metrics.md": metrics_page(),
+    }
+
+
+def run_schema() -> Schema:
+    """What an editor needs to complete and check a run file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **RunConfig.model_json_schema(),
+        "title": "A run of megatron_dsmath",
+    }
+
+
+def config_page(schema: Schema) -> str:
+    """Every key of a run file, a table for each section."""
+    lines = [
+        "# The run file",
+        NOTE,
+        "One YAML file is one run, complete: there is no inheritance, and a key is left out only where it says so. "
+        "`dsmath train RUN.yaml --set schedule.steps=100` changes a value for once. Plain values are read as YAML 1.2 "
+        "has them: `1e-4` is a number, `no` is text.",
+    ]
+    for place, section in _sections(schema, schema):
+        lines += [f"## {place}" if place else "## Top level", _cell(section["description"]).strip()]
+        rows = [
+            (
+                f"`{key}`",
+                _takes(value) + ("" if key in section["required"] else "; may be left out"),
+                _meaning(value, schema),
+            )
+            for key, value in section["properties"].items()
+        ]
+        lines.append(_table(("key", "takes", "meaning"), rows))
+    return "\n\n".join(lines) + "\n"
+
+
+def errors_page() -> str:
+    """Every kind of error and the exit codes."""
+    codes = [
+        (errors.EXIT_DONE, "done"),
+        (errors.EXIT_ANSWER_IS_NO, "a check ran, and what it checked does not hold"),
+        (errors.EXIT_INTERNAL, "something failed that is not the user's doing: a restart may help"),
+        (errors.EXIT_STOPPED, "stopped on request, state saved: run the same command again"),
+        (errors.EXIT_REFUSED, "refused: a restart cannot help until what the message names is mended"),
+    ]
+    kinds = [(f"`{kind.kind()}`", str(kind.exit_code), kind.__doc__ or "") for kind in errors.catalogue()]
+    lines = [
+        "# Errors and exit codes",
+        NOTE,
+        "A mistake ends in one message on standard error: its kind and what is wrong, then `where` (file and line, or "
+        "key), `found`, `expected` and `fix`. All mistakes of a run file are shown together.",
+        _table(("kind", "exit code", "meaning"), kinds),
+        "## Exit codes",
+        _table(("code", "meaning"), [(str(code), meaning) for code, meaning in codes]),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def metrics_page() -> str:
+    """Every number of a step, in metrics.jsonl and at W&B."""
+    rows = [(f"`{name}`", f"`{_wandb_name(name)}`", meaning) for name, meaning in METRICS.items()]
+    lines = [
+        "# Metrics",
+        NOTE,
+        "`metrics.jsonl` in a run's directory has one JSON object for each completed step, and each step once; W&B has "
+        "the same numbers by the names in the second column. A name that ends in `_by_corpus` holds an object: one "
+        "number for each corpus of the run.",
+        _table(("in metrics.jsonl", "at W&B", "meaning"), rows),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _wandb_name(name: str) -> str:
+    (sent,) = wandb_names({name: {"CORPUS": 0.0} if name.endswith("_by_corpus") else 0.0})
+    return sent
+
+
+def _sections(section: Schema, schema: Schema, place: str = "") -> Iterator[tuple[str, Schema]]:
+    yield place, section
+    for key, value in section["properties"].items():
+        inner = value.get("items", value).get("$ref")
+        if inner:
+            below = f"{place}.{key}" if place else key
+            yield from _sections(_resolve(inner, schema), schema, f"{below}[]" if "items" in value else below)
+
+
+def _resolve(reference: str, schema: Schema) -> Schema:
+    resolved: Schema = schema["$defs"][reference.removeprefix("#/$defs/")]
+    return resolved
+
+
+def _takes(value: Schema, plural: str = "") -> str:
+    if "anyOf" in value:
+        return " or ".join(_takes(choice) for choice in value["anyOf"])
+    if "enum" in value:
+        return f"one of {', '.join(f'`{choice}`' for choice in value['enum'])}"
+    if "$ref" in value:
+        return f"section{plural}"
+    if value["type"] == "array":
+        return f"list of {_takes(value['items'], 's')}{', at least one' if value.get('minItems') else ''}"
+    if value["type"] == "null":
+        return "`null`"
+    bounds = ", ".join(phrase.format(value[bound]) for bound, phrase in BOUNDS.items() if bound in value)
+    return f"{PLAIN_TYPES[value['type']]}{plural}{f' ({bounds})' if bounds else ''}"
+
+
+def _meaning(value: Schema, schema: Schema) -> str:
+    meaning: str = value["description"] if "description" in value else _resolve(value["$ref"], schema)["description"]
+    return meaning
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def stale(repository: Path) -> list[str]:
+    """The generated files that are missing or differ from what the code says now."""
+    return [name for name, text in pages().items() if _read(repository / name) != text]
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def write(repository: Path) -> None:
+    """Write every generated file, each whole or not at all."""
+    for name, text in pages().items():
+        path = repository / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name the stale files")
+    if not parser.parse_args(arguments).check:
+        write(REPOSITORY)
+        return errors.EXIT_DONE
+    found = stale(REPOSITORY)
+    for name in found:
+        print(f"{name} is stale: run python tools/generate_reference.py", file=sys.stderr)
+    return errors.EXIT_ANSWER_IS_NO if found else errors.EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

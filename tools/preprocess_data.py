@@ -1,0 +1,112 @@
+"""Tokenize JSONL with Megatron-LM's flags: PREFIX_KEY_document.bin and .idx, byte for byte as its own tool writes them.
+
+    python tools/preprocess_data.py --input corpus.jsonl --output-prefix corpus --append-eod --workers 8 \
+        --tokenizer-type HuggingFaceTokenizer --tokenizer-model path/to/folder
+
+Source: tools/preprocess_data.py of Megatron-LM with the tokenizers of megatron-core 0.16.1. Different from it: every
+key gets its .idx, a bad line is named, outputs appear whole or not at all, and a sidecar PREFIX_KEY_document.json
+stands beside them. `dsmath data tokenize` does the same with more choices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_dsmath.data.progress import shown_progress
+from megatron_dsmath.data.tokenize import tokenize
+from megatron_dsmath.data.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from megatron_dsmath.errors import EXIT_DONE, DataError, DsmathError, TokenizerError, show
+
+SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
+TEXT_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags, by Megatron-LM's names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--input", required=True, help="JSONL file (also .gz, .zst), folder of them, or glob")
+    parser.add_argument("--json-keys", nargs="+", default=["text"], help="fields to tokenize, each to its own dataset")
+    parser.add_argument("--output-prefix", required=True, help="outputs are PREFIX_KEY_document.bin and .idx")
+    parser.add_argument("--tokenizer-type", required=True, choices=("HuggingFaceTokenizer", *SENTENCEPIECE_TYPES))
+    parser.add_argument("--tokenizer-model", required=True, help="tokenizer.json or its folder; SentencePiece .model")
+    parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
+    parser.add_argument("--workers", type=int, default=1, help="processes; the output does not depend on it")
+    parser.add_argument("--log-interval", type=int, help="accepted for old scripts: progress shows by time")
+    bos = parser.add_mutually_exclusive_group()
+    bos.add_argument(
+        "--tokenizer-hf-include-special-tokens",
+        action="store_true",
+        help="begin each document with BOS, as the post-processors of LLaMA-like tokenizers do",
+    )
+    bos.add_argument(
+        "--tokenizer-hf-no-include-special-tokens", action="store_true", help="no BOS, which is the default"
+    )
+    return parser.parse_args(arguments)
+
+
+def find_inputs(pattern: str) -> list[Path]:
+    """The files of a path, folder or glob, in the order of their names. Raises DataError when there is none."""
+    path = Path(pattern)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.name.endswith(TEXT_ENDINGS))
+    elif path.exists():
+        files = [path]
+    else:
+        files = sorted(map(Path, glob.glob(pattern)))  # noqa: PTH207 - a pattern may be absolute
+    if not files:
+        raise DataError(
+            "there is no input",
+            where=pattern,
+            found="no file",
+            expected=f"a file, a glob, or a folder with {', '.join(TEXT_ENDINGS)}",
+            fix="check --input",
+        )
+    return files
+
+
+def require_type(tokenizer_type: str, model: str) -> None:
+    """Refuse a tokenizer that is not of the type named. Raises TokenizerError."""
+    tokenizer = load_tokenizer(model)
+    if isinstance(tokenizer, HuggingFaceTokenizer) == (tokenizer_type in SENTENCEPIECE_TYPES):
+        raise TokenizerError(
+            "the tokenizer is of another type",
+            where=model,
+            found=tokenizer.path.name,
+            expected="a SentencePiece .model" if tokenizer_type in SENTENCEPIECE_TYPES else "a tokenizer.json",
+            fix="correct --tokenizer-type or --tokenizer-model",
+        )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Tokenize every key; the exit code."""
+    try:
+        flags = parse(arguments)
+        files = find_inputs(flags.input)
+        require_type(flags.tokenizer_type, flags.tokenizer_model)
+        for key in flags.json_keys:
+            with shown_progress() as report_progress:
+                report = tokenize(
+                    files,
+                    flags.tokenizer_model,
+                    f"{flags.output_prefix}_{key}_document",
+                    field=key,
+                    workers=flags.workers,
+                    append_eod=flags.append_eod,
+                    prepend_bos=flags.tokenizer_hf_include_special_tokens,
+                    parse_special=True,
+                    report_progress=report_progress,
+                )
+            print(f"{report.prefix}: {report.documents:,} documents, {report.tokens:,} tokens, {report.seconds:.1f} s")
+    except DsmathError as error:
+        return show(error)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
