@@ -18,7 +18,7 @@ METRICS: dict[str, str] = {
     "step_seconds": "Wall time of the step, in seconds.",
     "tokens_per_second": "Tokens of the step over its wall time, all devices together.",
     "mfu": "Model FLOP/s over the devices' bf16 peak, attention counted causal; null for a device of unknown peak.",
-    "validation_loss": "Held-out loss: mean nats per target token; in the rows of steps after which it was measured.",
+    "validation_loss": "Held-out nats per target token, the corpora weighted as the mixture; where it was measured.",
     "validation_loss_by_corpus": "The same over each corpus' held-out part.",
 }
 

@@ -1,0 +1,48 @@
+# Every target makes .venv first where it is missing. PYTHON=python3.12 chooses another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch first and pinned: a later range would bring several GB of CUDA to a machine without a GPU.
+TORCH ?= torch==2.13.0
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test test-full test-gpu check bench reference clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/dsmath quickstart --out runs/quickstart
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+test-full: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu
+
+check: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet -e ".[check]"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/generate_reference.py --check
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/training_step.py
+
+reference: $(INSTALLED)
+	$(BIN)/python tools/generate_reference.py
+
+$(INSTALLED): setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/.installed-test: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
