@@ -239,5 +239,5 @@ def _require_tokens(writer: IndexedWriter, paths: Sequence[Path], bad_lines: int
             where=", ".join(map(str, paths[:3])),
             found=f"{writer.document_count:,} documents, all empty, and {bad_lines:,} bad lines",
             expected="at least one document with text",
-            fix="check the field and the files",
+            fix="check the field; --bad-lines fail names the first bad line",
         )

@@ -1,15 +1,4 @@
-"""Five small corpora in place of the five sources of the paper's mixture, written from nothing but Python itself.
-
-    deepseekmath_corpus   generated: mathematical pages with worked solutions, English and Chinese
-    algebraic_stack       generated: Lean, computer algebra, numerical programs; and Python's mathematical modules
-    arxiv                 generated: LaTeX sections with theorems and proofs
-    github_code           the sources of Python's standard library, whole modules
-    natural_language      documentation that Python carries, English; and generated Chinese essays
-
-Generated texts are this project's own (Apache-2.0), and what they state is true. Texts of Python are read from the
-running interpreter and stay under the Python Software Foundation License: write them for your own run, and pass them
-on only with that licence.
-"""
+"""Five small corpora in place of the five sources of the paper's mixture, written from nothing but Python itself."""
 
 from __future__ import annotations
 
@@ -22,6 +11,25 @@ from random import Random
 from megatron_dsmath.data.atomic_files import AtomicFiles, OutputFile
 from megatron_dsmath.quickstart import formal, interpreter, mathematics, papers, prose
 
+README = """\
+# Corpora of the quickstart
+
+Miniatures of the five sources of DeepSeekMath's mixture (arXiv 2402.03300, section 2.3), written by `dsmath quickstart`.
+
+| file | what it is | whose it is |
+|---|---|---|
+| deepseekmath_corpus.jsonl | generated: mathematical pages with worked solutions, English and Chinese | ours |
+| algebraic_stack.jsonl | generated: Lean, computer algebra, numerical programs | ours |
+| | and the mathematical modules of Python's standard library | Python's |
+| arxiv.jsonl | generated: LaTeX sections with theorems and proofs | ours |
+| github_code.jsonl | other modules of Python's standard library, each whole | Python's |
+| natural_language.jsonl | generated: Chinese essays | ours |
+| | and documentation that Python carries, English | Python's |
+
+Ours: megatron_dsmath, Apache-2.0; what these texts state is true, and what they tell is made up.
+Python's: read from the interpreter that wrote this folder, under the Python Software Foundation License 2 (see its
+LICENSE.txt, or `license()` in Python) and, in some modules, the notice in the module. Pass them on only with it.
+"""
 SESSIONS_PER_MODULE = 40
 
 
@@ -47,14 +55,17 @@ CORPORA: dict[str, tuple[float, Callable[[Random], Iterator[str]]]] = {
 def write_corpora(folder: Path, seed: int, megabytes: float = 6.0) -> dict[str, Path]:
     """Write `folder`/NAME.jsonl for each corpus, `{"text": ...}` a line, and return their paths by name.
 
+    README.md beside them says what they are and whose.
     `megabytes`: about the size of all files together, shared out as the paper's mixture; a corpus that is read from
     the interpreter ends earlier where there is no more to read. The same seed and version of Python give the same
-    bytes. All five files appear, or none. Raises OutputError, and DataError where Python's own sources are missing.
+    bytes. All files appear, or none. Raises OutputError, and DataError where Python's own sources are missing.
     """
     paths = {name: folder / f"{name}.jsonl" for name in CORPORA}
-    output = AtomicFiles(*paths.values())
+    output = AtomicFiles(folder / "README.md", *paths.values())
     try:
-        for file, (name, (share, documents)) in zip(output.files, CORPORA.items(), strict=True):
+        readme, *files = output.files
+        readme.write(README.encode())
+        for file, (name, (share, documents)) in zip(files, CORPORA.items(), strict=True):
             draw = Random(f"{seed}/{name}")  # noqa: S311 - it draws texts, not secrets
             _write(file, documents(draw), int(megabytes * share * 1e6))
         output.publish()

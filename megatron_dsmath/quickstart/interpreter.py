@@ -17,11 +17,11 @@ from random import Random
 from megatron_dsmath.errors import DataError
 
 MATHEMATICAL = ("fractions", "statistics", "numbers", "random", "colorsys", "heapq", "bisect", "decimal", "graphlib")
-# Tables and toys rather than programs, or generated for this very machine.
+# Tables and toys rather than programs.
 LEFT_OUT = ("encodings", "pydoc_data", "lib2to3", "idlelib", "turtledemo", "this", "antigravity")
 SMALLEST_BYTES, LARGEST_BYTES = 500, 60_000  # an empty __init__ says nothing; a huge module is most of a small corpus
 PIECE_CHARACTERS = 6_000
-FEWEST_MODULES = 50  # a whole library has over 500; a stripped one would be read again and again
+FEWEST_MODULES = 50  # fewer would be a stripped library, and the corpus would soon be learnt by heart
 
 
 def mathematical_modules() -> Iterator[str]:

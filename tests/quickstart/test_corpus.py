@@ -55,6 +55,12 @@ def test_mathematics_and_natural_language_are_bilingual(corpora: dict[str, Path]
         assert 0.1 < sum(chinese) / len(chinese) < 0.6
 
 
+def test_a_readme_beside_them_says_what_each_file_is_and_whose(corpora: dict[str, Path]) -> None:
+    readme = (corpora["arxiv"].parent / "README.md").read_text(encoding="utf-8")
+    assert all(path.name in readme for path in corpora.values())
+    assert "Python Software Foundation License" in readme
+
+
 def test_code_is_whole_files_of_the_standard_library(corpora: dict[str, Path]) -> None:
     library = {path.read_text(encoding="utf-8") for path in interpreter.sources()}
     code = texts(corpora["github_code"])
