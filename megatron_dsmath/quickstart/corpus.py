@@ -14,7 +14,7 @@ from megatron_dsmath.quickstart import formal, interpreter, mathematics, papers,
 README = """\
 # Corpora of the quickstart
 
-Miniatures of the five sources of DeepSeekMath's mixture (arXiv 2402.03300, section 2.3), written by `dsmath quickstart`.
+Miniatures of the five sources of DeepSeekMath's mixture (arXiv 2402.03300, section 2.3), made by `dsmath quickstart`.
 
 | file | what it is | whose it is |
 |---|---|---|
@@ -26,11 +26,11 @@ Miniatures of the five sources of DeepSeekMath's mixture (arXiv 2402.03300, sect
 | natural_language.jsonl | generated: Chinese essays | ours |
 | | and documentation that Python carries, English | Python's |
 
-Ours: megatron_dsmath, Apache-2.0; what these texts state is true, and what they tell is made up.
+Ours: megatron_dsmath, Apache-2.0; the mathematics is true, the stories are made up.
 Python's: read from the interpreter that wrote this folder, under the Python Software Foundation License 2 (see its
 LICENSE.txt, or `license()` in Python) and, in some modules, the notice in the module. Pass them on only with it.
 """
-SESSIONS_PER_MODULE = 40
+SESSIONS_PER_MODULE = 120
 
 
 def _algebraic_stack(draw: Random) -> Iterator[str]:

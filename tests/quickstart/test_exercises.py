@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from megatron_dsmath.quickstart import exercises
-from megatron_dsmath.quickstart.exercises import Bilingual, polynomial
+from megatron_dsmath.quickstart.exercises import Bilingual
 from tests.quickstart.arithmetic import formulas, numeric_chains, value
 
 DRAWS = 100
@@ -84,11 +84,3 @@ def test_both_languages_tell_the_same_problem(topic: str) -> None:
         assert sorted(numbers(english.question)) == sorted(numbers(chinese.question))
         assert re.search("[一-龥]", chinese.question)
         assert not re.search("[一-龥]", english.question)
-
-
-@pytest.mark.parametrize(
-    ("coefficients", "text"),
-    [((1, -5, 6), "x^2 - 5x + 6"), ((-1, 0, 1), "-x^2 + 1"), ((3, 1), "3x + 1"), ((0, 0), "0"), ((1, 0), "x")],
-)
-def test_polynomials_are_written_as_by_hand(coefficients: tuple[int, ...], text: str) -> None:
-    assert polynomial(coefficients) == text
