@@ -36,7 +36,7 @@ read_command_line() {
         esac
         shift
     done
-    [[ -n $run_file ]] || refuse 'no run file' "for example ${0##*/} configs/quickstart/train.yaml; see --help"
+    [[ -n $run_file ]] || refuse 'no run file' "for example ${0##*/} configs/quickstart/pretrain.yaml; see --help"
     processes=${processes:-$(default_processes)}
     [[ $processes =~ ^[1-9][0-9]*$ ]] || refuse "$processes is no number of processes" 'give --nproc a positive integer'
 }
