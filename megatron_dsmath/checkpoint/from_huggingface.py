@@ -12,7 +12,7 @@ from megatron_dsmath.checkpoint.foreign_files import inside, read_json
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, model_from
 from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles
 from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids, tokenizer_files
-from megatron_dsmath.checkpoint.weight_reader import WeightReader, require_all, tensor_shapes
+from megatron_dsmath.checkpoint.weight_reader import WeightReader, require_all
 from megatron_dsmath.checkpoint.weights_checkpoint import write_weights_checkpoint
 from megatron_dsmath.errors import ConversionError
 
@@ -44,7 +44,7 @@ class HuggingFaceFolder(WeightReader):
         self._files = SafetensorsFiles(path)
         self.skipped = tuple(name for name in self._files.tensors if _BUFFER.fullmatch(name))
         found = {name: tensor.shape for name, tensor in self._files.tensors.items() if name not in self.skipped}
-        require_all(path, tensor_shapes(self.model), found)
+        require_all(path, self.model, found)
 
     def dtype(self, name: str) -> torch.dtype:
         """What a tensor is stored in."""

@@ -14,7 +14,7 @@ from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids, tokeni
 from megatron_dsmath.checkpoint.training_checkpoint import ShardedWeights
 from megatron_dsmath.checkpoint.weights_checkpoint import described, write_weights_checkpoint
 from megatron_dsmath.errors import CheckpointError, ConversionError
-from megatron_dsmath.parallel.shard_reader import METADATA
+from megatron_dsmath.parallel.shard_metadata import METADATA
 
 TRACKER = "latest_checkpointed_iteration.txt"
 

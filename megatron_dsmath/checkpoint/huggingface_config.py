@@ -48,7 +48,8 @@ def model_from(config: Mapping[str, Any], path: Path) -> ModelConfig:
         if config.get(key, value) != value:
             _refuse(path, key, config[key], value)
     values = {ours: config.get(theirs, default) for ours, theirs, default in _SIZES}
-    values["key_value_heads"] = config.get("num_key_value_heads") or values["attention_heads"]
+    groups = config.get("num_key_value_heads")
+    values["key_value_heads"] = values["attention_heads"] if groups is None else groups
     values["rope_theta"] = _rope_theta(config, path)
     try:
         model = ModelConfig(**values, initial_weights=None, kernels="torch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_dsmath.checkpoint.manifest import Manifest
@@ -11,7 +12,8 @@ from megatron_dsmath.checkpoint.manifest import Manifest
 def model_card(title: str, manifest: Manifest) -> str:
     """The card in Markdown, with the header that model hubs read."""
     model, trained = manifest.model, manifest.kind == "training"
-    base = manifest.state.get("source") or model.initial_weights or "none: first weights drawn from a seed"
+    base = manifest.state.get("source") or model.initial_weights  # a path, whose folders are nobody's business
+    base = Path(str(base)).name if base else "none: first weights drawn from a seed"
     facts = [
         ("base", base),
         ("parameters", f"{model.parameters:,}"),

@@ -1,8 +1,7 @@
 """The life of a checkpoint: begun under another name, hashed, published by one rename, verified, pruned. No torch.
 
 A published `step_N` is never written again, so what it holds is always one step, whole. What exists is read from the
-directory, never from the pointer `LATEST`, which is there for people. The design answers goals R1 to R7 of
-docs/checkpoints.md.
+directory, never from the pointer `LATEST`, which is there for people. docs/checkpoints.md tells the story.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 from megatron_dsmath.checkpoint import whole_directory
 from megatron_dsmath.checkpoint.manifest import MANIFEST, FileEntry, Manifest, not_a_checkpoint, read_manifest
-from megatron_dsmath.data.atomic_files import cannot_write
+from megatron_dsmath.checkpoint.whole_directory import refused_by_the_system
 from megatron_dsmath.errors import CheckpointError
 
 LATEST = "LATEST"
@@ -36,21 +35,24 @@ def begin(root: Path, step: int) -> Path:
     whole_directory.remove_leftovers(root, "step_*")
     target = root / f"step_{step}"
     if target.is_dir() and not _is_complete(target):
-        target.rename(target.with_name(f"{target.name}.damaged-{secrets.token_hex(4)}"))
+        with refused_by_the_system(target):
+            target.rename(target.with_name(f"{target.name}.damaged-{secrets.token_hex(4)}"))
     return whole_directory.begin(target)
 
 
 def hashes(folder: Path, rank: int = 0, size: int = 1) -> dict[str, FileEntry]:
     """Size and sha256 of this rank's share of the files, by path in `folder`; each is brought to the disk.
 
-    The shares of ranks 0 to `size` - 1 are every file once, the large ones spread evenly.
+    The shares of ranks 0 to `size` - 1 are every file once, the large ones spread evenly. Raises OutputError when the
+    system cannot keep what was written, which some file systems say only now.
     """
     files = sorted(
         (path for path in folder.rglob("*") if path.is_file()), key=lambda path: (-path.stat().st_size, path)
     )
     records = {}
     for path in files[rank::size]:
-        whole_directory.sync(path)
+        with refused_by_the_system(path):
+            whole_directory.sync(path)
         name = path.relative_to(folder).as_posix()
         records[name] = FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
     return records
@@ -64,11 +66,9 @@ def publish(incomplete: Path, manifest: Manifest) -> Path:
     """
     _require_sizes(incomplete, manifest)
     path = incomplete / MANIFEST
-    try:
+    with refused_by_the_system(path):
         path.write_text(manifest.to_json(), encoding="utf-8")
         whole_directory.sync(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
     published = whole_directory.publish(incomplete)
     if _STEP.fullmatch(published.name):
         with suppress(OSError):  # a hint: the checkpoint itself is safe
@@ -87,7 +87,7 @@ def newest(root: Path) -> Path | None:
     problems = []
     for folder in reversed(folders):
         try:
-            _manifest_of_step(folder)
+            _manifest(folder)
         except CheckpointError as error:
             problems.append(error)
         else:
@@ -112,7 +112,7 @@ def locate(path: Path) -> Path:
 
 
 def listing(path: Path) -> list[dict[str, Any]]:
-    """A row for each published checkpoint of a run's directory or a directory of checkpoints, oldest first.
+    """A row for each published checkpoint that `path` holds (a run's directory, its checkpoints, one), oldest first.
 
     One whose manifest is damaged has the kind `damaged` and says its `problem`. Raises CheckpointError when there is
     no such directory.
@@ -124,6 +124,8 @@ def listing(path: Path) -> list[dict[str, Any]]:
             expected="a run's directory, or its checkpoints",
             fix="name the directory that `output` of the run file names",
         )
+    if (path / MANIFEST).exists():
+        return [_row(path)]
     return [_row(folder) for folder in _step_folders(path / "checkpoints") or _step_folders(path)]
 
 
@@ -151,7 +153,8 @@ def prune(root: Path, keep: int) -> list[Path]:
     complete = [folder for folder in _step_folders(root) if _is_complete(folder)]
     doomed = complete[: -max(keep, KEPT_AT_LEAST)]
     for folder in doomed:
-        whole_directory.withdraw(folder)
+        with refused_by_the_system(folder):
+            whole_directory.withdraw(folder)
     return doomed
 
 
@@ -171,9 +174,9 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def _manifest_of_step(folder: Path) -> Manifest:
+def _manifest(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
-    if manifest.step != _step(folder):
+    if _STEP.fullmatch(folder.name) and manifest.step != _step(folder):
         raise CheckpointError(
             "a checkpoint bears the name of another step",
             where=folder,
@@ -186,22 +189,25 @@ def _manifest_of_step(folder: Path) -> Manifest:
 
 def _is_complete(folder: Path) -> bool:
     with suppress(CheckpointError):
-        _manifest_of_step(folder)
+        _manifest(folder)
         return True
     return False
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {"step": _step(folder), "path": str(folder)}
     try:
-        manifest = _manifest_of_step(folder)
+        manifest = _manifest(folder)
     except CheckpointError as error:
-        return row | {"kind": "damaged", "tokens": None, "size_bytes": None, "problem": error.what}
-    return row | {
+        step = _step(folder) if _STEP.fullmatch(folder.name) else None
+        facts: dict[str, Any] = {"step": step, "kind": "damaged", "tokens": None, "size_bytes": None}
+        return facts | {"problem": error.what, "path": str(folder)}
+    return {
+        "step": manifest.step,
         "kind": manifest.kind,
         "tokens": manifest.consumed_tokens,
         "size_bytes": manifest.size_bytes,
         "problem": None,
+        "path": str(folder),
     }
 
 

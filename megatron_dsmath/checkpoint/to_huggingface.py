@@ -14,8 +14,8 @@ from megatron_dsmath.checkpoint.huggingface_config import CONFIG, config_from
 from megatron_dsmath.checkpoint.manifest import Manifest, read_manifest
 from megatron_dsmath.checkpoint.model_card import model_card
 from megatron_dsmath.checkpoint.safetensors_writer import size_bytes, write_safetensors
-from megatron_dsmath.checkpoint.tokenizer_files import write_beside_weights
-from megatron_dsmath.checkpoint.weight_reader import DTYPES, WeightReader, not_finite, tensor_shapes
+from megatron_dsmath.checkpoint.tokenizer_files import tokenizer_file, write_beside_weights
+from megatron_dsmath.checkpoint.weight_reader import DTYPES, WeightReader, require_finite
 from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.checkpoint.weights_checkpoint import precision_of
 
@@ -30,9 +30,15 @@ class Exported:
     step: int
     parameters: int
     precision: str
+    tokenizer: str | None
 
     def __str__(self) -> str:
-        return f"{self.folder}: {self.parameters:,} parameters in {self.precision}, of step {self.step:,}"
+        lines = [f"{self.folder}: {self.parameters:,} parameters in {self.precision}, of step {self.step:,}"]
+        if self.tokenizer is None:
+            lines.append("tokenizer: none was with the weights")
+        elif self.tokenizer.endswith(".model"):
+            lines.append(f"tokenizer: {self.tokenizer}, for sentencepiece itself; transformers may give other ids")
+        return "\n".join(lines)
 
 
 def export(checkpoint: Path, out: Path, precision: Precision | None = None) -> Exported:
@@ -56,14 +62,13 @@ def write_huggingface(
 ) -> Exported:
     """Write `weights` as a Hugging Face folder whose card tells what `manifest` says; as `export`, which see."""
     dtype = None if precision is None else DTYPES[precision]
-    tensors = {name: (shape, dtype or weights.dtype(name)) for name, shape in tensor_shapes(weights.model).items()}
+    tensors = {name: (shape, dtype or weights.dtype(name)) for name, shape in weights.shapes.items()}
     kept = precision or precision_of(weights)
     store.preflight(out.absolute().parent, sum(size_bytes(*tensor) for tensor in tensors.values()))
 
     def converted(name: str) -> torch.Tensor:
         tensor = weights.read_whole(name).to(tensors[name][1])
-        if not torch.isfinite(tensor).all():  # fp16 ends at 65,504
-            raise not_finite(weights.path, f"{name} in {precision}", tensor)
+        require_finite(weights.path, f"{name} in {kept}", tensor)  # fp16 ends at 65,504
         return tensor
 
     with whole_directory.whole_directory(out) as folder:
@@ -72,7 +77,8 @@ def write_huggingface(
         config = config_from(weights.model, kept, weights.special_token_ids)
         _write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         _write(folder / "README.md", model_card(out.absolute().name, manifest))
-    return Exported(out, manifest.step, weights.model.parameters, kept)
+    engine = tokenizer_file(weights.tokenizer_files)
+    return Exported(out, manifest.step, weights.model.parameters, kept, engine.name if engine else None)
 
 
 def _write(path: Path, text: str) -> None:

@@ -24,11 +24,17 @@ def tokenizer_files(folder: Path) -> tuple[Path, ...]:
     return tuple(inside(folder, name) for name in dict.fromkeys(names) if (folder / name).is_file())
 
 
-def load_from(files: Sequence[Path]) -> Tokenizer | None:
-    """The tokenizer that is among `files` (of one folder); None where none is. Raises TokenizerError."""
+def tokenizer_file(files: Sequence[Path]) -> Path | None:
+    """The one of `files` (of one folder) that a tokenizer is loaded from."""
     engines = [file for file in files if file.name == "tokenizer.json"]
     engines += [file for file in files if file.suffix == ".model"]
-    return load_tokenizer(engines[0]) if engines else None
+    return engines[0] if engines else None
+
+
+def load_from(files: Sequence[Path]) -> Tokenizer | None:
+    """The tokenizer that is among `files`; None where none is. Raises TokenizerError."""
+    file = tokenizer_file(files)
+    return None if file is None else load_tokenizer(file)
 
 
 def special_token_ids(files: Sequence[Path], config: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megatron_dsmath.checkpoint.weight_reader import WeightReader, wrong_shape
+from megatron_dsmath.checkpoint.weight_reader import PRECISIONS, WeightReader, require_layers, wrong_shape
 from megatron_dsmath.config.model import ModelConfig
 from megatron_dsmath.errors import ConversionError
 from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
@@ -38,6 +38,7 @@ class ShardedWeights(WeightReader):
         self.path, self.model = folder, model
         self.tokenizer_files, self.special_token_ids = tokenizer_files, special_token_ids
         self._shards = ShardReader(folder)
+        require_layers(folder, model, len(self._shards.shapes))
         self._table = {theirs: parameter for parameter in parameters(model) for theirs in parameter.theirs}
         self._names = {parameter.ours: self._stored_name(parameter.ours) for parameter in parameters(model)}
         self._check(padded_vocabulary)
@@ -86,6 +87,15 @@ class ShardedWeights(WeightReader):
                 shape = (expected[0], *shape[1:])
             if shape != expected:
                 raise wrong_shape(self.path, self._names[parameter.ours], shape, expected)
+            dtype = self._shards.dtype(self._names[parameter.ours])
+            if dtype not in PRECISIONS:
+                raise ConversionError(
+                    "a tensor is stored in a type that cannot be trained on",
+                    where=f"{self.path}: {self._names[parameter.ours]}",
+                    found=dtype,
+                    expected=f"one of {', '.join(map(str, PRECISIONS))}",
+                    fix="save the weights unquantized",
+                )
 
 
 def _fused_shape(parameter: Parameter) -> Shape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class WeightReader(ABC):
     tokenizer_files: tuple[Path, ...]
     special_token_ids: Mapping[str, Any]
 
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """The whole shape of every tensor, in the order of the forward pass."""
+        return tensor_shapes(self.model)
+
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
         """What the tensor `name` is stored in."""
@@ -44,17 +50,15 @@ class WeightReader(ABC):
 
         Raises ConversionError when it has another shape, or holds NaN or infinity.
         """
-        expected = tensor_shapes(self.model).get(name)
-        if expected != shape:
-            raise wrong_shape(self.path, name, expected, shape)
+        if self.shapes.get(name) != shape:
+            raise wrong_shape(self.path, name, self.shapes.get(name), shape)
         tensor = self._read(name, part)
-        if not torch.isfinite(tensor).all():
-            raise not_finite(self.path, name, tensor)
+        require_finite(self.path, name, tensor)
         return tensor
 
     def read_whole(self, name: str) -> torch.Tensor:
         """The whole tensor `name`; raises what `read` does."""
-        shape = tensor_shapes(self.model)[name]
+        shape = self.shapes[name]
         return self.read(name, shape, tuple(slice(None) for _ in shape))
 
     @abstractmethod
@@ -71,8 +75,22 @@ def tensor_shapes(model: ModelConfig) -> dict[str, Shape]:
     }
 
 
-def require_all(path: Path, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
-    """Raise ConversionError unless `found` is exactly what is `expected`: none missing, none extra, each its shape."""
+def require_layers(path: Path, model: ModelConfig, tensors: int) -> None:
+    """Raise ConversionError when a model says it has more layers than there are tensors, before they are all named."""
+    if model.layers > tensors:
+        raise ConversionError(
+            "tensors are missing",
+            where=path,
+            found=f"{tensors} tensors",
+            expected=f"those of {model.layers} layers",
+            fix="get the folder whole again, or correct the number of layers in config.json",
+        )
+
+
+def require_all(path: Path, model: ModelConfig, found: Mapping[str, Shape]) -> None:
+    """Raise ConversionError unless `found` is exactly what the model has: none missing, none extra, each its shape."""
+    require_layers(path, model, len(found))
+    expected = tensor_shapes(model)
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     if missing:
@@ -107,16 +125,18 @@ def wrong_shape(path: Path, name: str, found: Shape | None, expected: Shape) -> 
     )
 
 
-def not_finite(path: Path, name: str, tensor: torch.Tensor) -> ConversionError:
-    """The error for a tensor with NaN or infinity in it."""
-    bad = int((~torch.isfinite(tensor)).sum())
-    return ConversionError(
-        "a tensor holds NaN or infinity",
-        where=f"{path}: {name}",
-        found=f"{bad:,} of {tensor.numel():,} values are not finite",
-        expected="finite numbers",
-        fix="use weights from before the model diverged, or get the file again",
-    )
+def require_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
+    """Raise ConversionError when a tensor holds NaN or infinity."""
+    # NaN and infinity reach the extremes, and looking for those takes no memory, unlike isfinite() of every value.
+    if not all(extreme.isfinite() for extreme in tensor.aminmax()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ConversionError(
+            "a tensor holds NaN or infinity",
+            where=f"{path}: {name}",
+            found=f"{bad:,} of {tensor.numel():,} values are not finite",
+            expected="finite numbers",
+            fix="use weights from before the model diverged, or get the file again",
+        )
 
 
 def _some(names: list[str]) -> str:

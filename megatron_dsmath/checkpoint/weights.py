@@ -44,7 +44,10 @@ def open_weights(path: Path, rank: int = 0, size: int = 1) -> WeightReader:
 
 
 def check_same_model(found: ModelConfig, run_model: ModelConfig, where: Path | None = None) -> None:
-    """Raise CheckpointError, naming every key that differs, unless weights of `found` at `where` fit the run's model."""
+    """Raise CheckpointError, naming every key that differs, unless weights of `found` fit the run's model.
+
+    `where`: the checkpoint that the error names.
+    """
     differing = [key for key in _DECIDES_THE_MODEL if getattr(found, key) != getattr(run_model, key)]
     if differing:
         raise CheckpointError(

@@ -10,7 +10,7 @@ from megatron_dsmath.checkpoint import store, tokenizer_files, whole_directory
 from megatron_dsmath.checkpoint.manifest import MANIFEST, Manifest, Precision
 from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles
 from megatron_dsmath.checkpoint.safetensors_writer import size_bytes, write_safetensors
-from megatron_dsmath.checkpoint.weight_reader import PRECISIONS, WeightReader, require_all, tensor_shapes
+from megatron_dsmath.checkpoint.weight_reader import PRECISIONS, WeightReader, require_all
 from megatron_dsmath.errors import ConversionError
 
 FOLDER = "weights"
@@ -26,7 +26,7 @@ class WeightsCheckpoint(WeightReader):
         self.special_token_ids = tokenizer_files.special_token_ids(self.tokenizer_files)
         self._files = SafetensorsFiles(path / FOLDER)
         found = {name: tensor.shape for name, tensor in self._files.tensors.items()}
-        require_all(path, tensor_shapes(self.model), found)
+        require_all(path, self.model, found)
 
     def dtype(self, name: str) -> torch.dtype:
         """What a tensor is stored in."""
@@ -48,7 +48,7 @@ def files_of(checkpoint: Path, manifest: Manifest) -> tuple[Path, ...]:
 
 def precision_of(weights: WeightReader) -> Precision:
     """The type in which all tensors are stored, or mixed."""
-    dtypes = {weights.dtype(name) for name in tensor_shapes(weights.model)}
+    dtypes = {weights.dtype(name) for name in weights.shapes}
     return PRECISIONS[dtypes.pop()] if len(dtypes) == 1 else "mixed"
 
 
@@ -82,7 +82,7 @@ def write_weights_checkpoint(weights: WeightReader, out: Path) -> Manifest:
     Raises TokenizerError, OutputError, and what reading `weights` raises.
     """
     manifest = described(weights)
-    tensors = {name: (shape, weights.dtype(name)) for name, shape in tensor_shapes(weights.model).items()}
+    tensors = {name: (shape, weights.dtype(name)) for name, shape in weights.shapes.items()}
     whole_directory.require_absent(out)
     store.preflight(out.absolute().parent, sum(size_bytes(*tensor) for tensor in tensors.values()))
     with whole_directory.whole_directory(out) as folder:

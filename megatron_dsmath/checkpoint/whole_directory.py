@@ -25,11 +25,9 @@ def whole_directory(target: Path) -> Iterator[Path]:
     """
     incomplete = begin(target)
     try:
-        yield incomplete
+        with refused_by_the_system(target):
+            yield incomplete
         publish(incomplete)
-    except OSError as error:
-        discard(incomplete)
-        raise cannot_write(target, error) from error
     except BaseException:
         discard(incomplete)
         raise
@@ -43,12 +41,10 @@ def begin(target: Path) -> Path:
     target = target.absolute()
     require_absent(target)
     incomplete = target.with_name(f"{target.name}.incomplete-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
+    with refused_by_the_system(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent, target.name)
         incomplete.mkdir()
-    except OSError as error:
-        raise cannot_write(target, error) from error
     return incomplete
 
 
@@ -60,14 +56,12 @@ def publish(incomplete: Path) -> Path:
     name = _INCOMPLETE.fullmatch(incomplete.name)
     assert name is not None, incomplete
     target = incomplete.with_name(name["target"])
-    for folder in [incomplete, *(entry for entry in incomplete.rglob("*") if entry.is_dir())]:
-        sync(folder)
     require_absent(target)
-    try:
+    with refused_by_the_system(target):
+        for folder in [incomplete, *(entry for entry in incomplete.rglob("*") if entry.is_dir())]:
+            sync(folder)
         incomplete.rename(target)
         sync(target.parent)
-    except OSError as error:
-        raise cannot_write(target, error) from error
     return target
 
 
@@ -113,12 +107,19 @@ def require_room(target: Path, needed_bytes: int) -> None:
     while not folder.is_dir():
         folder = folder.parent
     probe = folder / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
+    with refused_by_the_system(probe, needed_bytes):
         probe.mkdir()
         probe.rmdir()
-    except OSError as error:
-        raise cannot_write(probe, error, needed_bytes) from error
     require_free_space(folder, needed_bytes)
+
+
+@contextmanager
+def refused_by_the_system(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn the system's refusal to write `path` into an OutputError that says what is needed and free."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error, needed_bytes) from error
 
 
 def sync(path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from megatron_dsmath.parallel.optimizer import Optimizer
+from megatron_dsmath.parallel.shard_metadata import check_metadata
 from megatron_dsmath.parallel.transformer import unwrapped
 
 # Moments and master weights are stored as whole tensors, so that tensor, pipeline and data parallel sizes may change;
@@ -50,11 +51,18 @@ def save(folder: Path, pieces: Sequence[torch.nn.Module], optimizer: Optimizer) 
 
 
 def load(folder: Path, pieces: Sequence[torch.nn.Module], optimizer: Optimizer) -> None:
-    """Read weights and optimizer state of any layout into this rank's; every rank calls it."""
+    """Read weights and optimizer state of any layout into this rank's; every rank calls it. Raises CheckpointError.
+
+    Moments, master weights and the step count come from the checkpoint, the optimizer's numbers from the run.
+    """
+    check_metadata(folder)
+    numbers = {key: optimizer.param_groups[0][key] for key in ("betas", "eps")}
     state = dist_checkpointing.load(_state(pieces, optimizer, is_loading=True), str(folder))
     for index, piece in enumerate(pieces):
         unwrapped(piece).load_state_dict(state[f"piece{index}"])
     optimizer.load_state_dict(state["optimizer"])
+    for group in optimizer.param_groups:
+        group.update(numbers)
 
 
 def _state(pieces: Sequence[torch.nn.Module], optimizer: Optimizer, is_loading: bool) -> dict[str, Any]:

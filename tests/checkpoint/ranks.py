@@ -14,7 +14,7 @@ from megatron_dsmath.config.run import RunConfig
 
 
 def logits(run: RunConfig, weights: Path, tokens: list[list[int]]) -> Any:
-    """This rank's share of the vocabulary's logits [batch, sequence, words], in numpy: a tensor would be gone with it."""
+    """This rank's share of the logits [batch, sequence, words]; in numpy, since a tensor would go with its process."""
     (piece,), _ = _load(run, weights)
     with torch.no_grad():
         return piece(torch.tensor(tokens), None, None, labels=None).numpy()

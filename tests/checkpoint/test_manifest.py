@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_dsmath.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from megatron_dsmath.errors import CheckpointError
+from tests.support.runs import run_config
+
+HASH = "0" * 64
+
+
+def written() -> dict[str, Any]:
+    manifest = Manifest(
+        kind="weights",
+        step=0,
+        next_sample=0,
+        consumed_tokens=0,
+        model=run_config().model,
+        layout={},
+        precision="bf16",
+        tokenizer_fingerprint=None,
+        state={},
+    )
+    content: dict[str, Any] = json.loads(manifest.to_json())
+    return content
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"format": "another checkpoint"}, "format"),
+        ({"version": 2}, "version"),
+        ({"kind": "pickle"}, "kind"),
+        ({"step": -1}, "step"),
+        ({"step": "4"}, "step"),
+        ({"step": 4.5}, "step"),
+        ({"model": {}}, "model.layers"),
+        ({"surprise": 1}, "surprise"),
+        ({"files": {"a": {"bytes": -1, "sha256": HASH}}}, "files.a.bytes"),
+        ({"files": {"a": {"bytes": 1, "sha256": "xyz"}}}, "files.a.sha256"),
+        ({"files": {"../a": {"bytes": 1, "sha256": HASH}}}, "files.../a"),
+        ({"files": {"/etc/passwd": {"bytes": 1, "sha256": HASH}}}, "files./etc/passwd"),
+        ({"files": {"a/./b": {"bytes": 1, "sha256": HASH}}}, "files.a/./b"),
+        ({"files": {MANIFEST: {"bytes": 1, "sha256": HASH}}}, f"files.{MANIFEST}"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_its_key(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(written() | changes))
+    with pytest.raises(CheckpointError) as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value.where).startswith(f"{tmp_path / MANIFEST}: {key}")
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(written()))
+    assert read_manifest(tmp_path).model == run_config().model
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(written()).replace("1e-06", "NaN"))
+    with pytest.raises(CheckpointError, match="norm_epsilon"):
+        read_manifest(tmp_path)
+
+
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text('{"state": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(CheckpointError, match=MANIFEST):
+        read_manifest(tmp_path)
+
+
+def test_a_folder_without_one_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        read_manifest(tmp_path)
