@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from megatron_dsmath import __version__
 from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, DsmathError, UsageError, show
@@ -164,7 +164,10 @@ def checkpoint_verify(options: argparse.Namespace) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with usage errors in the shape and with the exit code of all others."""
+    """argparse, with usage errors in the shape and with the exit code of all others; flags are written out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, where=self.prog, fix=f"{self.prog} --help")

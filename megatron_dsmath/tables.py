@@ -19,10 +19,15 @@ def print_table(rows: Sequence[Any], columns: Sequence[str], as_json: bool) -> N
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*(column.replace("_", " ") for column in columns), box=SIMPLE)
+    table = Table(box=SIMPLE)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
     for value in values:
         table.add_row(*(_text(value[column]) for column in columns))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width, and cuts no value off
+        console.width = 10_000
+    console.print(table)
 
 
 def print_facts(facts: Any, as_json: bool) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from megatron_dsmath.data.atomic_files import OutputFile
 from megatron_dsmath.data.documents import parse_document, quarantine_row
 from megatron_dsmath.data.indexed import IndexedWriter, bin_path, dtype_for, idx_path
 from megatron_dsmath.data.lines import Line, LineReader, require_content
+from megatron_dsmath.data.piece_encoder import EncodedTexts
 from megatron_dsmath.data.progress import Progress, Report
 from megatron_dsmath.data.shuffle import shuffling
 from megatron_dsmath.data.sidecar import Facts, sidecar_path
@@ -142,14 +142,21 @@ class _Encoder:
                 texts.append(parse_document(batch.path, line, [self._options.field]).texts[0])
             except DataError as error:
                 bad_lines.append((line, error))
-        documents = [self._around(ids) for ids in self.tokenizer.encode_batch(texts)]
-        lengths = np.array([len(document) for document in documents], np.int64)
-        tokens = np.fromiter(chain.from_iterable(documents), self.dtype, int(lengths.sum()))
-        return _Encoded(batch._replace(lines=[]), tokens, lengths, bad_lines)
+        tokens, lengths = self._as_documents(self.tokenizer.encode_arrays(texts))
+        return _Encoded(batch._replace(lines=[]), tokens.astype(self.dtype), lengths, bad_lines)
 
-    def _around(self, ids: list[int]) -> list[int]:
-        document = self._before + ids
-        return document + self._after if document else document
+    def _as_documents(self, encoded: EncodedTexts) -> EncodedTexts:
+        """Every text that has tokens with its BOS and EOD, where they are asked for."""
+        holds_tokens = encoded.lengths > 0
+        ends = np.cumsum(encoded.lengths)[holds_tokens]
+        starts = ends - encoded.lengths[holds_tokens]
+        # Where one text ends and another begins, the EOD comes first, as it stands first here.
+        places = [ends] * len(self._after) + [starts] * len(self._before)
+        marks = np.repeat(np.array(self._after + self._before, np.int32), len(ends))
+        if not places:
+            return encoded
+        tokens = np.insert(encoded.tokens, np.concatenate(places), marks)
+        return EncodedTexts(tokens, encoded.lengths + len(places) * holds_tokens)
 
     def _beginning(self) -> list[int]:
         if self.tokenizer.begin_of_document is None:

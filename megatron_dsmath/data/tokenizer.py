@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from megatron_dsmath.data import hugging_face_pieces, sentencepiece_pieces
+from megatron_dsmath.data.piece_encoder import EncodedTexts, PieceEncoder
 from megatron_dsmath.errors import TokenizerError
 
 # What a Hugging Face folder may hold of a tokenizer; an exported model carries those that are there.
@@ -42,11 +44,25 @@ class Tokenizer(ABC):
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`."""
-        return self.encode_batch([text])[0]
+        return self._encode_by_library([text])[0]
 
-    @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, on one core: whoever has more cores starts more processes."""
+        encoded = self._encode_by_pieces(texts)
+        return self._encode_by_library(texts) if encoded is None else encoded.to_lists()
+
+    def encode_arrays(self, texts: Sequence[str]) -> EncodedTexts:
+        """What `encode_batch` gives, as two arrays."""
+        encoded = self._encode_by_pieces(texts)
+        return EncodedTexts.from_lists(self._encode_by_library(texts)) if encoded is None else encoded
+
+    @abstractmethod
+    def _encode_by_library(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, by the library whose ids count."""
+
+    @abstractmethod
+    def _encode_by_pieces(self, texts: Sequence[str]) -> EncodedTexts | None:
+        """The same ids, faster; None where this is not proved for this tokenizer and these texts."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -95,10 +111,23 @@ class HuggingFaceTokenizer(Tokenizer):
         begin = _token_name(names, "bos_token")
         self.begin_of_document = None if begin is None else self._id(begin)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, special tokens of the post-processor left out."""
+    def _encode_by_library(self, texts: Sequence[str]) -> list[list[int]]:
         # One text at a time keeps to one core; the fast call skips offsets, which nobody reads here.
         return [self._engine.encode_batch_fast([text], add_special_tokens=False)[0].ids for text in texts]
+
+    def _encode_by_pieces(self, texts: Sequence[str]) -> EncodedTexts | None:
+        encoder = self._pieces
+        if encoder is None or any(literal in text for literal in self._literals for text in texts):
+            return None
+        return encoder.encode(texts)
+
+    @cached_property
+    def _literals(self) -> tuple[str, ...]:
+        return hugging_face_pieces.added_literals(self._engine)
+
+    @cached_property
+    def _pieces(self) -> PieceEncoder | None:
+        return hugging_face_pieces.piece_encoder(self._engine)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens by their names."""
@@ -146,9 +175,15 @@ class SentencePieceTokenizer(Tokenizer):
         begin = self._engine.bos_id()
         self.begin_of_document = begin if begin >= 0 else None
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
+    def _encode_by_library(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._engine.encode(text) for text in texts]
+
+    def _encode_by_pieces(self, texts: Sequence[str]) -> EncodedTexts | None:
+        return None if self._pieces is None else self._pieces.encode(texts)
+
+    @cached_property
+    def _pieces(self) -> PieceEncoder | None:
+        return sentencepiece_pieces.piece_encoder(self._model)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control symbols have none."""

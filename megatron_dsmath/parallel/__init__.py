@@ -30,8 +30,9 @@ def _quick_and_quiet() -> Iterator[None]:
 
 
 # What megatron-core 0.16.1 does that newer torch and its own authors frown upon is nothing a user could change.
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+_SPEAKERS = r"torch\.distributed|megatron\.core|megatron_dsmath\.parallel\.cpu"  # the last passes torch's calls on
+for _category in (FutureWarning, UserWarning):
+    warnings.filterwarnings("ignore", category=_category, module=_SPEAKERS)
 with _quick_and_quiet():
     import megatron.core.dist_checkpointing
     import megatron.core.models.gpt.gpt_layer_specs

@@ -63,7 +63,7 @@ class AdamW(torch.optim.AdamW):
             if not parameters:
                 continue
             # torch counts the step up itself, in tensors on the parameters' device.
-            steps = [torch.tensor(float(group["step"] - 1), device=parameter.device) for parameter in parameters]
+            steps = [torch.full((), float(group["step"] - 1), device=parameter.device) for parameter in parameters]
             adamw(
                 parameters,
                 [cast(torch.Tensor, parameter.grad) for parameter in parameters],

@@ -34,16 +34,17 @@ def run_microbatches(
     Returns what `loss_of` reports for each microbatch; empty on all but the last pipeline stage.
     """
     first = microbatches[0].tokens
-    reports: list[torch.Tensor] = get_forward_backward_func()(
-        forward_step_func=partial(_forward, loss_of),
-        # Each virtual stage walks the microbatches on its own.
-        data_iterator=[iter(microbatches) for _ in pieces] if len(pieces) > 1 else iter(microbatches),
-        model=list(pieces),
-        num_microbatches=len(microbatches),
-        seq_length=first.size(1) - 1,
-        micro_batch_size=first.size(0),
-        forward_only=not backward,
-    )
+    with torch.set_grad_enabled(backward):  # megatron-core's forward-only schedules keep the activations
+        reports: list[torch.Tensor] = get_forward_backward_func()(
+            forward_step_func=partial(_forward, loss_of),
+            # Each virtual stage walks the microbatches on its own.
+            data_iterator=[iter(microbatches) for _ in pieces] if len(pieces) > 1 else iter(microbatches),
+            model=list(pieces),
+            num_microbatches=len(microbatches),
+            seq_length=first.size(1) - 1,
+            micro_batch_size=first.size(0),
+            forward_only=not backward,
+        )
     return reports
 
 

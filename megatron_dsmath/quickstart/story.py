@@ -35,23 +35,22 @@ def tell(out: Path) -> Path:
     run = load(RUN_FILE, overrides, RANKS)
     directory = RunDirectory(Path(run.output))
     make_data(out, run)
-    killed_after = directory.last_step()
-    if directory.last_step() < run.schedule.steps:
-        if killed_after == 0:
-            killed_after = _train_and_kill(directory, overrides, after_step=run.schedule.steps * 5 // 8)
+    if directory.state() is None:
+        _train_and_kill(directory, overrides, after_step=run.schedule.steps * 5 // 8)
+    if directory.state() != "done":
         _train(overrides)
     reading = _export(out, run, overrides)
-    return _report(out, directory, killed_after, reading, time.monotonic() - started)
+    return _report(out, directory, reading, time.monotonic() - started)
 
 
 def make_data(out: Path, run: RunConfig) -> None:
     """Write the corpora, train a tokenizer on them, and tokenize them, unless that is done."""
+    from megatron_dsmath.data.indexed import idx_path
     from megatron_dsmath.data.tokenize import tokenize
     from megatron_dsmath.quickstart.corpus import write_corpora
     from megatron_dsmath.quickstart.tokenizer import train_tokenizer
 
-    missing = [corpus for corpus in run.data.corpora if not Path(f"{corpus.paths[0]}.json").exists()]
-    if not missing:
+    if all(idx_path(corpus.paths[0]).exists() for corpus in run.data.corpora):  # the last file of a corpus to appear
         return
     _say("writing five corpora: generated mathematics, and code and prose that Python carries")
     texts = write_corpora(out / "corpora", run.seed)
@@ -80,8 +79,8 @@ def _command(overrides: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "megatron_dsmath", "train", str(RUN_FILE), "--nproc", str(RANKS), *settings]
 
 
-def _train_and_kill(directory: RunDirectory, overrides: Sequence[str], after_step: int) -> int:
-    """Train, and kill every process without warning once `after_step` is done; returns the last step in metrics."""
+def _train_and_kill(directory: RunDirectory, overrides: Sequence[str], after_step: int) -> None:
+    """Train, and kill every process without warning once `after_step` is done."""
     _say(f"training on {RANKS} processes, tensor and sequence parallel; a kill comes after step {after_step}")
     process = subprocess.Popen(_command(overrides))
     try:
@@ -92,7 +91,6 @@ def _train_and_kill(directory: RunDirectory, overrides: Sequence[str], after_ste
     if process.wait() != -signal.SIGKILL:
         raise InternalError("training ended before it could be killed", found=f"exit code {process.returncode}")
     _say(f"killed with SIGKILL after step {directory.last_step()}; starting it again")
-    return directory.last_step()
 
 
 def _train(overrides: Sequence[str]) -> None:
@@ -131,12 +129,13 @@ def _validation_loss(directory: RunDirectory) -> float:
     return float(json.loads(last)["validation_loss"])
 
 
-def _report(out: Path, directory: RunDirectory, killed_after: int, reading: Reading, seconds: float) -> Path:
+def _report(out: Path, directory: RunDirectory, reading: Reading, seconds: float) -> Path:
     from megatron_dsmath.report.page import Section, write_report
 
-    trained = _validation_loss(directory)
-    rows = [
-        ("Killed with SIGKILL after step", f"{killed_after}, then continued from its newest checkpoint"),
+    trained, killed_after = _validation_loss(directory), directory.killed_after()
+    killed = f"{killed_after}, then continued from its newest checkpoint"
+    rows = [("Killed without warning after step", killed)] if killed_after is not None else []
+    rows += [
         ("Validation loss, two tensor-parallel processes", f"{trained:.6f} nats a token"),
         ("The same of the export, in one process", f"{reading.validation_loss:.6f} nats a token"),
         ("Hugging Face folder", str(out / "model")),

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_dsmath.checkpoint import store
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_dsmath.checkpoint import store, whole_directory
 from megatron_dsmath.checkpoint.manifest import FileEntry, Manifest
 from megatron_dsmath.checkpoint.weights import check_same_model
+from megatron_dsmath.config import RunConfig, dump
+from megatron_dsmath.data.atomic_files import cannot_write
 from megatron_dsmath.errors import CheckpointError
 from megatron_dsmath.parallel import shards
 from megatron_dsmath.parallel.collectives import any_rank, barrier, from_first_rank, gather
 from megatron_dsmath.parallel.optimizer import parameters_in_place
+from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.job import Job
-from megatron_dsmath.training.run_directory import keep_rows_until
+from megatron_dsmath.training.run_directory import RunDirectory, keep_rows_until, replace_text
 from megatron_dsmath.training.state import State
 
 SHARDS, TOKENIZER = "shards", "tokenizer"
+STATE_BYTES_PER_PARAMETER = 16  # at most: the weight, its fp32 copy and two moments
 
 
 def is_due(job: Job, state: State) -> bool:
@@ -36,42 +44,84 @@ def save(job: Job, state: State) -> None:
     """Write `checkpoints/step_N`: it is there once it is whole, and older ones go only then."""
     root, first = job.directory.checkpoints, job.topology.rank == 0
     folder = Path(from_first_rank(str(_begin(job, root, state)) if first else ""))
-    with parameters_in_place(job.pieces):
-        shards.save(folder / SHARDS, job.pieces, job.optimizer)
-    parts = gather(store.hashes(folder, job.topology.rank, job.topology.world_size), job.topology)
-    if first:
-        files = {name: entry for part in parts for name, entry in part.items()}
-        store.publish(folder, _manifest(job, state, files))
-        store.prune(root, job.run.checkpoint.keep)
+    with _discarded_on_failure(folder, first):
+        with parameters_in_place(job.pieces):
+            shards.save(folder / SHARDS, job.pieces, job.optimizer)
+        parts = gather(store.hashes(folder, job.topology.rank, job.topology.world_size), job.topology)
+        if first:
+            files = {name: entry for part in parts for name, entry in part.items()}
+            store.publish(folder, _manifest(job, state, files))
+            store.prune(root, job.run.checkpoint.keep)
     barrier()
     job.last_save_time = time.monotonic()
 
 
-def restore(job: Job) -> State:
-    """The newest whole checkpoint of the run's directory into the job, or a start at step 0."""
-    first = job.topology.rank == 0
-    newest = from_first_rank(store.newest(job.directory.checkpoints) if first else None)
-    state = State() if newest is None else _load(job, newest)
-    if first:
+def newest(run: RunConfig, topology: Topology) -> Path | None:
+    """The newest whole checkpoint of the run, on every rank; None where it never saved."""
+    root = RunDirectory(Path(run.output)).checkpoints
+    found: Path | None = from_first_rank(store.newest(root) if topology.rank == 0 else None)
+    return found
+
+
+def restore(job: Job, checkpoint: Path | None) -> State:
+    """That checkpoint into the job, or a start at step 0; the run's directory then tells of no step beyond."""
+    state = State() if checkpoint is None else _load(job, checkpoint)
+    if job.topology.rank == 0:
         logs, starts = job.directory.logs, job.directory.starts()
+        replace_text(job.directory.resolved_config, dump(job.run))
         moved = keep_rows_until(job.directory.metrics, state.step, logs / f"metrics_before_start_{starts}.jsonl")
         job.directory.log_start(step=state.step, world_size=job.topology.world_size, rows_done_again=moved)
-        if newest is not None:
-            print(f"continuing after step {state.step} from {newest}", flush=True)
+        if checkpoint is not None:
+            print(f"continuing after step {state.step} from {checkpoint}", flush=True)
     return state
 
 
 def _begin(job: Job, root: Path, state: State) -> Path:
+    store.preflight(root, job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
     folder = store.begin(root, state.step)
-    (folder / SHARDS).mkdir()
-    (folder / TOKENIZER).mkdir()
-    for file in job.tokenizer.files:
-        shutil.copyfile(file, folder / TOKENIZER / file.name)
+    with _discarded_on_failure(folder, first=True):
+        (folder / SHARDS).mkdir()
+        (folder / TOKENIZER).mkdir()
+        for file in job.tokenizer.files:
+            shutil.copyfile(file, folder / TOKENIZER / file.name)
     return folder
+
+
+@contextmanager
+def _discarded_on_failure(folder: Path, first: bool) -> Iterator[None]:
+    """Leave nothing of a checkpoint that cannot be finished; raise OutputError where the system refused to write."""
+    try:
+        yield
+    except BaseException as error:
+        if first:
+            whole_directory.discard(folder)
+        refusal = _system_refusal(error)
+        if refusal is None:
+            raise
+        raise cannot_write(folder, refusal) from error
+
+
+def _system_refusal(error: BaseException) -> OSError | None:
+    # torch gathers what failed on any rank into one error, which is no Exception.
+    causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return cause
+        if "inline_container.cc" in str(cause):  # torch's archive writer does not pass on why it could not write
+            return OSError("a file could not be finished")
+    return None
 
 
 def _load(job: Job, folder: Path) -> State:
     manifest = store.verify(folder, job.topology.rank, job.topology.world_size)
+    if manifest.kind != "training":
+        raise CheckpointError(
+            "the run cannot be continued from weights alone",
+            where=folder,
+            found=f"a checkpoint of the kind {manifest.kind}",
+            expected="one that a run saved",
+            fix="move it elsewhere and name it under model.initial_weights",
+        )
     check_same_model(manifest.model, job.run.model, where=folder)
     if manifest.tokenizer_fingerprint != job.tokenizer.fingerprint:
         raise CheckpointError(

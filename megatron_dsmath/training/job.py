@@ -20,7 +20,6 @@ from megatron_dsmath.parallel import optimizer as gradients
 from megatron_dsmath.parallel.optimizer import Optimizer, ReducedPiece
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.inputs import open_inputs
-from megatron_dsmath.training.interruption import StopRequest
 from megatron_dsmath.training.run_directory import RunDirectory
 
 
@@ -43,7 +42,6 @@ class Job:
     batches: Batches
     pieces: list[ReducedPiece]
     optimizer: Optimizer
-    stop: StopRequest
     last_save_time: float = field(default_factory=time.monotonic)
 
     def step_batches(self, next_sample: int) -> list[DeviceBatch]:
@@ -84,23 +82,19 @@ class Job:
         ]
 
 
-def open_job(run: RunConfig, topology: Topology) -> Job:
-    """Open tokenizer and corpora, build the model with its first weights, and the optimizer over it."""
+def open_job(run: RunConfig, topology: Topology, weights: decoder.WeightSource | None) -> Job:
+    """Open tokenizer and corpora, build the model with these weights, and the optimizer over it.
+
+    Without weights (None) the model must be given those of a checkpoint before it computes.
+    """
     inputs = open_inputs(run)
     directory = RunDirectory(Path(run.output))
     pieces = decoder.build(run, topology)
-    decoder.load_weights(pieces, run.model, topology, first_weights(run, topology))
+    if weights is not None:
+        decoder.load_weights(pieces, run.model, topology, weights)
     reduced = gradients.reduce_gradients(run, pieces, topology.data_size)
-    return Job(
-        run,
-        topology,
-        directory,
-        inputs.tokenizer,
-        inputs.batches,
-        reduced,
-        gradients.build(run, reduced),
-        StopRequest(),
-    )
+    optimizer = gradients.build(run, reduced)
+    return Job(run, topology, directory, inputs.tokenizer, inputs.batches, reduced, optimizer)
 
 
 def first_weights(run: RunConfig, topology: Topology) -> decoder.WeightSource:

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_dsmath.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_REFUSED, EXIT_STOPPED
-from megatron_dsmath.training.interruption import SIGNALS
+from megatron_dsmath.training.interruption import SIGNALS, held, listen
 
 PARENT = "DSMATH_PARENT"  # the process whose end is the end of its ranks
 GRACE_SECONDS = 20.0  # for the others to notice that a rank is gone and to say so
@@ -34,16 +34,16 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
             PARENT: str(os.getpid()),
             "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         }
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "megatron_dsmath", *arguments],
-                env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                start_new_session=True,  # Ctrl-C reaches the ranks once, through us
-            )
-            for rank in range(ranks)
-        ]
-        handlers = {number: signal.signal(number, _forward_to(processes)) for number in SIGNALS}
+        command = [sys.executable, "-m", "megatron_dsmath", *arguments]
+        processes: list[subprocess.Popen[bytes]] = []
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        listen(_forward_to(processes))
         try:
+            with held():
+                for rank in range(ranks):
+                    environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    # In sessions of their own: Ctrl-C reaches the ranks once, through us.
+                    processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
             return _wait(processes)
         finally:
             for number, handler in handlers.items():
@@ -64,27 +64,40 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _forward_to(processes: Sequence[subprocess.Popen[bytes]]) -> signal.Handlers:
+def _forward_to(processes: Sequence[subprocess.Popen[bytes]]) -> Callable[[int, object], None]:
     def forward(number: int, _frame: object) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    return forward  # type: ignore[return-value]
+    return forward
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     deadline = None
-    while any(process.poll() is None for process in processes):
-        failed = any(process.poll() not in (None, EXIT_DONE, EXIT_STOPPED) for process in processes)
-        deadline = deadline or (time.monotonic() + GRACE_SECONDS if failed else None)
+    while True:
+        codes = [process.poll() for process in processes]
+        if deadline is None and not {None, EXIT_DONE, EXIT_STOPPED}.issuperset(codes):
+            deadline = time.monotonic() + GRACE_SECONDS
+            _name_killed(codes)
+        if None not in codes:
+            return _common_code(codes)
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
                 process.kill()
         time.sleep(0.05)
-    codes = {process.returncode for process in processes}
+
+
+def _name_killed(codes: Sequence[int | None]) -> None:
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            advice = " (by the system, if memory ran out)" if code == -signal.SIGKILL else ""
+            print(f"rank {rank} was killed by {signal.Signals(-code).name}{advice}", file=sys.stderr)
+
+
+def _common_code(codes: Sequence[int | None]) -> int:
     # A refusal cannot be helped by a restart, whatever became of the ranks that waited for the one that refused.
     for code in (EXIT_REFUSED, EXIT_INTERNAL, EXIT_STOPPED):
         if code in codes:
             return code
-    return EXIT_DONE if codes == {EXIT_DONE} else EXIT_INTERNAL
+    return EXIT_DONE if set(codes) == {EXIT_DONE} else EXIT_INTERNAL

@@ -6,10 +6,12 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_dsmath.data.atomic_files import cannot_write
 from megatron_dsmath.errors import OutputError
 
 Status = Literal["running", "done", "stopped", "failed", "refused"]
@@ -17,7 +19,10 @@ Status = Literal["running", "done", "stopped", "failed", "refused"]
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Names under `RunConfig.output`; only rank 0 writes here, but for checkpoints."""
+    """Names under `RunConfig.output`; only rank 0 writes here, but for checkpoints and a last word (`training.start`).
+
+    Whatever cannot be written raises OutputError.
+    """
 
     root: Path
 
@@ -57,8 +62,10 @@ class RunDirectory:
             self.logs.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
-            probe.write_bytes(b"x")
-            probe.unlink()
+            try:
+                probe.write_bytes(b"x")
+            finally:
+                probe.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(
                 "the run's directory cannot be written",
@@ -73,11 +80,16 @@ class RunDirectory:
         file = self.logs / "starts.jsonl"
         return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
 
+    def killed_after(self) -> int | None:
+        """The last step before the first start that had to do steps again; None where no start had to."""
+        file = self.logs / "starts.jsonl"
+        starts = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+        return next((start["step"] + start["rows_done_again"] for start in starts if start["rows_done_again"]), None)
+
     def log_start(self, **facts: Any) -> None:
         """Remember one start: when, where, and what it continued from."""
         row = {"time_unix": time.time(), "host": socket.gethostname(), "pid": os.getpid(), **facts}
-        with (self.logs / "starts.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(self.logs / "starts.jsonl", row)
 
     def last_step(self) -> int:
         """The step of the last whole row of metrics; 0 where there is none."""
@@ -98,15 +110,35 @@ class RunDirectory:
             "time_unix": time.time(),
             "message": message,
         }
-        scratch = self.status.with_suffix(".tmp")
-        scratch.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        scratch.replace(self.status)
+        replace_text(self.status, json.dumps(facts, indent=1) + "\n")
+
+    def state(self) -> Status | None:
+        """What STATUS.json says of the run; None where it was never started."""
+        if not self.status.exists():
+            return None
+        state: Status = json.loads(self.status.read_text(encoding="utf-8"))["state"]
+        return state
 
 
 def append_row(file: Path, row: dict[str, Any]) -> None:
-    """Add one JSON line in a single write, so that a reader never sees half of an earlier one."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+    """Add one JSON line in a single write, so that a reader never sees half of an earlier one. Raises OutputError."""
+    try:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise cannot_write(file, error) from error
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises OutputError."""
+    scratch = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise cannot_write(file, error) from error
 
 
 def keep_rows_until(file: Path, step: int, rest: Path) -> int:
@@ -115,13 +147,13 @@ def keep_rows_until(file: Path, step: int, rest: Path) -> int:
         return 0
     kept: list[str] = []
     moved: list[str] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    text = file.read_text(encoding="utf-8")
+    for line in text.splitlines():
         (kept if _step_of(line) <= step else moved).append(line)
     if moved:
-        rest.write_text("\n".join(moved) + "\n", encoding="utf-8")
-        scratch = file.with_suffix(".tmp")
-        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        scratch.replace(file)
+        replace_text(rest, "\n".join(moved) + "\n")
+    if moved or not text.endswith("\n"):
+        replace_text(file, "".join(line + "\n" for line in kept))
     return len(moved)
 
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_dsmath.config import dump, load
+from megatron_dsmath.config import load
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.errors import (
     EXIT_DONE,
@@ -16,10 +16,13 @@ from megatron_dsmath.errors import (
     EXIT_REFUSED,
     EXIT_STOPPED,
     DsmathError,
+    OutputError,
+    StoppedOnRequest,
     UsageError,
     show,
 )
 from megatron_dsmath.training.inputs import open_inputs
+from megatron_dsmath.training.interruption import StopRequest
 from megatron_dsmath.training.local_ranks import end_with_parent, run_ranks
 from megatron_dsmath.training.run_directory import RunDirectory, Status
 
@@ -36,52 +39,98 @@ def check(path: str, overrides: Sequence[str], world_size: int | None) -> RunCon
 
 def start(path: str, overrides: Sequence[str], ranks: int | None) -> int:
     """`dsmath train`: join the world this process was started in, or start `ranks` of its own; returns an exit code."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks is not None and "RANK" in os.environ:
+    if ranks is not None:
+        _require_startable(ranks)
+    if ranks is not None and ranks > 1:
+        directory = RunDirectory(Path(check(path, overrides, ranks).output))
+        code = run_ranks(["train", path, *(f"--set={assignment}" for assignment in overrides)], ranks)
+        if directory.state() == "running":  # a rank that was killed could not say how it ended
+            _have_the_last_word(directory, code, "the processes were killed")
+        return code
+    read = load if "RANK" in os.environ else check  # of a world, whoever started it has checked
+    return _be_a_rank(read(path, overrides, _world_size()))
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _require_startable(ranks: int) -> None:
+    if "RANK" in os.environ:
         raise UsageError(
             "--nproc starts a world, and this process is in one already",
             where="--nproc",
             found=f"RANK={os.environ['RANK']} in the environment",
             fix="leave --nproc away under torchrun or srun",
         )
-    if ranks is not None and ranks > 1:
-        check(path, overrides, ranks)
-        return run_ranks(["train", path, *(f"--set={assignment}" for assignment in overrides)], ranks)
-    return _be_a_rank(load(path, overrides, world_size))
+    if ranks < 1:
+        raise UsageError("the number of processes is wrong", where="--nproc", found=ranks, expected="1 or more")
 
 
 def _be_a_rank(run: RunConfig) -> int:
-    directory, rank = RunDirectory(Path(run.output)), int(os.environ.get("RANK", "0"))
-    step, message = 0, ""
+    stop = StopRequest()
+    stop.listen()  # a signal is not lost in the seconds in which torch is imported
     end_with_parent()
+    directory, rank = RunDirectory(Path(run.output)), int(os.environ.get("RANK", "0"))
     try:
-        if rank == 0:
-            directory.create()
-            directory.resolved_config.write_text(dump(run), encoding="utf-8")
-            directory.say("running", None, 0)
-        from megatron_dsmath.training.train import train
-
-        step = train(run).step
-        code = EXIT_DONE
+        return _take_part(run, stop, directory, rank)
     except DsmathError as error:
-        code, message = show(error), error.what
-    except Exception as error:
-        traceback.print_exc()
+        code = error.exit_code
+        if _is_first_to_fail():
+            show(error)
+            _have_the_last_word(directory, code, error.what)
+    except BaseException as error:  # some of torch's are no Exception
         code, message = EXIT_INTERNAL, f"{type(error).__name__}: {error}"
-    if rank == 0:
-        _say_how_it_ended(directory, code, step, message)
+        if _is_first_to_fail():
+            traceback.print_exc()
+            _have_the_last_word(directory, code, message)
+        else:
+            print(f"rank {rank} ends because another rank failed ({message.splitlines()[0]})", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    if code in (EXIT_DONE, EXIT_STOPPED):
-        from megatron_dsmath.parallel import topology
-
-        topology.stop()
-        return code
-    os._exit(code)  # the other ranks may wait for us in a collective; leaving the groups in order would wait for them
+    if _world_size() > 1:
+        os._exit(code)  # the others may wait for us in a collective; leaving the groups in order would wait for them
+    return code
 
 
-def _say_how_it_ended(directory: RunDirectory, code: int, step: int, message: str) -> None:
+def _take_part(run: RunConfig, stop: StopRequest, directory: RunDirectory, rank: int) -> int:
+    """Train until the run is done or all ranks agree to stop."""
+    if rank == 0:
+        directory.create()
+        directory.say("running", None, directory.last_step())
+    from megatron_dsmath.parallel import collectives, topology
+    from megatron_dsmath.training.train import train
+
+    code, message = EXIT_DONE, ""
     try:
-        directory.say(_STATES.get(code, "failed"), code, step or directory.last_step(), message)
-    except OSError as error:
-        print(f"{directory.status} could not be written: {error}", file=sys.stderr)
+        train(run, stop)
+    except StoppedOnRequest as stopped:
+        code, message = stopped.exit_code, stopped.what
+        if rank == 0:
+            show(stopped)
+    if rank == 0:
+        _have_the_last_word(directory, code, message)
+    collectives.barrier()  # the first rank that leaves with 75 makes torchrun end the others
+    topology.stop()
+    return code
+
+
+def _is_first_to_fail() -> bool:
+    """Whether this rank is to say what went wrong: one rank's mistake makes the others fail, or is theirs as well."""
+    if _world_size() == 1:
+        return True
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add("dsmath/failures", 1) == 1
+    except Exception:  # the store ended with the rank that kept it
+        return False
+
+
+def _have_the_last_word(directory: RunDirectory, code: int, message: str) -> None:
+    try:
+        directory.say(_STATES.get(code, "failed"), code, directory.last_step(), message)
+    except OutputError as error:
+        print(f"{directory.status} could not be written: {error.found}", file=sys.stderr)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import netrc
 import os
 import sys
+import threading
 import uuid
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.training.metric_names import WANDB_NAMES, wandb_names
-from megatron_dsmath.training.run_directory import RunDirectory
+from megatron_dsmath.training.run_directory import RunDirectory, replace_text
+
+LONGEST_FINISH_SECONDS = 20.0  # a stopped run has little time left
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -28,13 +31,13 @@ class WeightsAndBiases:
         mode = wandb_mode(run.tracking.wandb)
         if mode == "disabled":
             return None
-        directory.wandb.mkdir(exist_ok=True)
-        id_file = directory.wandb / "run_id"
-        if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
         try:
             import wandb
 
+            directory.wandb.mkdir(exist_ok=True)
+            id_file = directory.wandb / "run_id"
+            if not id_file.exists():
+                replace_text(id_file, uuid.uuid4().hex[:8])
             record = wandb.init(
                 project=run.tracking.wandb_project,
                 name=directory.root.name,
@@ -62,11 +65,19 @@ class WeightsAndBiases:
             self.run = None
 
     def close(self) -> None:
-        """Finish the record."""
+        """Finish the record; one that does not end in time is left behind, for `wandb sync`."""
         if self.run is None:
             return
+        finishing = threading.Thread(target=self._finish, args=(self.run,), daemon=True)
+        finishing.start()
+        finishing.join(LONGEST_FINISH_SECONDS)
+        if finishing.is_alive():
+            print(f"W&B did not finish the record within {LONGEST_FINISH_SECONDS:.0f} s", file=sys.stderr)
+
+    @staticmethod
+    def _finish(run: Any) -> None:
         try:
-            self.run.finish()
+            run.finish()
         except Exception as error:  # as above
             print(f"W&B could not finish the record: {error}", file=sys.stderr)
 

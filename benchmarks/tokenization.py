@@ -1,0 +1,197 @@
+"""Tokenizing in CPU seconds, side by side: ours, the `tokenizers` and `sentencepiece` libraries, a plain script.
+
+Contestants take turns on slices of one corpus in one process. Ours begins with an empty cache and keeps it from slice
+to slice, as it does in a run. On the large corpus the libraries encode every tenth text of each slice, and ids are
+compared there. `python benchmarks/tokenization.py`, or `make bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import sentencepiece
+import tokenizers
+
+from benchmarks.real_text import texts_of_test_data, texts_of_this_machine
+from megatron_dsmath.data.indexed import IndexedDataset, IndexedWriter
+from megatron_dsmath.data.tokenize import tokenize
+from megatron_dsmath.data.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("DSMATH_TEST_DATA", ROOT.parent / "shared" / "data"))
+DEEPSEEK = DATA / "tokenizer" / "deepseek_llm"
+BPE = DATA / "tokenizer" / "sentencepiece" / "internlm_bpe_103168.model"
+UNIGRAM = DATA / "tokenizer" / "sentencepiece" / "test_unigram_1000.model"
+SLICES = 10
+Encode = Callable[[Sequence[str]], list[list[int]]]
+
+
+class Rate(NamedTuple):
+    """Text encoded, and what it cost."""
+
+    megabytes: float
+    cpu_seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.megabytes / self.cpu_seconds:.2f} MB/s ({self.megabytes:.1f} MB in {self.cpu_seconds:.1f} CPU s)"
+
+
+def cpu_seconds() -> float:
+    """Of this process, all of its threads, and its children that ended."""
+    usages = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def megabytes(texts: Sequence[str]) -> float:
+    """Size in UTF-8."""
+    return sum(len(text.encode()) for text in texts) / 1e6
+
+
+def hugging_face(folder: Path) -> Encode:
+    """The `tokenizers` library, as a user calls it."""
+    engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    engine.encode_special_tokens = True  # literals of special tokens are text: what ours does
+    return lambda texts: [encoding.ids for encoding in engine.encode_batch(texts, add_special_tokens=False)]
+
+
+def sentence_piece(model: Path) -> Encode:
+    """The `sentencepiece` library, as a user calls it."""
+    engine = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    return lambda texts: [engine.encode(text) for text in texts]
+
+
+def compare(name: str, tokenizer: Path, theirs: Encode, texts: Sequence[str], every: int, at_least: float) -> bool:
+    """Encode all `texts` by ours, cold, and every `every`-th by `theirs`; whether ids are equal and the ratio holds."""
+    ours = load_tokenizer(tokenizer).encode_batch  # what it loads at its first texts is counted
+    sums = {"ours": [0.0, 0.0], "theirs": [0.0, 0.0]}
+    equal = True
+    for number in range(SLICES):
+        part = texts[number::SLICES]
+        sample = part[::every]
+        ids = {}
+        for contestant, encode, share in (("theirs", theirs, sample), ("ours", ours, part)):
+            started = cpu_seconds()
+            ids[contestant] = encode(share)
+            sums[contestant][0] += megabytes(share)
+            sums[contestant][1] += cpu_seconds() - started
+        equal &= ids["ours"][::every] == ids["theirs"]
+    own, other = Rate(*sums["ours"]), Rate(*sums["theirs"])
+    ratio = own.megabytes / own.cpu_seconds / (other.megabytes / other.cpu_seconds)
+    print(f"{name}: ours {own}, library {other}, ids {'equal' if equal else 'DIFFER'}")
+    print(f"  ratio {ratio:.1f} (at least {at_least})  load {os.getloadavg()[0]:.2f}", flush=True)
+    return equal and ratio >= at_least
+
+
+def compare_tools(texts: Sequence[str], workers: int, at_least: float) -> bool:
+    """The whole tool against a script that a user would write, both from JSONL to .bin and .idx."""
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = write_corpus(Path(folder, "corpus.jsonl"), texts)
+        measured = {}
+        for name, run in (("script", plain_script), ("ours", own_tool)):
+            started, wall = cpu_seconds(), time.perf_counter()
+            run(corpus, Path(folder, name), workers)
+            measured[name] = cpu_seconds() - started, time.perf_counter() - wall
+        ours, script = (IndexedDataset(Path(folder, name)) for name in ("ours", "script"))
+        equal = np.array_equal(ours.tokens, script.tokens) and np.array_equal(ours.lengths, script.lengths)
+    ratio = measured["script"][0] / measured["ours"][0]
+    shown = ", ".join(f"{name} {cpu:.1f} CPU s, {wall:.1f} s" for name, (cpu, wall) in measured.items())
+    print(f"whole tool, {workers} workers, {megabytes(texts):.1f} MB: {shown}, tokens {'equal' if equal else 'DIFFER'}")
+    print(f"  ratio {ratio:.1f} (at least {at_least})  load {os.getloadavg()[0]:.2f}", flush=True)
+    return equal and ratio >= at_least
+
+
+def compare_workers(texts: Sequence[str], rounds: int, at_least: float) -> bool:
+    """Two workers against one, wall time, the best of some rounds: an idle machine is meant."""
+    best = {1: float("inf"), 2: float("inf")}
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = write_corpus(Path(folder, "corpus.jsonl"), texts)
+        for _ in range(rounds):
+            for workers in best:
+                started = time.perf_counter()
+                own_tool(corpus, Path(folder, "out"), workers)
+                best[workers] = min(best[workers], time.perf_counter() - started)
+    print(f"two workers, {megabytes(texts):.1f} MB, best of {rounds}: {best[1]:.1f} s and {best[2]:.1f} s")
+    print(f"  ratio {best[1] / best[2]:.2f} (at least {at_least})  load {os.getloadavg()[0]:.2f}", flush=True)
+    return best[1] / best[2] >= at_least
+
+
+def write_corpus(path: Path, texts: Sequence[str]) -> Path:
+    """One text a line."""
+    with path.open("w") as file:
+        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    return path
+
+
+def own_tool(corpus: Path, out: Path, workers: int) -> None:
+    """What `dsmath data tokenize` runs."""
+    tokenize([corpus], DEEPSEEK, out, workers=workers)
+
+
+def plain_script(corpus: Path, out: Path, workers: int) -> None:
+    """Megatron's preprocess_data.py at its core: a pool that encodes lines, one writer."""
+    end = load_tokenizer(DEEPSEEK).end_of_document
+    with (
+        corpus.open() as lines,
+        multiprocessing.get_context("spawn").Pool(workers, start_script_worker) as pool,
+        IndexedWriter(out, np.dtype(np.int32)) as writer,
+    ):
+        for ids in pool.imap(encode_line, lines, chunksize=32):
+            writer.add_document([*ids, end] if ids else [])
+        pool.close()
+        pool.join()
+
+
+def start_script_worker() -> None:
+    """Load the tokenizer once a process."""
+    global script_engine
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    script_engine = hugging_face(DEEPSEEK)
+
+
+def encode_line(line: str) -> list[int]:
+    """What a worker of the script does."""
+    return script_engine([json.loads(line)["text"]])[0]
+
+
+script_engine: Encode
+
+
+def main() -> int:
+    """Print every comparison; exit 1 where ids differ or a ratio is below what we hold ourselves to."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--megabytes", type=int, default=210)
+    options.add_argument("--rounds", type=int, default=5, help="of the comparison of two workers with one")
+    arguments = options.parse_args()
+    machine, data = texts_of_this_machine(arguments.megabytes * 1_000_000), texts_of_test_data(DATA)
+    sizes = f"{megabytes(machine):.0f} MB in {len(machine):,} files, test data {megabytes(data):.0f} MB"
+    print(f"text of this machine {sizes}")
+    print(f"load average {os.getloadavg()[0]:.2f}, tokenizers {tokenizers.__version__}, numpy {np.__version__}")
+    everything = machine + data
+    held = [
+        compare("DeepSeek, test data", DEEPSEEK, hugging_face(DEEPSEEK), data, 1, 4.0),
+        compare("DeepSeek, everything", DEEPSEEK, hugging_face(DEEPSEEK), everything, 10, 10.0),
+        compare("SentencePiece BPE, test data", BPE, sentence_piece(BPE), data, 1, 2.0),
+        compare("SentencePiece BPE, everything", BPE, sentence_piece(BPE), everything, 10, 2.0),
+        # The same library call on both sides: 0.95 is the noise of a shared machine.
+        compare("SentencePiece unigram, test data", UNIGRAM, sentence_piece(UNIGRAM), data, 1, 0.95),
+        compare_tools(everything[::8], 2, 6.0),
+        compare_workers(everything, arguments.rounds, 1.8),
+    ]
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Text to units: the words, numbers, LaTeX commands and Han characters that decontamination compares.
+
+What is a unit, and why: docs/decisions/0011-decontamination-units.md.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Hashes = npt.NDArray[np.uint64]
+Positions = npt.NDArray[np.int64]
+
+SEPARATOR, LETTER, DIGIT, HAN, BACKSLASH = range(5)
+EXCERPT_UNITS = 8  # before and after a passage
+EXCERPT_CHARACTERS = 200  # what these may have, whatever a unit is
+BLOCK_CHARACTERS = 1 << 16  # what is split at once: its arrays stay in the processor's cache
+
+# Punctuation of Chinese text that NFKC rewrites: as blanks it makes the same units, without NFKC's slow path.
+_WIDE_SEPARATORS = "，：；？！（）－／～…\u3000\xa0"
+_LAYOUT = re.compile(
+    r"\\(?:quad|qquad|enspace|thinspace|hspace|vspace|hfill|limits|nolimits|displaystyle|textstyle|scriptstyle"
+    r"|left|right|middle|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr"
+    r"|text|textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|rm|bf|it"
+    r"|mathrm|mathbf|mathit|mathsf|mathtt|mathbb|mathcal|mathfrak|boldsymbol|bm|operatorname)(?![A-Za-z])"
+)
+_THOUSANDS_COMMA = re.compile(r",(?=[0-9]{3}(?![0-9]))(?<=[0-9],)")
+_CUT = re.compile(r"[\s\u3400-\u9fff]")  # a character that never stands within a unit begins here
+_HASH_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
+
+
+class Units(NamedTuple):
+    """The units of several texts in a row.
+
+    Unit i is `text[starts[i]:ends[i]]`, and `hashes[i]` 64 bits of it with case folded. Text t has the units from
+    `firsts[t]` up to `firsts[t + 1]`.
+    """
+
+    text: str
+    starts: Positions
+    ends: Positions
+    hashes: Hashes
+    firsts: Positions
+
+    def words(self, first: int, count: int) -> list[str]:
+        """`count` units from unit `first` on, with case folded."""
+        places = zip(self.starts[first : first + count], self.ends[first : first + count], strict=True)
+        return [self.text[start:end].casefold() for start, end in places]
+
+    def texts_of(self, units: npt.ArrayLike) -> Positions:
+        """The text of each of `units`."""
+        return np.searchsorted(self.firsts, units, "right") - 1
+
+    def stops_of(self, units: npt.ArrayLike) -> Positions:
+        """Where the text of each of `units` ends: the first unit that is no longer of it."""
+        return self.firsts[self.texts_of(units) + 1]
+
+    def excerpt(self, first: int, count: int) -> str:
+        """`count` units from unit `first` on in brackets ⟦ ⟧, with the text around them, on one line."""
+        text = int(self.texts_of(first))
+        begin = self.starts[max(first - EXCERPT_UNITS, int(self.firsts[text]))]
+        end = self.ends[min(first + count + EXCERPT_UNITS, int(self.firsts[text + 1])) - 1]
+        start, stop = self.starts[first], self.ends[first + count - 1]
+        before, after = self.text[begin:start][-EXCERPT_CHARACTERS:], self.text[stop:end][:EXCERPT_CHARACTERS]
+        within = self.text[start:stop]
+        if len(within) > 2 * EXCERPT_CHARACTERS:
+            within = f"{within[: 2 * EXCERPT_CHARACTERS]} …"
+        return " ".join(f"{before}⟦{within}⟧{after}".split())
+
+
+def split(texts: Sequence[str]) -> Units:
+    """The units of `texts`, in order: each a word, a number, a LaTeX command or one Han character.
+
+    Memory beside the texts: about 100 bytes a character for 65,536 characters, and 24 bytes a unit.
+    """
+    normalised = [normalise(text) for text in texts]
+    text = "\n".join(normalised)
+    blocks = [_split_block(offset, block) for offset, block in _blocks(text)]
+    starts, ends, hashes = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    begins = np.cumsum([0, *(len(part) + 1 for part in normalised)])
+    return Units(text, starts, ends, hashes, np.searchsorted(starts, begins))
+
+
+def normalise(text: str) -> str:
+    """`text` in Unicode's form NFKC, without what only lays out a formula or groups the digits of a number."""
+    if not text.isascii():
+        for separator in _WIDE_SEPARATORS:
+            text = text.replace(separator, " ")
+        text = unicodedata.normalize("NFKC", _tables().runs_of_marks.sub(_without_excess_marks, text))
+    if "\\" in text:
+        text = text.replace("\\\\", " ").replace("\\!", "").replace("{,}", ",")
+        text = _LAYOUT.sub(" ", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
+    return _THOUSANDS_COMMA.sub("", text)
+
+
+def _without_excess_marks(run: re.Match[str]) -> str:
+    """At most 30 marks on a letter (Unicode's Stream-Safe Text Format): NFKC takes quadratic time to sort them."""
+    kept, marks = [], 0
+    for character in run[0]:
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        if marks <= 30:
+            kept.append(character)
+    return "".join(kept)
+
+
+def _blocks(text: str) -> Iterator[tuple[int, str]]:
+    """`text` cut between units (or within one of over 65,536 characters, which is no word), and where each begins."""
+    start = 0
+    while start + BLOCK_CHARACTERS < len(text):
+        stop = start + BLOCK_CHARACTERS
+        cut = _CUT.search(text, stop, stop + BLOCK_CHARACTERS)
+        stop = cut.start() if cut else stop + BLOCK_CHARACTERS
+        yield start, text[start:stop]
+        start = stop
+    yield start, text[start:]
+
+
+def _split_block(offset: int, block: str) -> tuple[Positions, Positions, Hashes]:
+    """Where the units of `block` start and end in the text, in which it begins at `offset`, and their hashes.
+
+    The hash of a unit is the polynomial of its characters, read off one running sum over the block, and mixed.
+    """
+    tables = _tables()
+    codes = np.frombuffer(block.encode("utf-32-le"), np.uint32)
+    padded = np.zeros(len(codes) + 2, np.uint8)  # a separator at either end, so that every character has neighbours
+    kinds = padded[1:-1]
+    kinds[:] = tables.kinds[codes]
+    backslashes = np.flatnonzero(kinds == BACKSLASH)
+    kinds[backslashes] = SEPARATOR
+    commands = backslashes[padded[backslashes + 2] == LETTER]
+    kinds[commands] = LETTER
+    points = np.flatnonzero(codes == ord("."))
+    kinds[points[(padded[points] == DIGIT) & (padded[points + 2] == DIGIT)]] = DIGIT
+
+    changes = padded[1:] != padded[:-1]
+    changes[:-1] |= kinds == HAN
+    changes[commands] = True
+    edges = np.flatnonzero(changes)
+    is_unit = kinds[edges[:-1]] != SEPARATOR
+    starts, ends = edges[:-1][is_unit], edges[1:][is_unit]
+
+    sums = np.zeros(len(codes) + 1, np.uint64)
+    np.cumsum(tables.folded[codes] * tables.powers[: len(codes)], out=sums[1:])
+    hashes = (sums[ends] - sums[starts]) * tables.inverse_powers[starts]
+    hashes ^= hashes >> np.uint64(32)
+    hashes *= np.uint64(0xD6E8FEB86659FD93)
+    hashes ^= hashes >> np.uint64(32)
+    return starts + offset, ends + offset, hashes
+
+
+class _Tables(NamedTuple):
+    kinds: npt.NDArray[np.uint8]  # of each code point
+    folded: npt.NDArray[np.uint32]  # each code point with its case folded
+    powers: Hashes
+    inverse_powers: Hashes
+    runs_of_marks: re.Pattern[str]  # more than 30 characters, each a mark or of plane 1
+
+
+@lru_cache(maxsize=1)
+def _tables() -> _Tables:
+    """Made at first use, in about 0.1 s."""
+    kinds = np.zeros(0x110000, np.uint8)
+    folded = np.arange(0x110000, dtype=np.uint32)
+    marks = []
+    for code in range(0x20000):
+        character = chr(code)
+        kinds[code] = _kind(character)
+        case_folded = character.casefold()
+        if len(case_folded) == 1:
+            folded[code] = ord(case_folded)
+        if code < 0x10000 and unicodedata.combining(character):
+            marks.append(character)
+    kinds[0x20000:0x40000] = HAN  # planes 2 and 3 hold nothing else
+    mark = f"[{''.join(marks)}\U00010000-\U0001ffff]"  # one range for plane 1: its marks one by one would be slow
+    runs_of_marks = re.compile(f"{mark}{mark}{{30,}}")  # `mark` first, since re looks ahead for it and for no repeat
+    return _Tables(kinds, folded, _powers(_HASH_BASE), _powers(pow(_HASH_BASE, -1, 1 << 64)), runs_of_marks)
+
+
+def _kind(character: str) -> int:
+    if character == "\\":
+        return BACKSLASH
+    if character in "々〇" or ("\u3400" <= character <= "\u9fff" and character.isalpha()):
+        return HAN
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return DIGIT
+    return LETTER if category[0] in "LMN" else SEPARATOR  # letters, the marks on them, and numerals that are letters
+
+
+def _powers(base: int) -> Hashes:
+    powers = np.full(2 * BLOCK_CHARACTERS + 1, base, np.uint64)
+    powers[0] = 1
+    return np.multiply.accumulate(powers)

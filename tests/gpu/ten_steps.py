@@ -1,0 +1,21 @@
+"""Ten fp32 steps on whatever device this process has; prints [[loss, gradient norm], ...] as JSON."""
+
+from __future__ import annotations
+
+import json
+
+from megatron_dsmath.parallel import topology
+from tests.support import training
+from tests.support.runs import run_config
+
+
+def main() -> None:
+    """Train and print."""
+    opened = training.start(run_config(schedule__peak_learning_rate=3e-3))
+    figures = [opened.step(step) for step in range(10)]
+    topology.stop()
+    print(json.dumps({"device": opened.place.device.type, "figures": figures}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.parallel import shards
+from tests.support import training
+from tests.support.ranks import run_ranks
+from tests.support.runs import run_config
+from tests.support.training import Figures, deviations, load_and_train, train_and_save
+
+STEPS = (2, 4)  # saved after, ends after
+# Of losses in another layout: the same numbers summed in another order (tests/parallel/test_layouts.py).
+FP32_TOLERANCE, BF16_TOLERANCE = 1e-5, 1e-2
+
+
+class Layout(NamedTuple):
+    ranks: int
+    overrides: dict[str, Any]
+
+
+LAYOUTS = {
+    "one process": Layout(1, {}),
+    "DP2": Layout(2, {}),
+    "DP2, optimizer not distributed": Layout(2, {"parallel__distributed_optimizer": False}),
+    "DP2, overlapped": Layout(2, {"parallel__overlap_communication": True}),
+    "TP2 SP": Layout(2, {"parallel__tensor": 2, "parallel__sequence": True}),
+    "PP2, virtual": Layout(2, {"parallel__pipeline": 2, "parallel__virtual_stages": 2}),
+    "bf16, DP2": Layout(2, {"precision": "bf16"}),
+    "bf16, optimizer not distributed": Layout(1, {"precision": "bf16", "parallel__distributed_optimizer": False}),
+}
+ONLY_RESHARDED = {
+    "PP2, uneven": Layout(2, {"parallel__pipeline": 2, "parallel__stage_layers": [1, 3]}),
+    "TP2 PP2": Layout(4, {"parallel__tensor": 2, "parallel__pipeline": 2}),
+    "bf16, TP2 SP": Layout(2, {"precision": "bf16", "parallel__tensor": 2, "parallel__sequence": True}),
+}
+
+
+class Saved(NamedTuple):
+    folder: Path
+    later: list[Figures]  # of the steps after the save, undisturbed
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
+    """What a layout saved, trained once for all tests."""
+    made: dict[str, Saved] = {}
+
+    def of(name: str) -> Saved:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("saved") / "shards"
+            made[name] = Saved(folder, ranks(name, train_and_save, None, folder, STEPS)[0])
+        return made[name]
+
+    return of
+
+
+def ranks(name: str, function: Callable[..., Any], *arguments: Any, **overrides: Any) -> list[Any]:
+    layout = (LAYOUTS | ONLY_RESHARDED)[name]
+    return run_ranks(layout.ranks, function, run_config(**{**layout.overrides, **overrides}), *arguments)
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in the folder, read by torch alone."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    tensors: dict[str, Any] = {}
+    reader = FileSystemReader(folder)
+    _load_state_dict(tensors, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_same_layout_goes_on_bit_for_bit(name: str, saved: Callable[[str], Saved], tmp_path: Path) -> None:
+    folder, later = saved(name)
+    for resumed in ranks(name, load_and_train, folder, tmp_path / "again", STEPS):
+        assert resumed == later
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("one process", "TP2 SP"),
+        ("TP2 SP", "PP2, virtual"),
+        ("PP2, virtual", "DP2"),
+        ("DP2", "TP2 PP2"),
+        ("one process", "PP2, uneven"),
+        ("bf16, DP2", "bf16, TP2 SP"),
+    ],
+)
+def test_another_layout_reads_the_same_state_and_goes_on(
+    before: str, after: str, saved: Callable[[str], Saved], tmp_path: Path
+) -> None:
+    folder, later = saved(before)
+    resumed = ranks(after, load_and_train, folder, tmp_path / "again", STEPS)[0]
+    found = deviations(resumed, later)
+    print(f"{before} -> {after}: {found}")
+    assert found.loss < (BF16_TOLERANCE if "bf16" in after else FP32_TOLERANCE)
+    ours, theirs = tensors_of(tmp_path / "again"), tensors_of(folder)
+    # 6 tensors of a layer, each stacked over the layers, and 3 around them: weights, masters, and two moments.
+    assert len(theirs) == 4 * (6 + 3)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_checkpoint_holds_fp32_masters_and_moments_whatever_the_precision(saved: Callable[[str], Saved]) -> None:
+    for name, tensor in tensors_of(saved("bf16, DP2").folder).items():
+        assert tensor.dtype == (torch.float32 if name.startswith("optimizer.state.") else torch.bfloat16), name
+
+
+def steps_and_betas(run: RunConfig, folder: Path) -> list[tuple[int, tuple[float, float], float]]:
+    opened = training.start(run)
+    shards.load(folder, opened.pieces, opened.updater)
+    return [(group["step"], group["betas"], group["eps"]) for group in opened.updater.param_groups]
+
+
+@pytest.mark.parametrize("name", ["one process", "DP2, optimizer not distributed", "bf16, optimizer not distributed"])
+def test_the_step_is_the_checkpoints_and_the_optimizers_numbers_are_the_runs(
+    name: str, saved: Callable[[str], Saved]
+) -> None:
+    numbers = {"optimizer__beta2": 0.999, "optimizer__epsilon": 1e-6}
+    for groups in ranks(name, steps_and_betas, saved(name).folder, **numbers):
+        assert groups == [(STEPS[0], (0.9, 0.999), 1e-6)] * 2
+
+
+def events_of_saving_and_loading(run: RunConfig, folder: Path) -> set[str]:
+    """What the interpreter announces while a checkpoint is written and read."""
+    opened = training.start(run)
+    opened.step(0)
+    events: set[str] = set()
+    sys.addaudithook(lambda event, _: events.add(event))
+    training.save(opened, folder)
+    shards.load(folder, opened.pieces, opened.updater)
+    return events
+
+
+def test_no_process_is_started_to_save_or_load(tmp_path: Path) -> None:
+    for events in ranks("DP2", events_of_saving_and_loading, tmp_path / "shards"):
+        assert "open" in events  # the hook hears something
+        assert events & {"os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.system", "subprocess.Popen"} == set()
+
+
+class Hostile:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, evidence: Path) -> None:
+        self.evidence = evidence
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.evidence,)
+
+
+def test_a_description_that_wants_to_run_a_program_is_refused_before_it_is_loaded(
+    saved: Callable[[str], Saved], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved("one process").folder, tmp_path / "spoiled"))
+    (folder / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "evidence")))
+    with pytest.raises(RuntimeError, match="wants to run a program"):
+        ranks("one process", load_and_train, folder, tmp_path / "again", STEPS)
+    assert not (tmp_path / "evidence").exists()

@@ -1,0 +1,174 @@
+"""A run's steps as the loop takes them, on batches that need no data: what the ranks of tests run and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from megatron_dsmath.checkpoint.weights import open_weights
+from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.model import decoder, loss
+from megatron_dsmath.model.parameters import parameters
+from megatron_dsmath.parallel import collectives, optimizer, pipeline, shards, topology
+from megatron_dsmath.schedule.learning_rate import learning_rate
+from megatron_dsmath.training.job import DeviceBatch
+
+CORPORA = 2
+Parts = tuple[int, dict[str, np.ndarray]]  # a tensor-parallel rank and what it holds, by Hugging Face's names
+
+
+class Figures(NamedTuple):
+    """What one step says: nats per target token, and the gradients' norm before clipping."""
+
+    loss: float
+    gradient_norm: float
+
+
+def deviations(ours: list[Figures], theirs: list[Figures]) -> Figures:
+    """The largest relative difference of the losses, and of the gradient norms."""
+    pairs = list(zip(ours, theirs, strict=True))
+    return Figures(
+        max(abs(our.loss / their.loss - 1) for our, their in pairs),
+        max(abs(our.gradient_norm / their.gradient_norm - 1) for our, their in pairs),
+    )
+
+
+class Training(NamedTuple):
+    """A run, opened on this rank, without its data."""
+
+    run: RunConfig
+    place: topology.Topology
+    pieces: list[optimizer.ReducedPiece]
+    updater: optimizer.Optimizer
+
+    def accumulate(self, step: int, *, backward: bool = True) -> torch.Tensor:
+        """Nats and target tokens by corpus; with `backward`, gradients stay in the buffers."""
+        if backward:
+            for piece in self.pieces:
+                piece.zero_grad_buffer()
+            self.updater.zero_grad()
+        loss_of = partial(loss.sums_by_corpus, corpora=CORPORA)
+        reports = pipeline.run_microbatches(self.pieces, self.share(step), loss_of, backward=backward)
+        return collectives.sum_of_reports(reports, (CORPORA, 2), self.place).cpu()
+
+    def step(self, step: int) -> Figures:
+        """One update."""
+        nats, tokens = self.accumulate(step).sum(0)
+        rate = learning_rate(self.run.schedule, step)
+        return Figures(float(nats / tokens), optimizer.update(self.updater, rate, self.run.optimizer.weight_decay))
+
+    def share(self, step: int) -> list[DeviceBatch]:
+        """This rank's microbatches; every data-parallel rank has every `data_size`-th."""
+        size = self.run.parallel.microbatch_sequences
+        batch = [tensor.to(self.place.device) for tensor in global_batch(self.run, step)]
+        whole = [DeviceBatch(*parts) for parts in zip(*(tensor.split(size) for tensor in batch), strict=True)]
+        return whole[self.place.data_rank :: self.place.data_size]
+
+
+def global_batch(run: RunConfig, step: int) -> DeviceBatch:
+    """Sequences that count up by a stride, with some noise: something to learn, and in each another share of targets.
+
+    The first sequence has none at all, as padding at the end of a validation set.
+    """
+    generator = torch.Generator().manual_seed(step)
+    sequences, length, vocabulary = run.schedule.sequences_per_step, run.data.sequence_length, run.model.vocabulary_size
+
+    def draw(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
+    starts, strides = draw(vocabulary, sequences, 1), 1 + draw(3, sequences, 1)
+    tokens = (starts + strides * torch.arange(length + 1)) % vocabulary
+    noise = torch.rand(sequences, length + 1, generator=generator) < 0.1
+    tokens = torch.where(noise, draw(vocabulary, sequences, length + 1), tokens)
+    shares = torch.linspace(0, 1, sequences)[:, None]
+    loss_mask = (torch.rand(sequences, length, generator=generator) < shares).float()
+    return DeviceBatch(tokens, loss_mask, draw(CORPORA, sequences))
+
+
+def start(run: RunConfig, weights: Path | None = None) -> Training:
+    """Open the run with the weights of a checkpoint or a Hugging Face folder, or with those of its seed."""
+    place = topology.start(run.parallel, run.seed)
+    pieces = decoder.build(run, place)
+    source = open_weights(weights) if weights else decoder.WeightsFromSeed(run.model, run.seed)
+    decoder.load_weights(pieces, run.model, place, source)
+    reduced = optimizer.reduce_gradients(run, pieces, place.data_size)
+    return Training(run, place, reduced, optimizer.build(run, reduced))
+
+
+def train(run: RunConfig, weights: Path, steps: int) -> list[Figures]:
+    """The first `steps` steps of a run."""
+    training = start(run, weights)
+    return [training.step(step) for step in range(steps)]
+
+
+def gradients(run: RunConfig, weights: Path) -> Parts:
+    """The gradients of the first step, before clipping (data-parallel size 1)."""
+    training = start(run, weights)
+    training.accumulate(0)
+    named = decoder.named_parameters(training.pieces)
+    return parts(training, {name: tensor.main_grad for name, tensor in named})  # type: ignore[attr-defined]
+
+
+def first_weights(run: RunConfig) -> Parts:
+    """The weights that the seed gives."""
+    training = start(run)
+    return parts(training, {name: tensor.detach() for name, tensor in decoder.named_parameters(training.pieces)})
+
+
+def train_and_save(run: RunConfig, weights: Path, folder: Path, steps: tuple[int, int]) -> list[Figures]:
+    """Train, save after `steps[0]` steps, and go on to `steps[1]`; returns the later steps' figures."""
+    training = start(run, weights)
+    saved_after, end = steps
+    for step in range(saved_after):
+        training.step(step)
+    save(training, folder)
+    return [training.step(step) for step in range(saved_after, end)]
+
+
+def load_and_train(run: RunConfig, folder: Path, again: Path, steps: tuple[int, int]) -> list[Figures]:
+    """Load what `train_and_save` saved, save it once more to `again`, and go on."""
+    training = start(run)
+    shards.load(folder, training.pieces, training.updater)
+    save(training, again)
+    return [training.step(step) for step in range(*steps)]
+
+
+def save(training: Training, folder: Path) -> None:
+    """As a checkpoint of the loop does."""
+    if training.place.rank == 0:
+        folder.mkdir(parents=True)
+    collectives.barrier()
+    with optimizer.parameters_in_place(training.pieces):
+        shards.save(folder, training.pieces, training.updater)
+
+
+def parts(training: Training, tensors: Mapping[str, torch.Tensor]) -> Parts:
+    """This rank's `tensors` (our names) by Hugging Face's names, in numpy: a tensor would be gone with the rank."""
+    table = {parameter.ours: parameter for parameter in parameters(training.run.model)}
+    groups = training.run.model.key_value_heads // training.place.tensor_size
+    unfused: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        theirs = table[name].unfuse(tensor.float().cpu(), groups)
+        unfused |= dict(zip(table[name].theirs, (part.clone().numpy() for part in theirs), strict=True))
+    return training.place.tensor_rank, unfused
+
+
+def joined(run: RunConfig, ranks: list[Parts]) -> dict[str, torch.Tensor]:
+    """The whole tensors out of every rank's parts; copies that should be equal must be, bit for bit."""
+    splits = {name: parameter.split for parameter in parameters(run.model) for name in parameter.theirs}
+    held: dict[str, list[Any]] = {}
+    for _, unfused in sorted(ranks, key=lambda rank: rank[0]):
+        for name, part in unfused.items():
+            held.setdefault(name, []).append(part)
+    whole = {}
+    for name, pieces in held.items():
+        split = splits[name]
+        if split is None:
+            assert all(np.array_equal(piece, pieces[0]) for piece in pieces), name
+        whole[name] = torch.from_numpy(pieces[0] if split is None else np.concatenate(pieces, split))
+    return whole

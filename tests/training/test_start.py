@@ -1,0 +1,91 @@
+"""What is checked before anything starts, and that one rank speaks for all when something fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_dsmath.cli import main
+from megatron_dsmath.config import load
+from tests.support.corpora import write_run_file
+from tests.support.ranks import run_ranks
+from tests.training.ranks import Ending, dsmath, numbers_of, rows_of, status_of
+
+
+@pytest.fixture
+def run_file(inputs: Path, tmp_path: Path) -> Path:
+    return write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml")
+
+
+def test_check_prints_the_run_s_directory_and_starts_nothing(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(run_file), "--nproc", "2", "--check"]) == 0
+    output = run_file.parent / "run"
+    assert capsys.readouterr().out == f"{output}\n"
+    assert [path for path in output.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("options", [["--nproc", "2"], [], ["--check"]])
+def test_a_refused_run_file_creates_nothing(
+    options: list[str], run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["--set", "schedule.steps=0", "--set", "model.layer=3"]
+    assert main(["train", str(run_file), *wrong, *options]) == 78
+    assert capsys.readouterr().err.count("error[config]") == 2
+    assert not (run_file.parent / "run").exists()
+
+
+def test_no_ranks_are_no_run(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(run_file), "--nproc", "0"]) == 78
+    assert "error[usage]: the number of processes is wrong" in capsys.readouterr().err
+
+
+def test_a_rank_of_a_world_starts_no_world(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", str(run_file), "--nproc", "2"]) == 78
+    assert "leave --nproc away under torchrun or srun" in capsys.readouterr().err
+
+
+def test_run_yaml_alone_repeats_the_run(run_file: Path, tmp_path: Path) -> None:
+    overrides = ["--set", "schedule.steps=3", "--set", "schedule.drops=[]"]
+    (ending,) = run_ranks(1, dsmath, ["train", str(run_file), *overrides])
+    assert ending.code == 0
+    written = tmp_path / "run" / "run.yaml"
+    assert load(written) == load(run_file, overrides[1::2])
+    (ending,) = run_ranks(1, dsmath, ["train", str(written), "--set", f"output={tmp_path / 'again'}"])
+    assert ending.code == 0
+    assert numbers_of(rows_of(tmp_path / "again")) == numbers_of(rows_of(tmp_path / "run"))
+
+
+def dsmath_with_a_fault(rank: int, step: int, arguments: list[str]) -> Ending:
+    """Something nobody foresaw happens in one rank, when it draws the batch of a step."""
+    import os
+
+    from megatron_dsmath.training.job import Job
+
+    draw = Job.step_batches
+
+    def drawn(self: Job, next_sample: int) -> object:
+        if int(os.environ["RANK"]) == rank and next_sample == 8 * (step - 1):
+            raise KeyError("nobody foresaw this")
+        return draw(self, next_sample)
+
+    Job.step_batches = drawn  # type: ignore[method-assign,assignment]
+    return dsmath(arguments)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_rank_that_fails_first_says_why_for_all(rank: int, run_file: Path) -> None:
+    endings = run_ranks(2, dsmath_with_a_fault, rank, 2, ["train", str(run_file)])
+    assert [ending.code for ending in endings] == [70, 70]
+    assert endings[rank].err.count("Traceback") == 1
+    assert "nobody foresaw this" in endings[rank].err
+    assert endings[1 - rank].err.splitlines()[0].startswith(f"rank {1 - rank} ends because another rank failed")
+    assert "Traceback" not in endings[1 - rank].err
+    status = status_of(run_file.parent / "run")
+    assert (status["state"], status["exit_code"], status["step"]) == ("failed", 70, 1)
+    assert status["message"] == "KeyError: 'nobody foresaw this'"
