@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
+from torch._C._distributed_c10d import HashStore
 
 from megatron_dsmath.config.parallel import ParallelConfig
 
@@ -61,7 +62,7 @@ def start(parallel: ParallelConfig, seed: int, timeout_minutes: float = 30.0) ->
     if not dist.is_initialized():
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            init_method=_rendezvous(),
+            **_rendezvous(world_size),
             rank=rank,
             world_size=world_size,
             timeout=timedelta(minutes=timeout_minutes),
@@ -100,10 +101,8 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def _rendezvous() -> str:
-    if "MASTER_ADDR" in os.environ:
-        return "env://"
-    file = os.environ.get(RENDEZVOUS)
-    if file is None:
-        file = str(Path(tempfile.mkdtemp(prefix="dsmath-")) / "rendezvous")
-    return Path(file).absolute().as_uri()
+def _rendezvous(world_size: int) -> dict[str, Any]:
+    """Where the processes find each other: the file of `--nproc`, torchrun's address, or nowhere for one alone."""
+    if RENDEZVOUS in os.environ:
+        return {"init_method": Path(os.environ[RENDEZVOUS]).absolute().as_uri()}
+    return {"store": HashStore()} if world_size == 1 else {"init_method": "env://"}
