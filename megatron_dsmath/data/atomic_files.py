@@ -7,28 +7,43 @@ import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from megatron_dsmath.errors import OutputError
 
 PARTIAL_ENDING = ".partial"
 
 
+class Kept(NamedTuple):
+    """The beginning of an unfinished file that a killed process left, and its hash so far."""
+
+    size_bytes: int
+    sha256: hashlib._Hash
+
+
 class OutputFile:
     """One file while it is written: counts its bytes and hashes them on the way."""
 
-    def __init__(self, path: Path) -> None:
-        """Open `path`.partial, empty. Raises OutputError when it cannot, or when another process is writing it."""
+    def __init__(self, path: Path, kept: Kept | None = None) -> None:
+        """Open `path`.partial, empty or with what is `kept` of it.
+
+        Raises OutputError when it cannot, or when another process is writing it.
+        """
         self.path = path
-        self.partial = Path(f"{path}{PARTIAL_ENDING}")
-        self.size_bytes = 0
-        self._sha256 = hashlib.sha256()
+        self.partial = self.partial_of(path)
+        self.size_bytes, self._sha256 = kept or Kept(0, hashlib.sha256())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _open_exclusively(self.partial)
+            self._file = _open_exclusively(self.partial, self.size_bytes)
         except OSError as error:
             raise cannot_write(path, error) from error
+
+    @staticmethod
+    def partial_of(path: Path) -> Path:
+        """Where the file lies until it is whole."""
+        return Path(f"{path}{PARTIAL_ENDING}")
 
     @property
     def sha256(self) -> str:
@@ -65,12 +80,12 @@ class AtomicFiles:
     between two renames leaves a set that a reader refuses, never one old and one new file that look like a pair.
     """
 
-    def __init__(self, *paths: Path) -> None:
-        """Open each path under its temporary name. Raises OutputError."""
+    def __init__(self, *paths: Path, kept: Mapping[Path, Kept] | None = None) -> None:
+        """Open each path under its temporary name, with what is `kept` of it. Raises OutputError."""
         self.files: list[OutputFile] = []
         try:
             for path in paths:
-                self.files.append(OutputFile(path))
+                self.files.append(OutputFile(path, (kept or {}).get(path)))
         except OutputError:
             self.discard()
             raise
@@ -129,15 +144,19 @@ def require_free_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _open_exclusively(path: Path) -> BinaryIO:
-    """Open `path` empty and locked. The lock goes with its process, so one that was killed blocks nobody."""
+def _open_exclusively(path: Path, kept_bytes: int) -> BinaryIO:
+    """Open `path` locked, cut off behind `kept_bytes`.
+
+    The lock goes with its process, so one that was killed blocks nobody.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             _lock(descriptor)
             # While we waited, the holder may have renamed this very file to its final name: then it is not ours.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                os.ftruncate(descriptor, 0)
+                os.ftruncate(descriptor, kept_bytes)
+                os.lseek(descriptor, 0, os.SEEK_END)
                 return os.fdopen(descriptor, "r+b", buffering=1 << 20)
         except BaseException:
             os.close(descriptor)

@@ -6,14 +6,14 @@ Byte for byte what `megatron.core.datasets.indexed_dataset` writes, and read by 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dsmath.data.atomic_files import AtomicFiles
+from megatron_dsmath.data.atomic_files import AtomicFiles, Kept, OutputFile
 from megatron_dsmath.data.index_file import CODES, map_array, read_index, row_ranges, write_index
 from megatron_dsmath.data.sidecar import Facts, sidecar_path, to_bytes
 from megatron_dsmath.errors import IndexedDatasetError
@@ -93,10 +93,17 @@ class IndexedWriter:
     What is put into `facts` goes into PREFIX.json, the sidecar, after the counts and hashes the writer knows itself.
     """
 
-    def __init__(self, prefix: str | Path, dtype: np.dtype[np.integer], beside: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        prefix: str | Path,
+        dtype: np.dtype[np.integer],
+        beside: Sequence[Path] = (),
+        kept: Mapping[Path, Kept] | None = None,
+    ) -> None:
         """Begin a dataset of `dtype` (any integer dtype the format knows).
 
-        The files `beside` belong to it: they are written through `self.beside` and appear with it. Raises OutputError
+        The files `beside` belong to it: they are written through `self.beside` and appear with it. To go on with
+        what is `kept` of a killed writer's files, tell it their documents with `count_documents`. Raises OutputError
         where the folder cannot be written.
         """
         self.dtype = np.dtype(dtype)
@@ -107,13 +114,18 @@ class IndexedWriter:
         self._limits = np.iinfo(self.dtype)
         self._lengths = array("i")
         self._document_indices = array("q", [0])
-        self._files = AtomicFiles(*beside, bin_path(prefix), sidecar_path(prefix), idx_path(prefix))
+        self._files = AtomicFiles(*beside, bin_path(prefix), sidecar_path(prefix), idx_path(prefix), kept=kept)
         *self.beside, self._bin, self._sidecar, self._idx = self._files.files
 
     @property
     def document_count(self) -> int:
         """How many documents were added so far, empty ones included."""
         return len(self._document_indices) - 1
+
+    @property
+    def growing_files(self) -> list[OutputFile]:
+        """The files that hold something before the end: those beside, and the .bin."""
+        return [*self.beside, self._bin]
 
     def add_document(self, tokens: Sequence[int] | Tokens) -> None:
         """Append one document as one sequence; see `add_documents`."""
@@ -129,11 +141,15 @@ class IndexedWriter:
         if tokens.size:
             self._require_fitting(tokens)
             self._bin.write(tokens.astype(self.dtype).tobytes())
+        self.count_documents(lengths)
+
+    def count_documents(self, lengths: npt.NDArray[np.integer]) -> None:
+        """Take documents of `lengths` [documents] into the index, whose tokens the .bin holds already."""
         holds_tokens = lengths > 0
         ends = len(self._lengths) + np.cumsum(holds_tokens, dtype=np.int64)
         self._lengths.frombytes(lengths[holds_tokens].astype(np.int32).tobytes())
         self._document_indices.frombytes(ends.tobytes())
-        self.token_count += tokens.size
+        self.token_count += int(lengths.sum())
 
     def add_dataset(self, dataset: IndexedDataset) -> None:
         """Append every document of `dataset`. Raises IndexedDatasetError when its dtype is another."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from megatron_dsmath.data.atomic_files import require_free_space
+from megatron_dsmath.data.atomic_files import Kept, require_free_space
 from megatron_dsmath.data.index_file import row_ranges
 from megatron_dsmath.data.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path
 from megatron_dsmath.data.permutation import permute, random_words
@@ -16,18 +16,20 @@ from megatron_dsmath.data.sidecar import sidecar_path
 
 
 @contextmanager
-def shuffling(writer: IndexedWriter, prefix: Path, seed: int | None) -> Iterator[IndexedWriter]:
+def shuffling(
+    writer: IndexedWriter, prefix: Path, seed: int | None, kept: Mapping[Path, Kept]
+) -> Iterator[IndexedWriter]:
     """A writer whose documents reach `writer` in an order drawn from `seed`, when the block ends well.
 
     They wait in PREFIX.unshuffled.bin, which is read back through a memory map. Without a seed this is `writer`
-    itself. Raises OutputError when the disk does not hold them twice.
+    itself. `kept` of these files is gone on with. Raises OutputError when the disk does not hold them twice.
     """
     if seed is None:
         yield writer
         return
     waiting = Path(f"{prefix}.unshuffled")
     try:
-        with IndexedWriter(waiting, writer.dtype) as first:
+        with IndexedWriter(waiting, writer.dtype, kept=kept) as first:
             yield first
         require_free_space(prefix.parent, bin_path(waiting).stat().st_size + idx_path(waiting).stat().st_size)
         _add_shuffled(writer, IndexedDataset(waiting), seed)

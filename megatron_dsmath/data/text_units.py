@@ -94,9 +94,9 @@ def normalise(text: str) -> str:
             text = text.replace(separator, " ")
         text = unicodedata.normalize("NFKC", _tables().runs_of_marks.sub(_without_excess_marks, text))
     if "\\" in text:
-        text = text.replace("\\\\", " ").replace("\\!", "").replace("{,}", ",")
+        text = text.replace("\\\\", " ").replace("\\!", "")
         text = _LAYOUT.sub(" ", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
-    return _THOUSANDS_COMMA.sub("", text)
+    return _THOUSANDS_COMMA.sub("", text.replace("{,}", ","))
 
 
 def _without_excess_marks(run: re.Match[str]) -> str:
@@ -176,7 +176,7 @@ def _tables() -> _Tables:
             folded[code] = ord(case_folded)
         if code < 0x10000 and unicodedata.combining(character):
             marks.append(character)
-    kinds[0x20000:0x40000] = HAN  # planes 2 and 3 hold nothing else
+    kinds[0x20000:0x40000] = HAN  # planes 2 and 3 hold nothing else, those above no letters
     mark = f"[{''.join(marks)}\U00010000-\U0001ffff]"  # one range for plane 1: its marks one by one would be slow
     runs_of_marks = re.compile(f"{mark}{mark}{{30,}}")  # `mark` first, since re looks ahead for it and for no repeat
     return _Tables(kinds, folded, _powers(_HASH_BASE), _powers(pow(_HASH_BASE, -1, 1 << 64)), runs_of_marks)
@@ -190,6 +190,8 @@ def _kind(character: str) -> int:
     category = unicodedata.category(character)
     if category == "Nd":
         return DIGIT
+    if category == "Mn" and "VARIATION SELECTOR" in unicodedata.name(character, ""):
+        return SEPARATOR  # it changes the look of a Han character or a symbol
     return LETTER if category[0] in "LMN" else SEPARATOR  # letters, the marks on them, and numerals that are letters
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from megatron_dsmath.data.atomic_files import OutputFile
 from megatron_dsmath.data.documents import parse_document, quarantine_row
 from megatron_dsmath.data.indexed import IndexedWriter, bin_path, dtype_for, idx_path
+from megatron_dsmath.data.journal import Journal
 from megatron_dsmath.data.lines import Line, LineReader, require_content
 from megatron_dsmath.data.piece_encoder import EncodedTexts
 from megatron_dsmath.data.progress import Progress, Report
@@ -89,6 +92,7 @@ def tokenize(
     is the same for any number of `workers`. A bad line raises its DataError ("fail"), or goes with its reason to
     OUT.bad_lines.jsonl ("skip"). `shuffle_seed` puts the documents in a random order. `report_progress` is called
     after each batch. Raises UsageError, DataError, TokenizerError, OutputError; then nothing is left of the output.
+    A run that was killed leaves a journal, and the next one of the same task goes on from there.
     """
     started = time.monotonic()
     options = _Options(field, append_eod, prepend_bos, eod_token, parse_special, bad_lines, shuffle_seed)
@@ -98,20 +102,26 @@ def tokenize(
     input_bytes = sum(require_content(path) for path in paths)
     start = partial(_Encoder, Path(tokenizer), options)
     encode = start()  # here too, so that a tokenizer that does not load is refused before a worker or file is there
-    batches = _batches(paths)
+    journal = Journal(prefix, _task(encode.tokenizer, options, paths))
+    done = journal.read()
+    batches = islice(_batches(paths), done.batches, None)
     results = map_in_order(start, batches, workers) if workers > 1 else (encode(batch) for batch in batches)
     beside = [quarantine] if bad_lines == "skip" else []
-    with IndexedWriter(prefix, encode.dtype, beside) as writer, closing(results):
-        with shuffling(writer, prefix, shuffle_seed) as target:
-            bad_count = 0
-            for result in results:
+    with IndexedWriter(prefix, encode.dtype, beside, done.kept) as writer, journal, closing(results):
+        with shuffling(writer, prefix, shuffle_seed, done.kept) as target:
+            target.count_documents(done.lengths)
+            bad_count = done.bad_lines
+            growing = list(dict.fromkeys([*writer.beside, *target.growing_files]))
+            for number, result in enumerate(results, start=done.batches + 1):
                 bad_count += _set_aside(result, writer.beside)
                 target.add_documents(result.tokens, result.lengths)
+                journal.add(number, bad_count, result.lengths, growing)
                 if report_progress is not None:
                     read_bytes = result.batch.read_bytes
                     report_progress(Progress(target.document_count, target.token_count, read_bytes, input_bytes))
             _require_tokens(target, paths, bad_count)
         writer.facts = _facts(encode.tokenizer, options, paths, bad_count)
+    journal.remove()
     if not beside:
         quarantine.unlink(missing_ok=True)  # of an earlier run: it would contradict the sidecar
     return TokenizeReport(
@@ -194,6 +204,12 @@ def _set_aside(result: _Encoded, quarantine: Sequence[OutputFile]) -> int:
             raise error
         quarantine[0].write(quarantine_row(result.batch.path, line, error))
     return len(result.bad_lines)
+
+
+def _task(tokenizer: Tokenizer, options: _Options, paths: Sequence[Path]) -> str:
+    """What decides the bytes of the output, without reading the input: its files are told by size and time."""
+    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return json.dumps([asdict(options), tokenizer.fingerprint, files, BATCH_BYTES, BATCH_LINES])
 
 
 def _facts(tokenizer: Tokenizer, options: _Options, paths: Sequence[Path], bad_lines: int) -> Facts:

@@ -1,0 +1,187 @@
+"""Decontamination against the test data's benchmarks: leaks found, clean documents kept, real drop rates, and speed.
+
+`python benchmarks/decontamination.py`, or `make bench`. Rates are in CPU seconds of one process, beside a script that a
+user would write: a regular expression, and a set of n-grams.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import sys
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.real_text import texts_of_this_machine
+from megatron_dsmath.data.benchmark_texts import read_benchmark
+from megatron_dsmath.data.decontamination import decontaminate
+from megatron_dsmath.data.decontamination_report import DecontaminationReport
+from tests.data.plants import DISGUISES, clean_documents, questions_of
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("DSMATH_TEST_DATA", ROOT.parent / "shared" / "data"))
+BENCHMARKS = sorted((DATA / "eval").glob("*.jsonl"))
+CLEAN_DOCUMENTS = 10_000
+SHOWN = 5  # of a benchmark's n-grams
+UNIT = re.compile(r"\\[a-z]+|[\u4e00-\u9fff]|[^\W\d_\u4e00-\u9fff]+|\d+")
+
+
+def leaks_are_found(folder: Path) -> bool:
+    """Every question of every benchmark, in every disguise."""
+    questions = questions_of(BENCHMARKS)
+    found = {}
+    for name, disguise in DISGUISES.items():
+        corpus = write_corpus(folder / "leaks.jsonl", map(disguise, questions))
+        found[name] = decontaminate([corpus], BENCHMARKS, folder / "out").dropped
+    for name, count in found.items():
+        print(f"leaks {name}: {count:,} of {len(questions):,} found")
+    return set(found.values()) == {len(questions)}
+
+
+def clean_documents_are_kept(folder: Path) -> bool:
+    """Generated documents."""
+    corpus = write_corpus(folder / "clean.jsonl", clean_documents(CLEAN_DOCUMENTS))
+    report = decontaminate([corpus], BENCHMARKS, folder / "out")
+    print(f"clean documents: {report.dropped:,} of {CLEAN_DOCUMENTS:,} dropped", flush=True)
+    return report.dropped == 0
+
+
+def show_drop_rates(folder: Path) -> None:
+    """Training rows that a user would want to know about, with every kind of hit."""
+    gsm8k = decontaminate(
+        [DATA / "sft" / "gsm8k_train.jsonl"], BENCHMARKS, folder / "out", field=["question", "answer"]
+    )
+    show("GSM8K's training rows", gsm8k)
+    rows = [json.loads(line) for line in (DATA / "sft" / "tal_scq5k_cn_train.jsonl").open()]
+    corpus = write_corpus(folder / "tal.jsonl", map(text_of_tal_row, rows))
+    show("TAL-SCQ5K's training rows", decontaminate([corpus], BENCHMARKS, folder / "out"))
+
+
+def text_of_tal_row(row: dict[str, Any]) -> str:
+    """Question, options and worked analysis."""
+    options = [option["content"] for group in row["answer_option_list"] for option in group]
+    return "\n".join([row["problem"], *options, *row["answer_analysis"]])
+
+
+def show(name: str, report: DecontaminationReport) -> None:
+    """Counts for each benchmark, and what was shared most often."""
+    print(
+        f"{name}: {report.dropped:,} of {report.kept + report.dropped:,} dropped,"
+        f" {report.dropped / (report.kept + report.dropped):.2%}; {report.looking_false:,} look like false hits"
+    )
+    for benchmark in report.benchmarks:
+        if not benchmark.documents:
+            continue
+        lengths = ", ".join(
+            f"{count} of {units}" for units, count in benchmark.documents_by_longest_passage_units.items() if count
+        )
+        print(f"  {benchmark.file.name}: {benchmark.documents} documents, {benchmark.drop_rate:.2%},", end=" ")
+        print(f"{benchmark.looking_false} look false; longest passage in units: {lengths}")
+        for frequent in (*benchmark.frequent_ngrams[:SHOWN], *benchmark.frequent_short_texts[:SHOWN]):
+            kind = "; ".join(frequent.false_hit_signs) or "no sign of a false hit"
+            print(f"    {frequent.documents} x [{kind}] {frequent.match.field} row {frequent.match.row}:", end=" ")
+            print(frequent.match.text)
+    sys.stdout.flush()
+
+
+def show_rates(folder: Path, megabytes: int) -> None:
+    """Text a second by one process, the reading of the benchmarks apart; and two workers against one."""
+    nothing = write_corpus(folder / "nothing.jsonl", ["nothing"])
+    start_seconds = cpu_seconds_of(nothing, folder)
+    print(
+        f"benchmarks, {sum(path.stat().st_size for path in BENCHMARKS) / 1e6:.1f} MB: read in {start_seconds:.2f} CPU s"
+    )
+    ngrams = ngrams_of_script()
+    for name, texts in {
+        "text and code of this machine": texts_of_this_machine(megabytes * 1_000_000),
+        "English web pages": texts_of("pretrain/c4_en_sample.jsonl") * 20,
+        "LaTeX of arXiv": texts_of("pretrain/arxiv_sample.jsonl") * 12,
+        "Chinese Wikipedia": texts_of("pretrain/zh_wiki_cmrc2018.jsonl") * 10,
+    }.items():
+        corpus = write_corpus(folder / "speed.jsonl", texts)
+        size = sum(len(text.encode()) for text in texts) / 1e6
+        ours = size / min(cpu_seconds_of(corpus, folder) - start_seconds for _ in range(3))
+        few = texts[::10]
+        theirs = sum(len(text.encode()) for text in few) / 1e6 / cpu_seconds_of_script(few, ngrams)
+        print(f"{name}, {size:.0f} MB: {ours:.1f} MB/s a core, script {theirs:.1f} MB/s, ratio {ours / theirs:.1f}")
+        if name.startswith("text and code"):
+            show_workers(corpus, folder)
+    sys.stdout.flush()
+
+
+def show_workers(corpus: Path, folder: Path) -> None:
+    """Wall time: an idle machine is meant."""
+    seconds = {
+        workers: min(decontaminate([corpus], BENCHMARKS, folder / "out", workers=workers).seconds for _ in range(3))
+        for workers in (1, 2)
+    }
+    print(f"  in all {seconds[1]:.1f} s, by two workers {seconds[2]:.1f} s; load {os.getloadavg()[0]:.2f}")
+
+
+def cpu_seconds_of(corpus: Path, folder: Path) -> float:
+    """One process, from the files to the report."""
+    started = time.process_time()
+    decontaminate([corpus], BENCHMARKS, folder / "out")
+    return time.process_time() - started
+
+
+def ngrams_of_script() -> set[tuple[str, ...]]:
+    """All 10-grams, as Python has them."""
+    units = (units_of_script(text.text) for path in BENCHMARKS for text in read_benchmark(path).texts)
+    return {tuple(text[first : first + 10]) for text in units for first in range(len(text) - 9)}
+
+
+def cpu_seconds_of_script(texts: Sequence[str], ngrams: set[tuple[str, ...]]) -> float:
+    """The texts are in memory already."""
+    started = time.process_time()
+    for text in texts:
+        units = units_of_script(text)
+        any(tuple(units[first : first + 10]) in ngrams for first in range(len(units) - 9))
+    return time.process_time() - started
+
+
+def units_of_script(text: str) -> list[str]:
+    """Words, numbers, LaTeX commands and Han characters, near enough."""
+    return UNIT.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def texts_of(name: str) -> list[str]:
+    """The documents of a file."""
+    return [json.loads(line)["text"] for line in (DATA / name).open()]
+
+
+def write_corpus(path: Path, texts: Iterable[str]) -> Path:
+    """One text a line."""
+    with path.open("w") as file:
+        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=100, help="of this machine's text")
+    options = parser.parse_args()
+    if not DATA.is_dir():
+        print(f"no test data at {DATA}: set DSMATH_TEST_DATA")
+        return 1
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        holds = [leaks_are_found(folder), clean_documents_are_kept(folder)]
+        show_drop_rates(folder)
+        show_rates(folder, options.megabytes)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"largest memory of this process: {peak:,.0f} MiB")
+    return 0 if all(holds) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
