@@ -156,17 +156,17 @@ class _Encoder:
         return _Encoded(batch._replace(lines=[]), tokens.astype(self.dtype), lengths, bad_lines)
 
     def _as_documents(self, encoded: EncodedTexts) -> EncodedTexts:
-        """Every text that has tokens with its BOS and EOD, where they are asked for."""
-        holds_tokens = encoded.lengths > 0
-        ends = np.cumsum(encoded.lengths)[holds_tokens]
-        starts = ends - encoded.lengths[holds_tokens]
-        # Where one text ends and another begins, the EOD comes first, as it stands first here.
-        places = [ends] * len(self._after) + [starts] * len(self._before)
-        marks = np.repeat(np.array(self._after + self._before, np.int32), len(ends))
-        if not places:
-            return encoded
-        tokens = np.insert(encoded.tokens, np.concatenate(places), marks)
-        return EncodedTexts(tokens, encoded.lengths + len(places) * holds_tokens)
+        """Every text with its BOS and EOD, where they are asked for; one that comes to no token stays empty."""
+        marked = (encoded.lengths > 0) | bool(self._before)
+        lengths = encoded.lengths + marked * (len(self._before) + len(self._after))
+        ends = np.cumsum(lengths)
+        tokens = np.empty(int(lengths.sum()), encoded.tokens.dtype)
+        is_text = np.ones(len(tokens), np.bool_)
+        for marks, places in ((self._before, (ends - lengths)[marked]), (self._after, ends[marked] - 1)):
+            if marks:
+                tokens[places], is_text[places] = marks[0], False
+        tokens[is_text] = encoded.tokens
+        return EncodedTexts(tokens, lengths)
 
     def _beginning(self) -> list[int]:
         if self.tokenizer.begin_of_document is None:

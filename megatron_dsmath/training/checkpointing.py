@@ -140,6 +140,14 @@ def _load(job: Job, folder: Path) -> State:
             expected=f"{kinds[1]}, as the run file has it",
             fix=f"set parallel.distributed_optimizer: {str(kinds[0]).lower()}",
         )
+    if not kinds[0] and manifest.precision != job.run.precision:  # the distributed one keeps fp32 in either
+        raise CheckpointError(
+            "the optimizer's state was saved in another precision",
+            where=folder,
+            found=f"precision {manifest.precision}",
+            expected=f"{job.run.precision}, as the run file has it",
+            fix=f"set precision: {manifest.precision}, or name this run under model.initial_weights of a new one",
+        )
     shards.load(folder / SHARDS, job.pieces, job.optimizer)
     return State(**manifest.state)
 

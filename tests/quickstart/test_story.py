@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_dsmath.config import RunConfig, load
 from megatron_dsmath.config.dialect import Loader, write
@@ -20,15 +21,19 @@ from megatron_dsmath.training.run_directory import RunDirectory
 from tests.support.corpora import tree_with
 
 
+@pytest.fixture(scope="module", autouse=True)
+def corpora_are_small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "write_corpora", partial(corpus.write_corpora, megabytes=0.5))
+        yield
+
+
 @pytest.fixture(scope="module")
-def small_corpora() -> Callable[..., dict[str, Path]]:
-    return partial(corpus.write_corpora, megabytes=0.5)
-
-
-@pytest.fixture
-def out(tmp_path: Path, small_corpora: Callable[..., dict[str, Path]], monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(corpus, "write_corpora", small_corpora)
-    return tmp_path / "quick start"  # a path that has to be quoted
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the data were made, in a folder whose name has to be quoted."""
+    out = tmp_path_factory.mktemp("made") / "quick start"
+    make_data(out, placed(out))
+    return out
 
 
 def placed(out: Path) -> RunConfig:
@@ -49,33 +54,28 @@ def test_every_path_of_the_run_lies_under_out(tmp_path: Path) -> None:
     assert run.model == load(RUN_FILE).model
 
 
-def test_the_data_are_made_once_and_fit_the_run(out: Path) -> None:
-    run = placed(out)
-    make_data(out, run)
-    before = written(out)
+def test_data_that_are_there_are_not_made_again(made: Path) -> None:
+    run, before = placed(made), written(made)
     for entry in run.data.corpora:
         assert verify(entry.paths[0], run.model.vocabulary_size).holds
-    make_data(out, run)
-    assert written(out) == before
+    make_data(made, run)
+    assert written(made) == before
 
 
-def test_data_that_were_left_half_made_are_made_again(out: Path) -> None:
-    run = placed(out)
-    make_data(out, run)
-    before = written(out)
+def test_data_that_were_left_half_made_are_made_again(made: Path) -> None:
+    run, before = placed(made), written(made)
     Path(f"{run.data.corpora[-1].paths[0]}.idx").unlink()  # killed between two renames: the index comes last
-    make_data(out, run)
-    assert {name: content for name, (_, content) in written(out).items()} == {
+    make_data(made, run)
+    after = written(made)
+    assert {name: content for name, (_, content) in after.items()} == {
         name: content for name, (_, content) in before.items()
     }
 
 
 @pytest.mark.long
 def test_the_whole_story_ends_with_a_report_of_what_happened(
-    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import yaml
-
     run = tree_with(
         yaml.load(RUN_FILE.read_text(encoding="utf-8"), Loader),
         model__hidden_size=32,
@@ -89,8 +89,8 @@ def test_the_whole_story_ends_with_a_report_of_what_happened(
     toy.write_text(write(run), encoding="utf-8")
     monkeypatch.setattr(story, "RUN_FILE", toy)
 
-    page = story.tell(out)
-    directory = RunDirectory(out / "run")
+    page = story.tell(made)
+    directory = RunDirectory(made / "run")
     rows = [json.loads(line) for line in directory.metrics.read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 25))
     killed_after = directory.killed_after()
@@ -99,9 +99,9 @@ def test_the_whole_story_ends_with_a_report_of_what_happened(
     text = re.sub(r"<[^>]*>", " ", page.read_text(encoding="utf-8"))
     assert f"{killed_after}, then continued from its newest checkpoint" in text
     assert f"{rows[-1]['validation_loss']:.6f} nats a token" in text
-    assert (out / "model" / "model.safetensors").is_file()
+    assert (made / "model" / "model.safetensors").is_file()
 
-    shutil.rmtree(out / "model")
+    shutil.rmtree(made / "model")
     before = directory.metrics.read_bytes()
-    assert story.tell(out) == page  # nothing is left to train; the export is made anew
+    assert story.tell(made) == page  # nothing is left to train; the export is made anew
     assert directory.metrics.read_bytes() == before

@@ -4,3 +4,5 @@ import megatron.core.dist_checkpointing
 import megatron.core.models.gpt
 import megatron.core.optimizer
 import megatron.core.pipeline_parallel  # noqa: F401
+
+import megatron_dsmath.training.train  # noqa: F401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -39,6 +40,7 @@ def train_run(run: RunConfig) -> None:
     from megatron_dsmath.training.run_directory import RunDirectory
     from megatron_dsmath.training.train import train
 
+    gc.freeze()  # megatron-core collects garbage at each save, and need not go through all that was imported
     RunDirectory(Path(run.output)).create()
     train(run, StopRequest())
 
@@ -53,6 +55,7 @@ def dsmath(arguments: list[str], signal_after: tuple[int, int, int] | None = Non
     """The command in this rank. `signal_after`: the signal that a rank sends itself, the rank, and after which step."""
     from megatron_dsmath import cli
 
+    gc.freeze()
     if signal_after is not None and signal_after[1] == int(os.environ["RANK"]):
         number, _, step = signal_after
         _after(step, lambda: os.kill(os.getpid(), number))

@@ -167,6 +167,19 @@ def test_a_run_that_does_not_fit_its_checkpoint_is_refused_in_one_error_and_chan
     assert (status_of(output)["state"], status_of(output)["exit_code"]) == ("refused", 78)
 
 
+def test_a_run_continues_in_another_precision_only_where_the_optimizer_keeps_fp32(inputs: Path, tmp_path: Path) -> None:
+    for distributed, code in ((True, 0), (False, 78)):
+        output = tmp_path / f"{distributed}"
+        run = {"parallel__distributed_optimizer": distributed, "schedule__steps": 4}
+        with pytest.raises(RuntimeError, match="rank 0 died"):
+            run_ranks(1, train_until_killed, small_run(inputs, output, **run), 4)
+        run_file = write_run_file(inputs, output, tmp_path / "run.yaml", precision="bf16", **run)
+        (ending,) = run_ranks(1, dsmath, ["train", str(run_file)])
+        assert ending.code == code
+    assert errors_in(ending) == ["error[checkpoint]: the optimizer's state was saved in another precision"]
+    assert "fix:      set precision: fp32" in ending.err
+
+
 def test_a_run_with_another_tokenizer_than_its_checkpoint_s_is_refused(saved: Path, tmp_path: Path) -> None:
     others = tmp_path / "others"
     file = write_small_tokenizer(others / "tokenizer") / "tokenizer.json"

@@ -5,19 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_dsmath.training import local_ranks
 from megatron_dsmath.training.interruption import SIGNALS
 from megatron_dsmath.training.local_ranks import PARENT, run_ranks
 
-BEGINNING = f"""#!{sys.executable}
+PYTHON = sys.executable
+START_RANKS = """
+import sys
+from megatron_dsmath.training.local_ranks import run_ranks
+sys.executable = {executable!r}
+run_ranks([], 2)
+"""
+BEGINNING = f"""#!{PYTHON}
 import os, signal, sys, time
 from pathlib import Path
 rank = int(os.environ["RANK"])
@@ -68,6 +77,25 @@ def test_ranks_that_hang_after_another_failed_are_ended(
     started = time.monotonic()
     assert run_ranks([], 2) == 78
     assert time.monotonic() - started < 50
+
+
+def test_ranks_die_with_the_process_that_started_them(each_rank: Callable[[str], None], tmp_path: Path) -> None:
+    each_rank(
+        "from megatron_dsmath.training.local_ranks import end_with_parent\n"
+        "end_with_parent()\n"
+        '(here / f"started_{rank}").write_text(str(os.getpid()))\n'
+        "time.sleep(600)"
+    )
+    parent = subprocess.Popen([PYTHON, "-c", START_RANKS.format(executable=sys.executable)], stderr=subprocess.DEVNULL)
+    while len([file for file in tmp_path.glob("started_*") if file.read_text()]) < 2:
+        time.sleep(0.02)
+    ranks = [psutil.Process(int(file.read_text())) for file in tmp_path.glob("started_*")]
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    for rank in alive:
+        rank.kill()
+    assert alive == []
 
 
 def test_each_rank_is_told_its_place_and_where_to_meet(each_rank: Callable[[str], None], tmp_path: Path) -> None:

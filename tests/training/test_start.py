@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_dsmath.cli import main
 from megatron_dsmath.config import load
+from megatron_dsmath.training import start
+from megatron_dsmath.training.run_directory import RunDirectory, Status
 from tests.support.corpora import write_run_file
 from tests.support.ranks import run_ranks
-from tests.training.ranks import Ending, dsmath, numbers_of, rows_of, status_of
+from tests.training.ranks import Ending, Row, dsmath, numbers_of, rows_of, status_of
 
 
 @pytest.fixture
@@ -61,10 +67,42 @@ def test_run_yaml_alone_repeats_the_run(run_file: Path, tmp_path: Path) -> None:
     assert numbers_of(rows_of(tmp_path / "again")) == numbers_of(rows_of(tmp_path / "run"))
 
 
+def test_ranks_that_were_killed_are_not_said_to_run(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDirectory(run_file.parent / "run")
+
+    def killed(_arguments: object, _ranks: int) -> int:
+        directory.say("running", None, 3)
+        return 70
+
+    monkeypatch.setattr(start, "run_ranks", killed)
+    assert main(["train", str(run_file), "--nproc", "2"]) == 70
+    status = status_of(directory.root)
+    assert (status["state"], status["exit_code"]) == ("failed", 70)
+
+
+def dsmath_with_slow_last_words(arguments: list[str], output: Path) -> tuple[Ending, Row]:
+    """Asked to stop after step 1; with STATUS.json as it stood when this rank could leave."""
+    say = RunDirectory.say
+
+    def said_slowly(self: RunDirectory, state: Status, *facts: Any) -> None:
+        if state != "running":
+            time.sleep(1)
+        say(self, state, *facts)
+
+    RunDirectory.say = said_slowly  # type: ignore[method-assign]
+    ending = dsmath(arguments, (signal.SIGTERM, 0, 1))
+    return ending, status_of(output)
+
+
+def test_no_rank_leaves_with_75_before_the_status_says_so(run_file: Path) -> None:
+    """torchrun ends the others as soon as one rank leaves with a code other than 0."""
+    output = run_file.parent / "run"
+    left = run_ranks(2, dsmath_with_slow_last_words, ["train", str(run_file)], output)
+    assert [(ending.code, status["state"]) for ending, status in left] == [(75, "stopped")] * 2
+
+
 def dsmath_with_a_fault(rank: int, step: int, arguments: list[str]) -> Ending:
     """Something nobody foresaw happens in one rank, when it draws the batch of a step."""
-    import os
-
     from megatron_dsmath.training.job import Job
 
     draw = Job.step_batches
