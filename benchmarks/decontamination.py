@@ -16,7 +16,9 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,12 +27,13 @@ from benchmarks.real_text import texts_of_this_machine
 from megatron_dsmath.data.benchmark_texts import read_benchmark
 from megatron_dsmath.data.decontamination import decontaminate
 from megatron_dsmath.data.decontamination_report import DecontaminationReport
+from megatron_dsmath.quickstart import mathematics
 from tests.data.plants import DISGUISES, clean_documents, questions_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DSMATH_TEST_DATA", ROOT.parent / "shared" / "data"))
 BENCHMARKS = sorted((DATA / "eval").glob("*.jsonl"))
-CLEAN_DOCUMENTS = 10_000
+GENERATED_DOCUMENTS = 10_000
 SHOWN = 5  # of a benchmark's n-grams
 UNIT = re.compile(r"\\[a-z]+|[\u4e00-\u9fff]|[^\W\d_\u4e00-\u9fff]+|\d+")
 
@@ -49,14 +52,14 @@ def leaks_are_found(folder: Path) -> bool:
 
 def clean_documents_are_kept(folder: Path) -> bool:
     """Generated documents."""
-    corpus = write_corpus(folder / "clean.jsonl", clean_documents(CLEAN_DOCUMENTS))
+    corpus = write_corpus(folder / "clean.jsonl", clean_documents(GENERATED_DOCUMENTS))
     report = decontaminate([corpus], BENCHMARKS, folder / "out")
-    print(f"clean documents: {report.dropped:,} of {CLEAN_DOCUMENTS:,} dropped", flush=True)
+    print(f"clean documents: {report.dropped:,} of {GENERATED_DOCUMENTS:,} dropped", flush=True)
     return report.dropped == 0
 
 
 def show_drop_rates(folder: Path) -> None:
-    """Training rows that a user would want to know about, with every kind of hit."""
+    """Training rows that a user would want to know about, and clean formulas, with every kind of hit."""
     gsm8k = decontaminate(
         [DATA / "sft" / "gsm8k_train.jsonl"], BENCHMARKS, folder / "out", field=["question", "answer"]
     )
@@ -64,6 +67,8 @@ def show_drop_rates(folder: Path) -> None:
     rows = [json.loads(line) for line in (DATA / "sft" / "tal_scq5k_cn_train.jsonl").open()]
     corpus = write_corpus(folder / "tal.jsonl", map(text_of_tal_row, rows))
     show("TAL-SCQ5K's training rows", decontaminate([corpus], BENCHMARKS, folder / "out"))
+    corpus = write_corpus(folder / "pages.jsonl", islice(mathematics.pages(Random(0)), GENERATED_DOCUMENTS))
+    show("The quickstart's mathematics", decontaminate([corpus], BENCHMARKS, folder / "out"))
 
 
 def text_of_tal_row(row: dict[str, Any]) -> str:
@@ -167,6 +172,7 @@ def write_corpus(path: Path, texts: Iterable[str]) -> Path:
 
 
 def main() -> int:
+    """Whether the bars hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=100, help="of this machine's text")
     options = parser.parse_args()

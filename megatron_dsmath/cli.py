@@ -123,6 +123,31 @@ def data_blend(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def data_decontaminate(options: argparse.Namespace) -> int:
+    """Write the lines that share no 10-gram with a benchmark, and a report."""
+    from megatron_dsmath.data.decontamination import decontaminate
+    from megatron_dsmath.data.progress import shown_progress
+    from megatron_dsmath.tables import print_facts, print_table
+
+    with shown_progress() as progress:
+        report = decontaminate(
+            options.files,
+            options.benchmarks,
+            options.out,
+            field=options.field,
+            workers=options.workers,
+            bad_lines=options.bad_lines,
+            benchmark_fields=options.benchmark_fields,
+            report_progress=progress,
+        )
+    if options.json:
+        print(report.to_json(), end="")
+        return EXIT_DONE
+    print_table(report.benchmarks, ("file", "rows", "ngrams", "documents", "drop_rate", "looking_false"), False)
+    print_facts(report.totals(), False)
+    return EXIT_DONE
+
+
 def import_hf(options: argparse.Namespace) -> int:
     """Make a checkpoint of a Hugging Face folder."""
     from megatron_dsmath.checkpoint.from_huggingface import import_folder
@@ -193,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--nproc", type=int, help="start this many ranks here (not under torchrun)")
     verb.add_argument("--check", action="store_true", help="check everything, start nothing, print the directory")
 
-    verb = _verb(verbs, "report", report, "dsmath report runs/quickstart/runs/pretrain")
+    verb = _verb(verbs, "report", report, "dsmath report runs/quickstart/run")
     verb.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's directory")
 
     data = _group(verbs, "data", "text to batches")
@@ -221,6 +246,16 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(data, "blend", data_blend, "dsmath data blend configs/pretrain/deepseekmath_base_7b.yaml", table=True)
     verb.add_argument("run", metavar="RUN.yaml")
     _takes_overrides(verb)
+
+    example = "dsmath data decontaminate corpus.jsonl --benchmarks gsm8k.jsonl math.jsonl --out clean.jsonl"
+    verb = _verb(data, "decontaminate", data_decontaminate, example, table=True)
+    verb.add_argument("files", nargs="+", metavar="FILE", help="JSONL: plain, .gz or .zst")
+    verb.add_argument("--benchmarks", nargs="+", required=True, metavar="FILE", help="JSONL with a benchmark's rows")
+    verb.add_argument("--out", required=True, metavar="FILE", help=".gz and .zst compress")
+    verb.add_argument("--field", nargs="+", default=["text"], metavar="F", help="what holds the text; several are joined")
+    verb.add_argument("--benchmark-fields", nargs="+", metavar="F", help="else questions and answers by their names")
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that screen (1)")
+    verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or set aside and count")
 
     checkpoint = _group(verbs, "checkpoint", "what a run saved")
     verb = _verb(checkpoint, "list", checkpoint_list, "dsmath checkpoint list runs/my_run", table=True)

@@ -123,12 +123,12 @@ def _batches(paths: Sequence[Path]) -> Iterator[Batch]:
 
 
 def _require_usable(paths: Sequence[Path], benchmarks: Sequence[Path], workers: int, bad_lines: str) -> None:
-    for name, given in (("input", paths), ("benchmark", benchmarks)):
+    for name, given in (("input file", paths), ("benchmark file", benchmarks)):
         if not given:
-            raise UsageError(f"no {name} file was given", expected="one or more JSONL files")
+            raise UsageError(f"no {name} was given", expected="one or more JSONL files")
         for path, count in Counter(path.resolve() for path in given).items():
             if count > 1:
-                raise UsageError(f"a {name} file is named twice", where=path, found=f"{count} times", expected="once")
+                raise UsageError(f"the same {name} is named twice", where=path, found=f"{count} times", expected="once")
     if workers < 1:
         raise UsageError("the number of workers is wrong", where="--workers", found=workers, expected="1 or more")
     if bad_lines not in ("fail", "skip"):

@@ -104,7 +104,7 @@ def _text(entries: _Object, field: str, where: str) -> str:
 
 
 def _refuse(what: str, where: str, found: object, expected: str, fix: str | None = None) -> NoReturn:
-    advice = "correct the line, or set bad lines aside: dsmath data tokenize --bad-lines skip"
+    advice = "correct the line, or set bad lines aside: --bad-lines skip"
     raise DataError(what, where=where, found=found, expected=expected, fix=fix or advice) from None
 
 

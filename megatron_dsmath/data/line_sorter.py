@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from megatron_dsmath.data.atomic_files import OutputFile
@@ -43,7 +42,7 @@ class LineSorter:
             elif index in screened.matches:
                 dropped = Dropped(str(batch.path), line.number, screened.matches[index])
                 self.tally.add(dropped)
-                self._dropped.write((json.dumps(asdict(dropped), ensure_ascii=False) + "\n").encode())
+                self._dropped.write((json.dumps(_row(dropped), ensure_ascii=False) + "\n").encode())
                 file.dropped += 1
                 file.dropped_bytes += len(line.content) + 1
             else:
@@ -64,3 +63,7 @@ class LineSorter:
         with self._dropped.partial.open("rb") as rows:
             for row in map(json.loads, rows):
                 yield Dropped(row["file"], row["line"], [Match(**match) for match in row["matches"]])
+
+
+def _row(dropped: Dropped) -> dict[str, object]:
+    return {"file": dropped.file, "line": dropped.line, "matches": [vars(match) for match in dropped.matches]}

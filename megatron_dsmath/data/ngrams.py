@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dsmath.data.text_units import Hashes, Positions, Units
-
-Flags = npt.NDArray[np.bool_]
+from megatron_dsmath.data.text_units import Flags, Hashes, Positions, Units
 
 NGRAM_UNITS = 10  # DeepSeekMath, section 2.1.1
 SHORTEST_UNITS = 3  # of a text that is matched as a whole; the same section
-FILTER_BITS = 16  # for an entry: of foreign hashes, at most one in 16 passes the filter
-_MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)  # odd, so that no bit of a unit's hash is lost
+FILTER_BITS = 64  # for a hash: of other hashes, at most one in 64 passes
+SMALLEST_FILTER_WIDTH = 20  # 128 KiB, which stay in the processor's cache
+_MULTIPLIER = 0xBF58476D1CE4E5B9  # odd, so that no bit of a unit's hash is lost
+_POWERS = [np.uint64(_MULTIPLIER**power % (1 << 64)) for power in range(NGRAM_UNITS)]
 
 
 class Passage(NamedTuple):
@@ -30,6 +30,23 @@ class Passage(NamedTuple):
     benchmark: int
     length: int
     entry: int
+
+
+class HashFilter:
+    """Says of hashes whether they may be in a set, by a bit for each value that the first bits of a hash can have."""
+
+    def __init__(self, hashes: Hashes) -> None:
+        width = max(SMALLEST_FILTER_WIDTH, (len(hashes) * FILTER_BITS - 1).bit_length())
+        self._shift = np.uint64(64 - width)
+        is_there = np.zeros(1 << width, bool)
+        is_there[hashes >> self._shift] = True
+        self._bits = np.packbits(is_there, bitorder="little")
+
+    def may_hold(self, hashes: Hashes) -> Positions:
+        """Which of `hashes` may be there."""
+        slots = (hashes >> self._shift).view(np.int64)
+        bits = self._bits.take(slots >> 3) >> (slots & 7).astype(np.uint8)
+        return np.flatnonzero(bits & np.uint8(1))
 
 
 class NgramTable:
@@ -49,22 +66,13 @@ class NgramTable:
         self.positions = positions[order][firsts].astype(np.int32)
         self.benchmarks = benchmarks[firsts].astype(np.int32)
         self.row_counts = np.add.reduceat(is_new | _changes(rows), firsts, dtype=np.int32)
-        # A bit for each value that the first bits of a hash can have: what is not there need not be looked up.
-        width = max(3, (len(firsts) * FILTER_BITS - 1).bit_length())
-        self._shift = np.uint64(64 - width)
-        is_there = np.zeros(1 << width, bool)
-        is_there[self.hashes >> self._shift] = True
-        self._filter = np.packbits(is_there, bitorder="little")
 
     def find(self, hashes: Hashes) -> tuple[Positions, Positions]:
         """Which of `hashes` are here, ascending, and as which entry: a pair for each benchmark that has the n-gram."""
-        slots = (hashes >> self._shift).view(np.int64)
-        bits = self._filter[slots >> 3] >> (slots & 7).astype(np.uint8)
-        maybe = np.flatnonzero(bits & np.uint8(1))
-        left = np.searchsorted(self.hashes, hashes[maybe], "left")
-        counts = np.searchsorted(self.hashes, hashes[maybe], "right") - left
+        left = np.searchsorted(self.hashes, hashes, "left")
+        counts = np.searchsorted(self.hashes, hashes, "right") - left
         skipped = left - (np.cumsum(counts) - counts)
-        return np.repeat(maybe, counts), np.repeat(skipped, counts) + np.arange(counts.sum())
+        return np.repeat(np.arange(len(hashes)), counts), np.repeat(skipped, counts) + np.arange(counts.sum())
 
 
 class BenchmarkNgrams:
@@ -76,32 +84,44 @@ class BenchmarkNgrams:
         self.units = units._replace(starts=units.starts.astype(np.int32), ends=units.ends.astype(np.int32))
         self.tables: dict[int, NgramTable] = {}
         unit_counts = np.diff(units.firsts)
-        for length, hashes in _ngram_hashes(units.hashes):
+        for length in range(SHORTEST_UNITS, NGRAM_UNITS + 1):
+            hashes = _ngram_hashes(units.hashes, length)
             if length == NGRAM_UNITS:
-                positions = np.arange(len(hashes))
-                positions = positions[positions + length <= units.stops_of(positions)]
+                starts = np.arange(len(hashes))
+                starts = starts[starts + length <= units.stops_of(starts)]
             else:
-                positions = units.firsts[:-1][(unit_counts == length) & matched_when_short]
-            if len(positions) or length == NGRAM_UNITS:
-                texts = units.texts_of(positions)
-                self.tables[length] = NgramTable(hashes[positions], positions, rows[texts], benchmarks[texts])
+                starts = units.firsts[:-1][(unit_counts == length) & matched_when_short]
+            texts = units.texts_of(starts)
+            self.tables[length] = NgramTable(hashes[starts], starts, rows[texts], benchmarks[texts])
+        short = units.firsts[:-1][(unit_counts >= SHORTEST_UNITS) & (unit_counts < NGRAM_UNITS) & matched_when_short]
+        self._filter = HashFilter(self.tables[NGRAM_UNITS].hashes)
+        self._openings = HashFilter(_ngram_hashes(units.hashes, SHORTEST_UNITS)[short])  # of the short texts
 
     def passages(self, units: Units) -> Iterator[Passage]:
-        """Every passage of `units` that stands in a benchmark, by length, benchmark and place.
+        """Every passage of `units` that stands in a benchmark: 10-grams before short texts, by benchmark and place.
 
         A passage goes on for as long as it does where its first 10-gram first stands in that benchmark; the 10-grams
         within it are not looked at again.
         """
-        for length, hashes in _ngram_hashes(units.hashes):
-            if length not in self.tables:
-                continue
-            starts, entries = self.tables[length].find(hashes)
+        for length, starts, hashes in self._candidates(units.hashes):
+            found, entries = self.tables[length].find(hashes)
+            starts = starts[found]
             is_within_text = starts + length <= units.stops_of(starts)
             starts, entries = starts[is_within_text], entries[is_within_text]
             benchmarks = self.tables[length].benchmarks[entries]
             for benchmark in np.unique(benchmarks).tolist():
                 is_here = benchmarks == benchmark
                 yield from self._passages(units, length, benchmark, starts[is_here], entries[is_here])
+
+    def _candidates(self, unit_hashes: Hashes) -> Iterator[tuple[int, Positions, Hashes]]:
+        """Of each length: the units at which an n-gram of a benchmark may begin, and the hash of the n-gram there."""
+        hashes = _ngram_hashes(unit_hashes, NGRAM_UNITS)
+        starts = self._filter.may_hold(hashes)
+        yield NGRAM_UNITS, starts, hashes[starts]
+        starts = self._openings.may_hold(_ngram_hashes(unit_hashes, SHORTEST_UNITS))
+        for length in range(SHORTEST_UNITS, NGRAM_UNITS):
+            starts = starts[starts + length <= len(unit_hashes)]
+            yield length, starts, _ngram_hashes_at(unit_hashes, starts, length)
 
     def _passages(
         self, units: Units, length: int, benchmark: int, starts: Positions, entries: Positions
@@ -121,13 +141,27 @@ class BenchmarkNgrams:
             yield Passage(int(units.texts_of(start)), start, count, benchmark, length, entry)
 
 
-def _ngram_hashes(unit_hashes: Hashes) -> Iterator[tuple[int, Hashes]]:
-    """For 3 to 10 units: the hash of the n-gram that begins at each unit, also of those that run into the next text."""
-    hashes = unit_hashes
-    for length in range(2, NGRAM_UNITS + 1):
-        hashes = hashes[:-1] * _MULTIPLIER + unit_hashes[length - 1 :]
-        if length >= SHORTEST_UNITS:
-            yield length, hashes
+def _ngram_hashes(unit_hashes: Hashes, length: int) -> Hashes:
+    """The hash of the n-gram that begins at each unit, also of those that run into the next text.
+
+    An n-gram's hash is the polynomial of its units' hashes, here put together of halves.
+    """
+    if length == 1:
+        return unit_hashes
+    half = length // 2
+    halves = _ngram_hashes(unit_hashes, half)
+    hashes: Hashes = halves[:-half] * _POWERS[half] + halves[half:]
+    if length % 2 == 1:
+        hashes = hashes[:-1] * _POWERS[1] + unit_hashes[length - 1 :]
+    return hashes
+
+
+def _ngram_hashes_at(unit_hashes: Hashes, starts: Positions, length: int) -> Hashes:
+    """The same for the n-grams that begin at some units."""
+    hashes: Hashes = unit_hashes[starts]
+    for number in range(1, length):
+        hashes = hashes * _POWERS[1] + unit_hashes[starts + number]
+    return hashes
 
 
 def _equal_count(ours: Hashes, theirs: Hashes, at_most: int) -> int:

@@ -35,7 +35,7 @@ class Screened(NamedTuple):
 
 
 class Screen:
-    """The n-grams of all benchmarks. Memory: about 40 bytes a unit of their texts; it is sent to each worker."""
+    """The n-grams of all benchmarks. About 45 bytes for each unit of their texts; each worker is sent one."""
 
     def __init__(self, benchmarks: Sequence[Benchmark], fields: Sequence[str]) -> None:
         """`fields` of a line, one after the other, are its document."""

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,23 +17,28 @@ import numpy.typing as npt
 
 Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 SEPARATOR, LETTER, DIGIT, HAN, BACKSLASH = range(5)
 EXCERPT_UNITS = 8  # before and after a passage
 EXCERPT_CHARACTERS = 200  # what these may have, whatever a unit is
 BLOCK_CHARACTERS = 1 << 16  # what is split at once: its arrays stay in the processor's cache
 
+# Commands that lay out what stands beside them: spaces, sizes of brackets, styles and fonts. They are no units.
+LAYOUT_COMMANDS = r"""
+    \quad \qquad \enspace \thinspace \hspace \vspace \hfill \limits \nolimits \displaystyle \textstyle \scriptstyle
+    \left \right \middle \big \bigg \bigl \bigr \biggl \biggr
+    \text \textbf \textit \textrm \textsf \texttt \textnormal \mbox \hbox \rm \bf \it
+    \mathrm \mathbf \mathit \mathsf \mathtt \mathbb \mathcal \mathfrak \boldsymbol \bm \operatorname
+"""
+SAME_COMMANDS = {r"\dfrac": r"\frac", r"\tfrac": r"\frac"}
+
 # Punctuation of Chinese text that NFKC rewrites: as blanks it makes the same units, without NFKC's slow path.
 _WIDE_SEPARATORS = "，：；？！（）－／～…\u3000\xa0"
-_LAYOUT = re.compile(
-    r"\\(?:quad|qquad|enspace|thinspace|hspace|vspace|hfill|limits|nolimits|displaystyle|textstyle|scriptstyle"
-    r"|left|right|middle|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr"
-    r"|text|textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|rm|bf|it"
-    r"|mathrm|mathbf|mathit|mathsf|mathtt|mathbb|mathcal|mathfrak|boldsymbol|bm|operatorname)(?![A-Za-z])"
-)
-_THOUSANDS_COMMA = re.compile(r",(?=[0-9]{3}(?![0-9]))(?<=[0-9],)")
+_THOUSANDS_COMMA = re.compile(r",(?<=[0-9],)(?:\\!)?(?=[0-9]{3}(?![0-9]))")
 _CUT = re.compile(r"[\s\u3400-\u9fff]")  # a character that never stands within a unit begins here
 _HASH_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
+_KIND_SHIFT = 24  # code points have 21 bits
 
 
 class Units(NamedTuple):
@@ -49,9 +55,10 @@ class Units(NamedTuple):
     firsts: Positions
 
     def words(self, first: int, count: int) -> list[str]:
-        """`count` units from unit `first` on, with case folded."""
+        """`count` units from unit `first` on, as they are compared."""
         places = zip(self.starts[first : first + count], self.ends[first : first + count], strict=True)
-        return [self.text[start:end].casefold() for start, end in places]
+        words = [self.text[start:end].casefold() for start, end in places]
+        return [SAME_COMMANDS.get(word, word) for word in words]
 
     def texts_of(self, units: npt.ArrayLike) -> Positions:
         """The text of each of `units`."""
@@ -88,14 +95,12 @@ def split(texts: Sequence[str]) -> Units:
 
 
 def normalise(text: str) -> str:
-    """`text` in Unicode's form NFKC, without what only lays out a formula or groups the digits of a number."""
+    """`text` in Unicode's form NFKC, without the commas that group the digits of a number."""
     if not text.isascii():
         for separator in _WIDE_SEPARATORS:
             text = text.replace(separator, " ")
-        text = unicodedata.normalize("NFKC", _tables().runs_of_marks.sub(_without_excess_marks, text))
-    if "\\" in text:
-        text = text.replace("\\\\", " ").replace("\\!", "")
-        text = _LAYOUT.sub(" ", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
+        if not unicodedata.is_normalized("NFKC", text):
+            text = unicodedata.normalize("NFKC", _tables().runs_of_marks.sub(_without_excess_marks, text))
     return _THOUSANDS_COMMA.sub("", text.replace("{,}", ","))
 
 
@@ -122,41 +127,70 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _split_block(offset: int, block: str) -> tuple[Positions, Positions, Hashes]:
-    """Where the units of `block` start and end in the text, in which it begins at `offset`, and their hashes.
+    """Where the units of `block` start and end in the text, in which it begins at `offset`, and their hashes."""
+    starts, ends, hashes, commands = _split_all(block)
+    if len(commands):
+        layout, same = _special_commands()
+        of_commands = hashes.take(commands)
+        for other, one in same.items():
+            hashes[commands[of_commands == other]] = one
+        is_unit = np.ones(len(starts), bool)
+        is_unit[commands] = layout.take(np.searchsorted(layout, of_commands), mode="clip") != of_commands
+        kept = np.flatnonzero(is_unit)
+        starts, ends, hashes = starts.take(kept), ends.take(kept), hashes.take(kept)
+    return starts + offset, ends + offset, hashes
+
+
+def _split_all(block: str) -> tuple[Positions, Positions, Hashes, Positions]:
+    """The units of `block`, those that only lay out included, and which of them are commands.
 
     The hash of a unit is the polynomial of its characters, read off one running sum over the block, and mixed.
     """
     tables = _tables()
-    codes = np.frombuffer(block.encode("utf-32-le"), np.uint32)
-    padded = np.zeros(len(codes) + 2, np.uint8)  # a separator at either end, so that every character has neighbours
+    characters = tables.characters.take(np.frombuffer(block.encode("utf-32-le"), np.uint32))
+    padded = np.zeros(len(characters) + 2, np.uint8)  # a separator at either end: every character has neighbours
     kinds = padded[1:-1]
-    kinds[:] = tables.kinds[codes]
+    kinds[:] = characters >> np.uint32(_KIND_SHIFT)
     backslashes = np.flatnonzero(kinds == BACKSLASH)
+    commands = backslashes[_opens_command(backslashes) & (padded.take(backslashes + 2) == LETTER)]
     kinds[backslashes] = SEPARATOR
-    commands = backslashes[padded[backslashes + 2] == LETTER]
     kinds[commands] = LETTER
-    points = np.flatnonzero(codes == ord("."))
-    kinds[points[(padded[points] == DIGIT) & (padded[points + 2] == DIGIT)]] = DIGIT
+    points = np.flatnonzero(characters == ord("."))
+    kinds[points[(padded.take(points) == DIGIT) & (padded.take(points + 2) == DIGIT)]] = DIGIT
 
     changes = padded[1:] != padded[:-1]
     changes[:-1] |= kinds == HAN
     changes[commands] = True
     edges = np.flatnonzero(changes)
-    is_unit = kinds[edges[:-1]] != SEPARATOR
-    starts, ends = edges[:-1][is_unit], edges[1:][is_unit]
+    before_units = np.flatnonzero(kinds.take(edges[:-1]) != SEPARATOR)
+    starts, ends = edges.take(before_units), edges.take(before_units + 1)
 
-    sums = np.zeros(len(codes) + 1, np.uint64)
-    np.cumsum(tables.folded[codes] * tables.powers[: len(codes)], out=sums[1:])
-    hashes = (sums[ends] - sums[starts]) * tables.inverse_powers[starts]
+    sums = np.zeros(len(characters) + 1, np.uint64)
+    np.cumsum(characters * tables.powers[: len(characters)], out=sums[1:])
+    hashes = (sums.take(ends) - sums.take(starts)) * tables.inverse_powers.take(starts)
     hashes ^= hashes >> np.uint64(32)
     hashes *= np.uint64(0xD6E8FEB86659FD93)
     hashes ^= hashes >> np.uint64(32)
-    return starts + offset, ends + offset, hashes
+    return starts, ends, hashes, np.searchsorted(starts, commands)
+
+
+def _opens_command(backslashes: Positions) -> Flags:
+    """Not every second one of a run: in LaTeX, `\\\\` is a line break."""
+    is_first = np.diff(backslashes, prepend=-2) != 1
+    first_of_run = np.maximum.accumulate(np.where(is_first, backslashes, 0))
+    is_even: Flags = (backslashes - first_of_run) % 2 == 0
+    return is_even
+
+
+@lru_cache(maxsize=1)
+def _special_commands() -> tuple[Hashes, dict[int, int]]:
+    """The hashes of the commands that are no units, ascending, and of each command that stands for another."""
+    layout, same = _split_all(LAYOUT_COMMANDS)[2], _split_all(" ".join(chain.from_iterable(SAME_COMMANDS.items())))[2]
+    return np.sort(layout), dict(zip(same[::2].tolist(), same[1::2].tolist(), strict=True))
 
 
 class _Tables(NamedTuple):
-    kinds: npt.NDArray[np.uint8]  # of each code point
-    folded: npt.NDArray[np.uint32]  # each code point with its case folded
+    characters: npt.NDArray[np.uint32]  # of each code point: its kind, shifted, and itself with case folded
     powers: Hashes
     inverse_powers: Hashes
     runs_of_marks: re.Pattern[str]  # more than 30 characters, each a mark or of plane 1
@@ -165,21 +199,18 @@ class _Tables(NamedTuple):
 @lru_cache(maxsize=1)
 def _tables() -> _Tables:
     """Made at first use, in about 0.1 s."""
-    kinds = np.zeros(0x110000, np.uint8)
-    folded = np.arange(0x110000, dtype=np.uint32)
+    characters = np.arange(0x110000, dtype=np.uint32)
+    characters[0x20000:0x40000] |= HAN << _KIND_SHIFT  # planes 2 and 3 hold nothing else, those above no letters
     marks = []
     for code in range(0x20000):
         character = chr(code)
-        kinds[code] = _kind(character)
-        case_folded = character.casefold()
-        if len(case_folded) == 1:
-            folded[code] = ord(case_folded)
+        folded = character.casefold()
+        characters[code] = _kind(character) << _KIND_SHIFT | (ord(folded) if len(folded) == 1 else code)
         if code < 0x10000 and unicodedata.combining(character):
             marks.append(character)
-    kinds[0x20000:0x40000] = HAN  # planes 2 and 3 hold nothing else, those above no letters
     mark = f"[{''.join(marks)}\U00010000-\U0001ffff]"  # one range for plane 1: its marks one by one would be slow
     runs_of_marks = re.compile(f"{mark}{mark}{{30,}}")  # `mark` first, since re looks ahead for it and for no repeat
-    return _Tables(kinds, folded, _powers(_HASH_BASE), _powers(pow(_HASH_BASE, -1, 1 << 64)), runs_of_marks)
+    return _Tables(characters, _powers(_HASH_BASE), _powers(pow(_HASH_BASE, -1, 1 << 64)), runs_of_marks)
 
 
 def _kind(character: str) -> int:

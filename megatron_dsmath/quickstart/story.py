@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RUN_FILE = Path(__file__).with_name("pretrain.yaml")
 RANKS = 2
 LARGEST_DIFFERENCE = 1e-4  # relative, of two fp32 forward passes that add in another order
-PROMPT = "Question: What is 12 + 30?"
+PROMPT = "Example 1. Solve $3x + 5 = 20$ for $x$.\nSolution."
 
 
 def tell(out: Path) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from megatron_dsmath.data.text_units import BLOCK_CHARACTERS, normalise, split
+from megatron_dsmath.data.text_units import BLOCK_CHARACTERS, LAYOUT_COMMANDS, normalise, split
 
 TEXTS = st.text(st.sampled_from("aZé7٣中〇𠀀　，.,\\{}$ \n'\u0301²ßΣ𝐱") | st.characters(codec="utf-8"))
 
@@ -26,7 +26,7 @@ def theirs(text: str) -> list[str]:
     previous = ""
     for place, character in enumerate(text):
         before, after = kinds[place - 1 : place], kinds[place + 1 : place + 2]
-        if character == "\\" and after == ["letter"]:
+        if character == "\\" and after == ["letter"] and backslashes_before(text, place) % 2 == 0:
             units.append(character)
             previous = "letter"
             continue
@@ -38,7 +38,12 @@ def theirs(text: str) -> list[str]:
         else:
             units.append(character)
         previous = now
-    return [unit.casefold() for unit in units]
+    commands = {r"\dfrac": r"\frac", r"\tfrac": r"\frac"} | dict.fromkeys(LAYOUT_COMMANDS.split(), "")
+    return [commands.get(unit, unit) for unit in map(str.casefold, units) if commands.get(unit, unit)]
+
+
+def backslashes_before(text: str, place: int) -> int:
+    return place - len(text[:place].rstrip("\\"))
 
 
 def kind(character: str) -> str:
@@ -82,6 +87,7 @@ def test_a_unit_is_a_word_a_number_a_command_or_a_han_character(text: str, units
 
 @given(TEXTS)
 @example("1.2.3 .5 5. 1..2")
+@example(r"\left(\Big[\dfrac\leftx\\left\\\left")
 @example(r"a\b\\c\中\1\_\\")
 def test_the_fast_splitter_follows_the_definition(text: str) -> None:
     assert ours(text) == theirs(normalise(text))
