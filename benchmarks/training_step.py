@@ -82,7 +82,7 @@ def ours(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Step
     adamw = gradients.build(run, reduced)
     size = run.parallel.microbatch_sequences
     batches = [
-        DeviceBatch(rows, torch.ones(size, rows.size(1) - 1), torch.zeros(size, dtype=torch.long))
+        DeviceBatch(rows, torch.ones(size, rows.size(1) - 1), *torch.zeros(2, size, dtype=torch.long))
         for rows in tokens.split(size)
     ]
 

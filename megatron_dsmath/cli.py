@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return verb(options)
     except DsmathError as error:
         return show(error)
+    except BrokenPipeError:  # who reads the output, as `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        return EXIT_DONE
 
 
 def train(options: argparse.Namespace) -> int:
@@ -148,6 +152,35 @@ def data_decontaminate(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def data_audit(options: argparse.Namespace) -> int:
+    """Prove from a run's ledger what it read: the mixture, repeats and gaps, each hash computed anew from the .bin."""
+    from dataclasses import asdict
+
+    from megatron_dsmath.data.audit import audit
+    from megatron_dsmath.tables import print_facts, print_table
+
+    found = audit(options.run, options.first_step, options.last_step)
+    for fault in found.faults:
+        show(fault)
+    if options.json:
+        corpora = [asdict(corpus) for corpus in found.accounts.corpora]
+        faults = [fault.text() for fault in found.faults]
+        print_facts({**found.facts(), "corpora": corpora, "faults": faults}, True)
+    else:
+        columns = ("name", "tokens", "share", "planned_share", "largest_deviation_samples", "epochs")
+        print_table(found.accounts.corpora, columns, False)
+        print_facts(found.facts(), False)
+    return EXIT_DONE if found.holds else EXIT_ANSWER_IS_NO
+
+
+def data_show(options: argparse.Namespace) -> int:
+    """Print the text of a step, document by document."""
+    from megatron_dsmath.data.show import print_passages, step_passages
+
+    print_passages(step_passages(options.run, options.step), options.json)
+    return EXIT_DONE
+
+
 def import_hf(options: argparse.Namespace) -> int:
     """Make a checkpoint of a Hugging Face folder."""
     from megatron_dsmath.checkpoint.from_huggingface import import_folder
@@ -252,10 +285,19 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("files", nargs="+", metavar="FILE", help="JSONL: plain, .gz or .zst")
     verb.add_argument("--benchmarks", nargs="+", required=True, metavar="FILE", help="JSONL with a benchmark's rows")
     verb.add_argument("--out", required=True, metavar="FILE", help=".gz and .zst compress")
-    verb.add_argument("--field", nargs="+", default=["text"], metavar="F", help="what holds the text; several are joined")
+    verb.add_argument(
+        "--field", nargs="+", default=["text"], metavar="F", help="what holds the text; several are joined"
+    )
     verb.add_argument("--benchmark-fields", nargs="+", metavar="F", help="else questions and answers by their names")
     verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that screen (1)")
     verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or set aside and count")
+    verb = _verb(data, "audit", data_audit, "dsmath data audit runs/my_run", table=True)
+    verb.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's directory")
+    verb.add_argument("--first-step", type=int, default=1, metavar="N", help="hash no earlier step anew")
+    verb.add_argument("--last-step", type=int, metavar="N", help="hash no later step anew")
+    verb = _verb(data, "show", data_show, "dsmath data show runs/my_run --step 100", table=True)
+    verb.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's directory")
+    verb.add_argument("--step", type=int, required=True, metavar="N")
 
     checkpoint = _group(verbs, "checkpoint", "what a run saved")
     verb = _verb(checkpoint, "list", checkpoint_list, "dsmath checkpoint list runs/my_run", table=True)

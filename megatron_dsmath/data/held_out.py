@@ -10,14 +10,14 @@ from megatron_dsmath.data.permutation import random_words
 RUNS = 8
 
 
-def held_out_runs(documents: int, share: float, *label: object) -> list[range]:
-    """The runs of document numbers, in order, that hold `share` (0 to below 0.5) of `documents`, at least one.
+def held_out_runs(documents: int, share: float, *label: object, at_least: int = 1) -> list[range]:
+    """The runs of document numbers, in order, that hold `share` (0 to below 0.5) of `documents`, `at_least` so many.
 
     Runs lie at one distance from each other, up to a document; `label` decides where the first begins.
     """
-    if share == 0:
+    held_out = min(documents, max(at_least, round(share * documents))) if share else 0
+    if held_out == 0:
         return []
-    held_out = max(1, round(share * documents))
     runs = min(RUNS, held_out)
     room = documents // runs - -(-held_out // runs)
     first = int(random_words(*label, "held_out")[0]) % (room + 1)

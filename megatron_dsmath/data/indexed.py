@@ -5,6 +5,7 @@ Byte for byte what `megatron.core.datasets.indexed_dataset` writes, and read by 
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from megatron_dsmath.data.atomic_files import AtomicFiles, Kept, OutputFile
 from megatron_dsmath.data.index_file import CODES, map_array, read_index, row_ranges, write_index
 from megatron_dsmath.data.sidecar import Facts, sidecar_path, to_bytes
+from megatron_dsmath.data.validation_note import NOTED_FROM_BYTES, is_noted, marks_of, write_note
 from megatron_dsmath.errors import IndexedDatasetError
 
 Tokens = npt.NDArray[np.integer]
@@ -37,7 +39,7 @@ def idx_path(prefix: str | Path) -> Path:
 
 
 class IndexedDataset:
-    """A .bin/.idx pair, memory-mapped, and validated as a whole on opening in time proportional to the index.
+    """A .bin/.idx pair, memory-mapped; its index is checked as a whole when it is first opened (`validation_note`).
 
     `lengths`: int32 [sequences], in tokens. `offsets`: int64 [sequences], in bytes of the .bin. `document_indices`:
     int64 [documents + 1], the first sequence of each document, then the number of sequences (a document may hold
@@ -47,10 +49,15 @@ class IndexedDataset:
     def __init__(self, prefix: str | Path) -> None:
         """Open PREFIX.bin and PREFIX.idx. Raises IndexedDatasetError naming the file and what is wrong with it."""
         self.prefix = Path(prefix)
-        for path in (bin_path(prefix), idx_path(prefix)):
+        files, note = (bin_path(prefix), idx_path(prefix)), Path(f"{prefix}.validated")
+        for path in files:
             _require_file(path, self.prefix)
-        bin_bytes = bin_path(prefix).stat().st_size
-        index = read_index(idx_path(prefix), bin_bytes)
+        marks = marks_of(files)  # before the check, so that a file that changes meanwhile is checked again
+        (bin_bytes, _), (idx_bytes, _) = marks.values()
+        known_sound = is_noted(note, marks)
+        index = read_index(idx_path(prefix), bin_bytes, known_sound=known_sound)
+        if idx_bytes >= NOTED_FROM_BYTES and not known_sound:
+            write_note(note, marks)
         self.dtype, self.lengths, self.offsets = index.dtype, index.lengths, index.offsets
         self.document_indices = index.document_indices
         self.tokens: Tokens = map_array(bin_path(prefix), self.dtype, 0, bin_bytes // self.dtype.itemsize)
@@ -81,6 +88,12 @@ class IndexedDataset:
 
     def _first_token(self, sequence: int) -> int:
         return int(self.offsets[sequence]) // self.dtype.itemsize if sequence < len(self) else self.token_count
+
+    def expect_random_reads(self) -> None:
+        """Let the system read `tokens` without reading ahead, which fetches far more than scattered samples need."""
+        mapping = getattr(self.tokens.base, "base", None)
+        if isinstance(mapping, mmap.mmap):  # an empty .bin is not mapped
+            mapping.madvise(mmap.MADV_RANDOM)
 
     def __reduce__(self) -> tuple[type[IndexedDataset], tuple[Path]]:
         """Cross a process boundary as a name: pickling a memory map would copy the corpus."""

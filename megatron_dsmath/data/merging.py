@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from megatron_dsmath.data.atomic_files import require_free_space
 from megatron_dsmath.data.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path
 from megatron_dsmath.data.inspection import Inspection, inspect
-from megatron_dsmath.data.sidecar import Facts, read_sidecar, sidecar_path
+from megatron_dsmath.data.sidecar import Facts, read_sidecar, sidecar_path, tokenizer_fingerprint
 from megatron_dsmath.errors import IndexedDatasetError, UsageError
 
 
@@ -40,7 +39,7 @@ def _common_facts(prefixes: Sequence[str | Path]) -> Facts:
     """What the sidecars say of the tokenizer; nothing when one has no sidecar. Raises where two tokenizers differ."""
     merged: Facts = {"merged": [Path(prefix).name for prefix in prefixes]}
     sidecars = [read_sidecar(prefix) for prefix in prefixes]
-    told = [(prefix, _fingerprint(sidecar)) for prefix, sidecar in zip(prefixes, sidecars, strict=True)]
+    told = [(prefix, tokenizer_fingerprint(sidecar)) for prefix, sidecar in zip(prefixes, sidecars, strict=True)]
     known = [(prefix, fingerprint) for prefix, fingerprint in told if fingerprint is not None]
     for prefix, fingerprint in known[1:]:
         if fingerprint != known[0][1]:
@@ -55,8 +54,3 @@ def _common_facts(prefixes: Sequence[str | Path]) -> Facts:
     if first is not None and len(known) == len(sidecars):
         merged |= {name: first[name] for name in ("vocabulary_size", "tokenizer") if name in first}
     return merged
-
-
-def _fingerprint(sidecar: Facts | None) -> Any:
-    tokenizer = (sidecar or {}).get("tokenizer")
-    return tokenizer.get("fingerprint") if isinstance(tokenizer, dict) else None

@@ -34,6 +34,14 @@ def permute(positions: IntArray, size: int, key: Words) -> IntArray:
     return image.astype(np.int64)
 
 
+def mix(words: Words) -> Words:
+    """Each word as a random one: a bijection of 64 bits (SplitMix64's finalizer)."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Words = words ^ (words >> np.uint64(31))
+    return mixed
+
+
 def _network(cells: Words, rows: int, columns: int, key: Words) -> Words:
     """Move cells of the grid: in turn, each column is rotated by an amount of its own, then each row."""
     row, column = divmod(cells, np.uint64(columns))
@@ -47,8 +55,6 @@ def _network(cells: Words, rows: int, columns: int, key: Words) -> Words:
 
 
 def _amount(words: Words) -> Words:
-    """A random 63-bit number for each word (SplitMix64's finalizer); 63, so that adding a row never wraps."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    amount: Words = (words ^ (words >> np.uint64(31))) >> np.uint64(1)
-    return amount
+    """A random 63-bit number for each word; 63, so that adding a row never wraps."""
+    amounts: Words = mix(words) >> np.uint64(1)
+    return amounts

@@ -37,6 +37,22 @@ def read_sidecar(prefix: str | Path) -> Facts | None:
     return facts
 
 
+def tokenizer_fingerprint(sidecar: Facts | None) -> str | None:
+    """The fingerprint of the tokenizer that a dataset was made with; None where its sidecar does not tell."""
+    return _text(sidecar, "tokenizer", "fingerprint")
+
+
+def bin_sha256(sidecar: Facts | None) -> str | None:
+    """The hash of PREFIX.bin as it was written; None where its sidecar does not tell."""
+    return _text(sidecar, "sha256", "bin")
+
+
+def _text(sidecar: Facts | None, group: str, name: str) -> str | None:
+    facts = (sidecar or {}).get(group)
+    text = facts.get(name) if isinstance(facts, dict) else None
+    return text if isinstance(text, str) else None
+
+
 def _unreadable(path: Path, found: object) -> IndexedDatasetError:
     return IndexedDatasetError(
         "the sidecar cannot be read",

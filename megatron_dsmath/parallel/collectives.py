@@ -23,6 +23,13 @@ def sum_of_reports(reports: list[torch.Tensor], shape: tuple[int, ...], topology
     return total
 
 
+def sum_of_words(words: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks, on every rank, modulo 2^64: int64 as is `words`."""
+    total = words.clone()
+    dist.all_reduce(total)
+    return total
+
+
 def any_rank(flag: bool, topology: Topology) -> bool:
     """True on every rank if it is on one."""
     flags = torch.tensor([float(flag)], device=topology.device)

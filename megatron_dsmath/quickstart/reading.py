@@ -8,7 +8,7 @@ import torch
 
 from megatron_dsmath.config import RunConfig
 from megatron_dsmath.parallel import topology
-from megatron_dsmath.training.job import first_weights, open_job
+from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.validation import validate
 
 NEW_TOKENS = 48
@@ -23,8 +23,7 @@ class Reading(NamedTuple):
 
 def read(run: RunConfig, prompt: str) -> Reading:
     """Load `model.initial_weights` of a run of one process and try it."""
-    place = topology.start(run.parallel, run.seed)
-    job = open_job(run, place, first_weights(run, place))
+    job = open_job(run, topology.start(run.parallel, run.seed))
     loss = validate(job)["validation_loss"]
     model, tokens = job.pieces[0].eval(), job.tokenizer.encode(prompt)
     for _ in range(NEW_TOKENS):

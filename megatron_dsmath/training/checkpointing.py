@@ -20,8 +20,9 @@ from megatron_dsmath.parallel import shards
 from megatron_dsmath.parallel.collectives import any_rank, barrier, from_first_rank, gather
 from megatron_dsmath.parallel.optimizer import parameters_in_place
 from megatron_dsmath.parallel.topology import Topology
+from megatron_dsmath.training.inputs import newest_checkpoint
 from megatron_dsmath.training.job import Job
-from megatron_dsmath.training.run_directory import RunDirectory, keep_rows_until, replace_text
+from megatron_dsmath.training.run_directory import keep_rows_until, replace_text
 from megatron_dsmath.training.state import State
 
 SHARDS, TOKENIZER = "shards", "tokenizer"
@@ -49,6 +50,7 @@ def save(job: Job, state: State) -> None:
             shards.save(folder / SHARDS, job.pieces, job.optimizer)
         parts = gather(store.hashes(folder, job.topology.rank, job.topology.world_size), job.topology)
         if first:
+            job.ledger.sync()
             files = {name: entry for part in parts for name, entry in part.items()}
             store.publish(folder, _manifest(job, state, files))
             store.prune(root, job.run.checkpoint.keep)
@@ -58,18 +60,21 @@ def save(job: Job, state: State) -> None:
 
 def newest(run: RunConfig, topology: Topology) -> Path | None:
     """The newest whole checkpoint of the run, on every rank; None where it never saved."""
-    root = RunDirectory(Path(run.output)).checkpoints
-    found: Path | None = from_first_rank(store.newest(root) if topology.rank == 0 else None)
+    found: Path | None = from_first_rank(newest_checkpoint(run) if topology.rank == 0 else None)
     return found
 
 
 def restore(job: Job, checkpoint: Path | None) -> State:
     """That checkpoint into the job, or a start at step 0; the run's directory then tells of no step beyond."""
-    state = State() if checkpoint is None else _load(job, checkpoint)
+    state = job.start
+    if checkpoint is not None:
+        _load(job, checkpoint)
     if job.topology.rank == 0:
         logs, starts = job.directory.logs, job.directory.starts()
         replace_text(job.directory.resolved_config, dump(job.run))
         moved = keep_rows_until(job.directory.metrics, state.step, logs / f"metrics_before_start_{starts}.jsonl")
+        keep_rows_until(job.ledger.steps_file, state.step, logs / f"ledger_before_start_{starts}.jsonl")
+        job.ledger.write_plan(job.batches.plan)
         job.directory.log_start(step=state.step, world_size=job.topology.world_size, rows_done_again=moved)
         if checkpoint is not None:
             print(f"continuing after step {state.step} from {checkpoint}", flush=True)
@@ -112,25 +117,9 @@ def _system_refusal(error: BaseException) -> OSError | None:
     return None
 
 
-def _load(job: Job, folder: Path) -> State:
+def _load(job: Job, folder: Path) -> None:
     manifest = store.verify(folder, job.topology.rank, job.topology.world_size)
-    if manifest.kind != "training":
-        raise CheckpointError(
-            "the run cannot be continued from weights alone",
-            where=folder,
-            found=f"a checkpoint of the kind {manifest.kind}",
-            expected="one that a run saved",
-            fix="move it elsewhere and name it under model.initial_weights",
-        )
     check_same_model(manifest.model, job.run.model, where=folder)
-    if manifest.tokenizer_fingerprint != job.tokenizer.fingerprint:
-        raise CheckpointError(
-            "the run was trained with another tokenizer",
-            where=folder,
-            found=f"fingerprint {manifest.tokenizer_fingerprint}",
-            expected=f"fingerprint {job.tokenizer.fingerprint}, of data.tokenizer",
-            fix="set data.tokenizer to the one the run started with, or output to a new directory",
-        )
     kinds = (manifest.layout["distributed_optimizer"], job.run.parallel.distributed_optimizer)
     if kinds[0] != kinds[1]:
         raise CheckpointError(
@@ -149,7 +138,6 @@ def _load(job: Job, folder: Path) -> State:
             fix=f"set precision: {manifest.precision}, or name this run under model.initial_weights of a new one",
         )
     shards.load(folder / SHARDS, job.pieces, job.optimizer)
-    return State(**manifest.state)
 
 
 def _manifest(job: Job, state: State, files: dict[str, FileEntry]) -> Manifest:

@@ -14,6 +14,7 @@ import torch
 from megatron_dsmath.checkpoint.weights import check_same_model, open_weights
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.data.batches import PADDING, Batches, Microbatch
+from megatron_dsmath.data.ledger import Ledger
 from megatron_dsmath.data.tokenizer import Tokenizer
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel import optimizer as gradients
@@ -21,6 +22,7 @@ from megatron_dsmath.parallel.optimizer import Optimizer, ReducedPiece
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.inputs import open_inputs
 from megatron_dsmath.training.run_directory import RunDirectory
+from megatron_dsmath.training.state import State
 
 
 class DeviceBatch(NamedTuple):
@@ -29,6 +31,7 @@ class DeviceBatch(NamedTuple):
     tokens: torch.Tensor  # [microbatch, sequence + 1]
     loss_mask: torch.Tensor  # [microbatch, sequence], 1.0 for a target
     corpus: torch.Tensor  # [microbatch]
+    samples: torch.Tensor  # [microbatch], their numbers in the run
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Job:
     batches: Batches
     pieces: list[ReducedPiece]
     optimizer: Optimizer
+    start: State
+    ledger: Ledger
     last_save_time: float = field(default_factory=time.monotonic)
 
     def step_batches(self, next_sample: int) -> list[DeviceBatch]:
@@ -77,24 +82,26 @@ class Job:
                 place(batch.tokens),
                 place(np.repeat(batch.corpus[:, None] != PADDING, length, axis=1).astype(np.float32)),
                 place(np.maximum(batch.corpus, 0).astype(np.int64)),
+                place(batch.samples),
             )
             for batch in microbatches
         ]
 
 
-def open_job(run: RunConfig, topology: Topology, weights: decoder.WeightSource | None) -> Job:
-    """Open tokenizer and corpora, build the model with these weights, and the optimizer over it.
+def open_job(run: RunConfig, topology: Topology, checkpoint: Path | None = None) -> Job:
+    """Open tokenizer and corpora, build the model with the weights a run starts from, and the optimizer over it.
 
-    Without weights (None) the model must be given those of a checkpoint before it computes.
+    To go on after `checkpoint`, the model must be given the weights in it before it computes.
     """
-    inputs = open_inputs(run)
+    inputs = open_inputs(run, checkpoint)
     directory = RunDirectory(Path(run.output))
     pieces = decoder.build(run, topology)
-    if weights is not None:
-        decoder.load_weights(pieces, run.model, topology, weights)
+    if checkpoint is None:
+        decoder.load_weights(pieces, run.model, topology, first_weights(run, topology))
     reduced = gradients.reduce_gradients(run, pieces, topology.data_size)
     optimizer = gradients.build(run, reduced)
-    return Job(run, topology, directory, inputs.tokenizer, inputs.batches, reduced, optimizer)
+    ledger = Ledger(directory.ledger)
+    return Job(run, topology, directory, inputs.tokenizer, inputs.batches, reduced, optimizer, inputs.state, ledger)
 
 
 def first_weights(run: RunConfig, topology: Topology) -> decoder.WeightSource:

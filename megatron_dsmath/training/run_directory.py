@@ -37,6 +37,11 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def ledger(self) -> Path:
+        """What was read, step by step (`data.ledger`)."""
+        return self.root / "ledger"
+
+    @property
     def status(self) -> Path:
         """How the run is doing: launch scripts take their exit code from it."""
         return self.root / "STATUS.json"

@@ -21,7 +21,7 @@ from megatron_dsmath.errors import (
     UsageError,
     show,
 )
-from megatron_dsmath.training.inputs import open_inputs
+from megatron_dsmath.training.inputs import newest_checkpoint, open_inputs
 from megatron_dsmath.training.interruption import StopRequest
 from megatron_dsmath.training.local_ranks import end_with_parent, run_ranks
 from megatron_dsmath.training.run_directory import RunDirectory, Status
@@ -32,7 +32,7 @@ _STATES: dict[int, Status] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_R
 def check(path: str, overrides: Sequence[str], world_size: int | None) -> RunConfig:
     """Everything that can be known to be wrong without torch and without a second process."""
     run = load(path, overrides, world_size)
-    open_inputs(run)
+    open_inputs(run, newest_checkpoint(run))
     RunDirectory(Path(run.output)).create()
     return run
 

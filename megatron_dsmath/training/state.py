@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.data.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class State:
     step: int = 0
     """Completed optimizer steps."""
     next_sample: int = 0
-    """The number of the first sample not yet trained on; the whole state of the data."""
+    """The number of the first sample not yet trained on; with the plan the whole state of the data."""
+    plan: Plan | None = None
+    """What the run reads, version by version; None before its first start."""
     consumed_tokens: int = 0
     """Tokens trained on, `sequence_length` a sample."""
     tokens_by_corpus: Mapping[str, int] = field(default_factory=dict)
@@ -24,7 +27,8 @@ class State:
 
     def after_step(self, run: RunConfig, tokens_by_corpus: Mapping[str, int]) -> State:
         """The state once one more step, with these tokens, is done."""
-        return State(
+        return replace(
+            self,
             step=self.step + 1,
             next_sample=self.next_sample + run.schedule.sequences_per_step,
             consumed_tokens=self.consumed_tokens + run.tokens_per_step,
@@ -35,4 +39,10 @@ class State:
 
     def as_dict(self) -> dict[str, Any]:
         """For a manifest."""
-        return asdict(self)
+        plan = None if self.plan is None else self.plan.model_dump(mode="json")
+        return {**asdict(replace(self, plan=None)), "plan": plan}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> State:
+        """As a manifest has it. Raises ValueError (pydantic's) for a plan that is none."""
+        return cls(**{**facts, "plan": Plan.model_validate(facts.get("plan"), strict=False)})

@@ -58,7 +58,7 @@ class Tracker:
             "loss": loss,
             "loss_by_corpus": loss_by_corpus,
             "tokens_by_corpus": dict(state.tokens_by_corpus),
-            "epochs_by_corpus": {plan.name: plan.epochs for plan in self.job.batches.plan(state.next_sample)},
+            "epochs_by_corpus": {total.name: total.epochs for total in self.job.batches.plan.totals(state.next_sample)},
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "step_seconds": step_seconds,

@@ -12,7 +12,8 @@ from megatron_dsmath.parallel.optimizer import update
 from megatron_dsmath.schedule.learning_rate import learning_rate
 from megatron_dsmath.training.checkpointing import is_due, newest, restore, save
 from megatron_dsmath.training.interruption import StopRequest
-from megatron_dsmath.training.job import first_weights, open_job
+from megatron_dsmath.training.job import open_job
+from megatron_dsmath.training.ledger import hash_of_step, record
 from megatron_dsmath.training.state import State
 from megatron_dsmath.training.step import mean_by_corpus, run_batches
 from megatron_dsmath.training.tracking import open_tracker
@@ -26,17 +27,20 @@ def train(run: RunConfig, stop: StopRequest) -> State:
     """
     place = topology.start(run.parallel, run.seed)
     checkpoint = newest(run, place)
-    job = open_job(run, place, first_weights(run, place) if checkpoint is None else None)
+    job = open_job(run, place, checkpoint)
     state = restore(job, checkpoint)
     with open_tracker(job, state) as tracker:
         stopping = any_rank(stop.made, place)
         while state.step < run.schedule.steps and not stopping:
             started = time.perf_counter()
-            totals = run_batches(job, job.step_batches(state.next_sample), backward=True)
+            batches = job.step_batches(state.next_sample)
+            totals = run_batches(job, batches, backward=True)
+            tokens_hash = hash_of_step(batches, place)
             rate = learning_rate(run.schedule, state.step)
             grad_norm = update(job.optimizer, rate, run.optimizer.weight_decay)
             loss, loss_by_corpus = mean_by_corpus(job, totals)
             state = state.after_step(run, dict(zip(job.batches.names, map(int, totals[:, 1]), strict=True)))
+            record(job, state, tokens_hash)
             row = tracker.row(state, loss, loss_by_corpus, grad_norm, rate, time.perf_counter() - started)
             if _validation_is_due(run, state.step):
                 row |= validate(job)

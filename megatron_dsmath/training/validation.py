@@ -21,6 +21,6 @@ def validate(job: Job) -> dict[str, Any]:
         for piece in job.pieces:
             piece.train()
     _, by_corpus = mean_by_corpus(job, totals)
-    shares = zip(job.batches.blend.shares, by_corpus.values(), strict=True)
+    shares = zip(job.batches.shares, by_corpus.values(), strict=True)
     mean = sum(float(share) * loss for share, loss in shares if loss is not None)
     return {"validation_loss": mean, "validation_loss_by_corpus": by_corpus}

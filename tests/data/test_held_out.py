@@ -43,6 +43,15 @@ def test_the_seed_and_the_corpus_decide_where() -> None:
     assert held_out_runs(10**6, 0.01, 1, "math") == held_out_runs(10**6, 0.01, 1, "math")
 
 
+@pytest.mark.parametrize(("documents", "share", "expected"), [(0, 0.1, 0), (1, 0.1, 0), (4, 0.1, 0), (6, 0.1, 1)])
+def test_documents_that_join_may_hold_none_out(documents: int, share: float, expected: int) -> None:
+    assert sum(map(len, held_out_runs(documents, share, 1, "math", at_least=0))) == expected
+
+
+def test_no_documents_hold_none_out() -> None:
+    assert held_out_runs(0, 0.1, 1, "math") == []
+
+
 @pytest.mark.parametrize("documents", [0, 1, 1000])
 def test_no_share_holds_nothing_out(documents: int) -> None:
     assert held_out_runs(documents, 0.0, 1, "math") == []

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_dsmath.data.indexed import IndexedDataset, IndexedWriter, dtype_for
-from megatron_dsmath.data.samples import Corpus
-from megatron_dsmath.errors import DataError, IndexedDatasetError
+from megatron_dsmath.data.samples import Samples, Segment, Stream
+from megatron_dsmath.errors import IndexedDatasetError
 
 Write = Callable[[Sequence[Sequence[int]]], IndexedDataset]
 VOCABULARY = 1000
@@ -32,6 +32,14 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Write:
     return write
 
 
+def samples(name: str, shards: Sequence[IndexedDataset], sequence_length: int, seed: int) -> Samples:
+    return Samples(stream(*shards), sequence_length, seed, name)
+
+
+def stream(*shards: IndexedDataset) -> Stream:
+    return Stream([Segment(shard, 0, shard.token_count) for shard in shards], VOCABULARY)
+
+
 def counting(*lengths: int, first: int = 0) -> list[list[int]]:
     """Documents of these lengths whose tokens say where in the stream they stand."""
     ends = np.cumsum((first, *lengths)).tolist()
@@ -39,7 +47,7 @@ def counting(*lengths: int, first: int = 0) -> list[list[int]]:
 
 
 def test_a_sample_is_a_run_of_the_stream_read_as_a_circle(write: Write) -> None:
-    training = Corpus("math", [write(counting(3, 3, 4))], 3, 0.0, 1, VOCABULARY).training
+    training = samples("math", [write(counting(3, 3, 4))], 3, 1)
     assert training.samples_per_epoch == 3  # 10 tokens, stride 3
     for number in range(9):
         tokens, document_starts = training.sample(number)
@@ -49,7 +57,7 @@ def test_a_sample_is_a_run_of_the_stream_read_as_a_circle(write: Write) -> None:
 
 def test_windows_cross_shards(write: Write) -> None:
     shards = [write(counting(5)), write([]), write(counting(2, 4, first=5)), write(counting(1, first=11))]
-    training = Corpus("math", shards, 11, 0.0, 1, VOCABULARY).training
+    training = samples("math", shards, 11, 1)
     assert training.samples_per_epoch == 1
     for number in range(20):
         tokens, document_starts = training.sample(number)
@@ -68,7 +76,7 @@ def test_windows_cross_shards(write: Write) -> None:
 def test_an_epoch_uses_each_token_once_up_to_its_cut(
     write: Write, lengths: list[int], sequence_length: int, seed: int
 ) -> None:
-    training = Corpus("math", [write(counting(*lengths))], sequence_length, 0.0, seed, VOCABULARY).training
+    training = samples("math", [write(counting(*lengths))], sequence_length, seed)
     epoch = training.samples_per_epoch
     for first in (0, epoch, 5 * epoch):
         tokens = np.stack([training.sample(number).tokens for number in range(first, first + epoch)])
@@ -78,7 +86,7 @@ def test_an_epoch_uses_each_token_once_up_to_its_cut(
 
 
 def test_epochs_differ_in_order_and_in_what_they_cut(write: Write) -> None:
-    training = Corpus("math", [write(counting(50, 53))], 4, 0.0, 1, VOCABULARY).training
+    training = samples("math", [write(counting(50, 53))], 4, 1)
     epochs = [[training.sample(25 * epoch + place) for place in range(25)] for epoch in range(4)]
     orders = {tuple(training.locate(25 * epoch + np.arange(25)).window.tolist()) for epoch in range(4)}
     cuts = {frozenset(range(103)) - {int(token) for sample in epoch for token in sample.tokens} for epoch in epochs}
@@ -86,7 +94,7 @@ def test_epochs_differ_in_order_and_in_what_they_cut(write: Write) -> None:
 
 
 def test_a_third_of_the_third_epoch_is_a_third_of_its_windows(write: Write) -> None:
-    training = Corpus("math", [write(counting(120))], 4, 0.0, 1, VOCABULARY).training
+    training = samples("math", [write(counting(120))], 4, 1)
     windows = training.locate(np.arange(70))  # 2.33 epochs of 30
     assert windows.epoch.tolist() == [0] * 30 + [1] * 30 + [2] * 10
     assert sorted(Counter(windows.window.tolist()).values()) == [2] * 20 + [3] * 10
@@ -95,18 +103,18 @@ def test_a_third_of_the_third_epoch_is_a_third_of_its_windows(write: Write) -> N
 def test_where_a_sample_lies_depends_on_seed_name_and_number_only(write: Write) -> None:
     shard, numbers = write(counting(402)), np.arange(300)
     runs = [(seed, name) for seed in (1, 2) for name in ("math", "code")]
-    first, *others = (Corpus(name, [shard], 4, 0.0, seed, VOCABULARY).training.locate(numbers) for seed, name in runs)
+    first, *others = (samples(name, [shard], 4, seed).locate(numbers) for seed, name in runs)
     for other in others:
         assert first.window.tolist() != other.window.tolist()
         assert (first.start - 4 * first.window)[0] % 402 != (other.start - 4 * other.window)[0] % 402
-    again = Corpus("math", [shard], 4, 0.0, 1, VOCABULARY).training
+    again = samples("math", [shard], 4, 1)
     for row in (0, 137, 299):
         assert again.locate(numbers[[row]]).start[0] == first.start[row]
 
 
 def test_document_starts_come_from_the_index_and_not_from_a_token(write: Write) -> None:
     end = 7
-    training = Corpus("math", [write([[1, end, 2], [3, 4], [], [end, 5, 6, 8]])], 8, 0.0, 1, VOCABULARY).training
+    training = samples("math", [write([[1, end, 2], [3, 4], [], [end, 5, 6, 8]])], 8, 1)
     stream = [1, end, 2, 3, 4, end, 5, 6, 8]
     start = int(training.locate(np.array([0])).start[0])
     tokens, document_starts = training.sample(0)
@@ -124,50 +132,40 @@ def test_a_document_of_several_sequences_begins_once(tmp_path: Path) -> None:
             builder.add_item(torch.tensor(sentence))
         builder.end_document()
     builder.finalize(str(tmp_path / "theirs.idx"))
-    training = Corpus("math", [IndexedDataset(tmp_path / "theirs")], 7, 0.0, 1, VOCABULARY).training
+    training = samples("math", [IndexedDataset(tmp_path / "theirs")], 7, 1)
     tokens, document_starts = training.sample(0)
     assert document_starts.tolist() == [place for place in range(8) if place == 0 or tokens[place] in (0, 5)]
 
 
-@settings(deadline=None, max_examples=50)  # a deadline would time the disk
-@given(share=st.floats(0.1, 0.45), seed=st.integers(0, 1000), sequence_length=st.integers(1, 4))
-def test_training_and_validation_share_no_document(write: Write, share: float, seed: int, sequence_length: int) -> None:
-    shards = [write(counting(*[5] * 10)), write(counting(*[5] * 10, first=50))]
-    corpus = Corpus("math", shards, sequence_length, share, seed, VOCABULARY)
-    training, held_out = (
-        {int(token) // 5 for number in range(part.samples_per_epoch) for token in part.sample(number).tokens}
-        for part in (corpus.training, corpus.validation)
-    )
-    assert len(held_out) == round(share * 20)
-    assert training == set(range(20)) - held_out
+@pytest.mark.parametrize(("tokens", "expected"), [(0, 0), (4, 0), (5, 1), (8, 2), (11, 2)])
+def test_an_epoch_has_a_sample_for_every_whole_window(write: Write, tokens: int, expected: int) -> None:
+    assert samples("math", [write(counting(tokens))], 4, 1).samples_per_epoch == expected  # a sample holds 5
 
 
-def test_the_held_out_part_is_the_same_in_every_run_with_that_seed(write: Write) -> None:
-    shard = write(counting(*[5] * 40))
-    first, again, other = (Corpus("math", [shard], 4, 0.2, seed, VOCABULARY).validation for seed in (1, 1, 3))
-    samples = [[part.sample(number).tokens.tolist() for number in range(10)] for part in (first, again, other)]
-    assert samples[0] == samples[1]
-    assert samples[0] != samples[2]
+def test_a_corpus_goes_on_where_it_stands(write: Write) -> None:
+    shards = [write(counting(40)), write(counting(30, first=40))]
+    alone, both = samples("math", shards[:1], 4, 1), samples("math", shards, 4, 1)
+    grown = Samples(stream(*shards), 4, 1, "math", epoch=2, position=7, epoch_stream=stream(*shards[:1]))
+    expected = [alone.sample(20 + place) for place in range(7, 10)]  # the rest of epoch 2, 10 samples of the old shard
+    expected += [both.sample(3 * 17 + place) for place in range(17)]  # epoch 3, of both
+    assert [grown.sample(number).tokens.tolist() for number in range(20)] == [one.tokens.tolist() for one in expected]
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 4])
-def test_a_corpus_without_a_whole_sample_is_refused(write: Write, tokens: int) -> None:
-    with pytest.raises(DataError, match="too small for one sample") as refusal:
-        Corpus("math", [write(counting(tokens))], 4, 0.0, 1, VOCABULARY)
-    assert "data.corpora.math" in refusal.value.text()
-    assert f"{tokens} tokens" in refusal.value.text()
-    assert Corpus("math", [write(counting(5))], 4, 0.0, 1, VOCABULARY).training.samples_per_epoch == 1
-
-
-def test_a_held_out_part_without_a_whole_sample_is_refused(write: Write) -> None:
-    with pytest.raises(DataError, match="held-out part") as refusal:
-        Corpus("math", [write(counting(*[5] * 40))], 10, 0.02, 1, VOCABULARY)
-    assert "5 tokens" in refusal.value.text()
+def test_passages_are_the_sample_document_by_document(write: Write) -> None:
+    shards = [write([[1, 2, 3], [], [4]]), write([]), write([[5, 6, 7, 8, 9]])]
+    passages = list(stream(*shards).passages(1, 11))  # 2 3 | 4 | 5 6 7 8 9 | 1 2 3
+    assert [(passage.shard, passage.document, passage.first, passage.end) for passage in passages] == [
+        (shards[0], 0, 1, 3),
+        (shards[0], 2, 0, 1),
+        (shards[2], 0, 0, 5),
+        (shards[0], 0, 0, 3),
+    ]
+    assert [passage.tokens.tolist() for passage in passages] == [[2, 3], [4], [5, 6, 7, 8, 9], [1, 2, 3]]
 
 
 def test_a_token_beyond_the_vocabulary_names_shard_and_document(write: Write) -> None:
     good, bad = write(counting(6, 2)), write([[1, 2, 3], [], [VOCABULARY, 4]])
-    training = Corpus("math", [good, bad], 12, 0.0, 1, VOCABULARY).training
+    training = samples("math", [good, bad], 12, 1)
     with pytest.raises(IndexedDatasetError, match="beyond the model's vocabulary") as refusal:
         training.sample(0)
     assert f"{bad.prefix}.bin, document 2" in refusal.value.text()
@@ -177,7 +175,7 @@ def test_a_token_beyond_the_vocabulary_names_shard_and_document(write: Write) ->
 def test_a_negative_token_is_beyond_the_vocabulary(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "negative", np.dtype(np.int32)) as writer:
         writer.add_document([1, -2, 3])
-    training = Corpus("math", [IndexedDataset(tmp_path / "negative")], 2, 0.0, 1, VOCABULARY).training
+    training = samples("math", [IndexedDataset(tmp_path / "negative")], 2, 1)
     with pytest.raises(IndexedDatasetError, match="beyond the model's vocabulary") as refusal:
         training.sample(0)
     assert "-2" in refusal.value.text()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_dsmath.data.indexed import IndexedWriter
-from megatron_dsmath.data.sidecar import read_sidecar
+from megatron_dsmath.data.sidecar import Facts, bin_sha256, read_sidecar, tokenizer_fingerprint
 from megatron_dsmath.errors import IndexedDatasetError
 
 
@@ -29,6 +29,14 @@ def test_a_damaged_sidecar_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "corpus.json").write_bytes(content)
     with pytest.raises(IndexedDatasetError, match=r"corpus\.json"):
         read_sidecar(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize(
+    "facts", [None, {}, {"tokenizer": None, "sha256": []}, {"tokenizer": {}, "sha256": {"bin": 1}}]
+)
+def test_what_a_sidecar_does_not_tell_is_unknown(facts: Facts | None) -> None:
+    assert tokenizer_fingerprint(facts) is None
+    assert bin_sha256(facts) is None
 
 
 def test_a_dataset_of_megatrons_has_no_sidecar(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def global_batch(run: RunConfig, step: int) -> DeviceBatch:
     tokens = torch.where(noise, draw(vocabulary, sequences, length + 1), tokens)
     shares = torch.linspace(0, 1, sequences)[:, None]
     loss_mask = (torch.rand(sequences, length, generator=generator) < shares).float()
-    return DeviceBatch(tokens, loss_mask, draw(CORPORA, sequences))
+    return DeviceBatch(tokens, loss_mask, draw(CORPORA, sequences), torch.arange(sequences) + step * sequences)
 
 
 def start(run: RunConfig, weights: Path | None = None) -> Training:

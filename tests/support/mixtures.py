@@ -1,0 +1,57 @@
+"""Corpora whose tokens tell where they stand, and the plan and batches of a run over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron_dsmath.config.data import CorpusConfig, DataConfig
+from megatron_dsmath.data.batches import Batches
+from megatron_dsmath.data.indexed import IndexedWriter, dtype_for
+from megatron_dsmath.data.plan import Plan
+from megatron_dsmath.data.planning import plan_run
+from megatron_dsmath.data.shards import Shards
+
+VOCABULARY = 60_000
+SEED = 1234
+
+
+def write_shard(prefix: Path, tokens: Sequence[int], fingerprint: str | None = None, document_tokens: int = 10) -> Path:
+    """Documents of `document_tokens` tokens."""
+    with IndexedWriter(prefix, dtype_for(VOCABULARY)) as writer:
+        for start in range(0, len(tokens), document_tokens):
+            writer.add_document(tokens[start : start + document_tokens])
+        if fingerprint is not None:
+            writer.facts["tokenizer"] = {"fingerprint": fingerprint}
+    return prefix
+
+
+def corpus(name: str, weight: float, *prefixes: Path, max_epochs: float | None = None) -> CorpusConfig:
+    return CorpusConfig(name=name, weight=weight, paths=tuple(map(str, prefixes)), max_epochs=max_epochs)
+
+
+def mixture(*corpora: CorpusConfig, sequence_length: int = 4, held_out_share: float = 0.0) -> DataConfig:
+    return DataConfig(
+        tokenizer="tokenizer", sequence_length=sequence_length, corpora=corpora, held_out_share=held_out_share
+    )
+
+
+def planned(config: DataConfig, earlier: Plan | None = None, next_sample: int = 0, end_sample: int = 1000) -> Plan:
+    return plan_run(config, SEED, Shards(None), end_sample, earlier, next_sample)
+
+
+def opened(plan: Plan) -> Batches:
+    return Batches(plan, Shards(None), VOCABULARY)
+
+
+def tokens_of(batches: Batches, name: str, first_sample: int, samples: int) -> list[list[int]]:
+    """What a corpus gives in these samples of a run, in order."""
+    (batch,) = batches.at(first_sample, samples, samples, 0, 1)
+    tokens: list[list[int]] = batch.tokens[batch.corpus == batches.names.index(name)].tolist()
+    return tokens
+
+
+def targets(samples: Sequence[Sequence[int]]) -> list[int]:
+    return np.array(samples)[:, 1:].ravel().tolist()

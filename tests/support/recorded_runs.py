@@ -1,0 +1,62 @@
+"""A run's directory with the ledger of a run that trained on nothing: what the audit reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_dsmath.config.data import DataConfig
+from megatron_dsmath.config.dialect import write
+from megatron_dsmath.data.batches import Batches, Microbatch
+from megatron_dsmath.data.ledger import Ledger
+from megatron_dsmath.data.plan import Plan
+from megatron_dsmath.data.step_hash import StepHash, sample_hashes, step_hash
+from tests.support.mixtures import VOCABULARY, opened, planned
+from tests.support.runs import tree
+
+SAMPLES = 12  # of a step
+Read = Callable[[Batches, int, int, int], list[Microbatch]]
+
+
+def as_planned(batches: Batches, first_sample: int, rank: int, ranks: int) -> list[Microbatch]:
+    """What a rank reads of a step when nothing goes wrong."""
+    return batches.at(first_sample, SAMPLES, 1, rank, ranks)
+
+
+class RecordedRun:
+    """A run that goes on from one `train` to the next as from checkpoint to checkpoint."""
+
+    def __init__(self, folder: Path, end_sample: int = 1000) -> None:
+        self.folder, self.end_sample = folder, end_sample
+        self.ledger = Ledger(folder / "ledger")
+        self.plan: Plan | None = None
+        self.step = self.next_sample = 0
+
+    def train(self, config: DataConfig, steps: int, ranks: int = 1, read: Read = as_planned) -> None:
+        """So many steps more with this mixture on so many data-parallel ranks."""
+        data = config.model_dump(mode="json")
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "run.yaml").write_text(write(tree(data=data, model__vocabulary_size=VOCABULARY)))
+        self.plan = planned(config, self.plan, self.next_sample, self.end_sample)
+        self.ledger.write_plan(self.plan)
+        batches = opened(self.plan)
+        for _ in range(steps):
+            parts = [
+                step_hash(sample_hashes(batch.tokens, batch.samples), batch.samples)
+                for rank in range(ranks)
+                for batch in read(batches, self.next_sample, rank, ranks)
+            ]
+            self.record(StepHash(*(sum(column) % 2**64 for column in zip(*parts, strict=True))))
+
+    def skip(self, samples: int) -> None:
+        """Pass over so many samples."""
+        assert self.plan is not None
+        self.plan = self.plan.skipping(self.next_sample, samples)
+        self.next_sample, self.end_sample = self.next_sample + samples, self.end_sample + samples
+
+    def record(self, tokens: StepHash) -> None:
+        """The row of a step on the samples that are next."""
+        assert self.plan is not None
+        self.step += 1
+        self.ledger.append(self.step, self.plan.version_at(self.next_sample), self.next_sample, SAMPLES, tokens)
+        self.next_sample += SAMPLES
