@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-full test-gpu check bench reference clean
+.PHONY: quickstart test test-full test-gpu check bench bench-data reference clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/dsmath quickstart --out runs/quickstart
@@ -29,6 +29,11 @@ check: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/training_step.py
+
+bench-data: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/tokenization.py
+	$(BIN)/python benchmarks/decontamination.py
+	$(BIN)/python benchmarks/blend.py
 
 reference: $(INSTALLED)
 	$(BIN)/python tools/generate_reference.py

@@ -70,7 +70,6 @@ CASES = (
     case("34M, 512 tokens, fp32", "transformers", 0.95, 512, 512, 8, "fp32"),
     case("34M, 512 tokens, bf16", "transformers", 0.95, 512, 512, 8, "bf16"),
     case("15M, 4096 tokens, bf16", "stock megatron-core", 1.5, 4096, 256, 8, "bf16"),
-    case("15M, 4096 tokens, fp32", "stock megatron-core", 1.5, 4096, 256, 8, "fp32"),
 )
 
 
