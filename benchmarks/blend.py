@@ -269,7 +269,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
-        held = [start_is_quick(folder, options.scale), plan_keeps_its_weights(folder), scaled_run_holds(folder)]
+        held = [start_is_quick(folder, options.scale), plan_keeps_its_weights(folder), scaled_run_holds(Path(scratch))]
     return 0 if all(held) else 1
 
 
