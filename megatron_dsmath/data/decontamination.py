@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from itertools import tee
@@ -16,16 +16,14 @@ from pathlib import Path
 from megatron_dsmath.data.atomic_files import AtomicFiles
 from megatron_dsmath.data.benchmark_texts import read_benchmark
 from megatron_dsmath.data.decontamination_report import DecontaminationReport, benchmark_reports
+from megatron_dsmath.data.line_batches import line_batches
 from megatron_dsmath.data.line_sorter import LineSorter
-from megatron_dsmath.data.lines import Line, LineReader, require_content
+from megatron_dsmath.data.lines import require_content
 from megatron_dsmath.data.ngrams import NGRAM_UNITS, SHORTEST_UNITS
 from megatron_dsmath.data.progress import Progress, Report
-from megatron_dsmath.data.screening import Batch, Screen
+from megatron_dsmath.data.screening import Screen
 from megatron_dsmath.data.worker_processes import map_in_order
 from megatron_dsmath.errors import DataError, OutputError, UsageError
-
-BATCH_BYTES = 256 << 10  # what a worker is handed at once: small enough to share out, large enough to be worth it
-BATCH_LINES = 4096
 
 
 def decontaminate(
@@ -64,7 +62,7 @@ def decontaminate(
     texts = [read_benchmark(path, benchmark_fields) for path in benchmark_paths]
     screen = Screen(texts, [field] if isinstance(field, str) else field)
     _require_ngrams(screen, benchmark_paths)
-    batches, sent = tee(_batches(paths))
+    batches, sent = tee(line_batches(paths))
     results = (
         map_in_order(partial(_itself, screen), sent, workers) if workers > 1 else (screen(batch) for batch in sent)
     )
@@ -103,23 +101,6 @@ def decontaminate(
 def _itself(screen: Screen) -> Screen:
     """How a worker starts: with the screen that it was sent."""
     return screen
-
-
-def _batches(paths: Sequence[Path]) -> Iterator[Batch]:
-    """The lines of all files in order, as much at a time as a worker is handed."""
-    finished_bytes = 0
-    for path in paths:
-        with LineReader(path) as reader:
-            lines: list[Line] = []
-            size_bytes = 0
-            for line in reader:
-                lines.append(line)
-                size_bytes += len(line.content)
-                if size_bytes >= BATCH_BYTES or len(lines) == BATCH_LINES:
-                    yield Batch(path, lines, finished_bytes + reader.position_bytes)
-                    lines, size_bytes = [], 0
-            finished_bytes += reader.size_bytes
-            yield Batch(path, lines, finished_bytes)
 
 
 def _require_usable(paths: Sequence[Path], benchmarks: Sequence[Path], workers: int, bad_lines: str) -> None:

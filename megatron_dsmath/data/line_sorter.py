@@ -10,8 +10,9 @@ from megatron_dsmath.data.atomic_files import OutputFile
 from megatron_dsmath.data.contamination_tally import Dropped, Match, Tally
 from megatron_dsmath.data.decontamination_report import FileReport
 from megatron_dsmath.data.documents import quarantine_row
+from megatron_dsmath.data.line_batches import LineBatch
 from megatron_dsmath.data.line_writer import LineWriter
-from megatron_dsmath.data.screening import Batch, Screened
+from megatron_dsmath.data.screening import Screened
 
 
 class LineSorter:
@@ -29,7 +30,7 @@ class LineSorter:
         self._dropped = dropped
         self._quarantine = quarantine
 
-    def sort(self, batch: Batch, screened: Screened) -> None:
+    def sort(self, batch: LineBatch, screened: Screened) -> None:
         """Put each line of a batch where it belongs. Raises a bad line's DataError where there is no quarantine."""
         file = self.files[batch.path]
         kept = []

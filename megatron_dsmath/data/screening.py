@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,18 +11,10 @@ import numpy as np
 from megatron_dsmath.data.benchmark_texts import Benchmark
 from megatron_dsmath.data.contamination_tally import Match
 from megatron_dsmath.data.documents import parse_document
-from megatron_dsmath.data.lines import Line
+from megatron_dsmath.data.line_batches import LineBatch
 from megatron_dsmath.data.ngrams import BenchmarkNgrams, Passage
 from megatron_dsmath.data.text_units import Units, split
 from megatron_dsmath.errors import DataError
-
-
-class Batch(NamedTuple):
-    """Lines of one file. `read_bytes` are those of all files up to the end of this batch."""
-
-    path: Path
-    lines: list[Line]
-    read_bytes: int
 
 
 class Screened(NamedTuple):
@@ -48,7 +39,7 @@ class Screen:
         is_question = np.array([text.is_question for text in texts], bool)
         self.ngrams = BenchmarkNgrams(split([text.text for text in texts]), rows, owners, is_question)
 
-    def __call__(self, batch: Batch) -> Screened:
+    def __call__(self, batch: LineBatch) -> Screened:
         """Screen one batch."""
         indexes, texts = [], []
         bad_lines = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,11 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from megatron_dsmath.data import line_batches
 from megatron_dsmath.data.atomic_files import OutputFile
 from megatron_dsmath.data.documents import parse_document, quarantine_row
 from megatron_dsmath.data.indexed import IndexedWriter, bin_path, dtype_for, idx_path
 from megatron_dsmath.data.journal import Journal
-from megatron_dsmath.data.lines import Line, LineReader, require_content
+from megatron_dsmath.data.line_batches import LineBatch
+from megatron_dsmath.data.lines import Line, require_content
 from megatron_dsmath.data.piece_encoder import EncodedTexts
 from megatron_dsmath.data.progress import Progress, Report
 from megatron_dsmath.data.shuffle import shuffling
@@ -27,9 +29,6 @@ from megatron_dsmath.data.sidecar import Facts, sidecar_path
 from megatron_dsmath.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_dsmath.data.worker_processes import map_in_order
 from megatron_dsmath.errors import DataError, OutputError, TokenizerError, UsageError
-
-BATCH_BYTES = 256 << 10  # what a worker is handed at once: small enough to share out, large enough to be worth it
-BATCH_LINES = 4096
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,8 @@ class _Options:
     shuffle_seed: int | None
 
 
-class _Batch(NamedTuple):
-    path: Path
-    lines: list[Line]
-    read_bytes: int  # of all files, up to the end of this batch
-
-
 class _Encoded(NamedTuple):
-    batch: _Batch
+    batch: LineBatch
     tokens: npt.NDArray[np.integer]
     lengths: npt.NDArray[np.int64]
     bad_lines: list[tuple[Line, DataError]]
@@ -104,7 +97,7 @@ def tokenize(
     encode = start()  # here too, so that a tokenizer that does not load is refused before a worker or file is there
     journal = Journal(prefix, _task(encode.tokenizer, options, paths))
     done = journal.read()
-    batches = islice(_batches(paths), done.batches, None)
+    batches = islice(line_batches.line_batches(paths), done.batches, None)
     results = map_in_order(start, batches, workers) if workers > 1 else (encode(batch) for batch in batches)
     beside = [quarantine] if bad_lines == "skip" else []
     with IndexedWriter(prefix, encode.dtype, beside, done.kept) as writer, journal, closing(results):
@@ -145,7 +138,7 @@ class _Encoder:
         self._before = self._beginning() if options.prepend_bos else []
         self._after = [self.tokenizer.end_of_document] if options.append_eod else []
 
-    def __call__(self, batch: _Batch) -> _Encoded:
+    def __call__(self, batch: LineBatch) -> _Encoded:
         texts, bad_lines = [], []
         for line in batch.lines:
             try:
@@ -180,23 +173,6 @@ class _Encoder:
         return [self.tokenizer.begin_of_document]
 
 
-def _batches(paths: Sequence[Path]) -> Iterator[_Batch]:
-    """The lines of all files in order, as much at a time as a worker is handed."""
-    finished_bytes = 0
-    for path in paths:
-        with LineReader(path) as reader:
-            lines: list[Line] = []
-            size_bytes = 0
-            for line in reader:
-                lines.append(line)
-                size_bytes += len(line.content)
-                if size_bytes >= BATCH_BYTES or len(lines) == BATCH_LINES:
-                    yield _Batch(path, lines, finished_bytes + reader.position_bytes)
-                    lines, size_bytes = [], 0
-            finished_bytes += reader.size_bytes
-            yield _Batch(path, lines, finished_bytes)
-
-
 def _set_aside(result: _Encoded, quarantine: Sequence[OutputFile]) -> int:
     """Write the bad lines to the quarantine, or raise the first where there is none; how many they were."""
     for line, error in result.bad_lines:
@@ -209,7 +185,9 @@ def _set_aside(result: _Encoded, quarantine: Sequence[OutputFile]) -> int:
 def _task(tokenizer: Tokenizer, options: _Options, paths: Sequence[Path]) -> str:
     """What decides the bytes of the output, without reading the input: its files are told by size and time."""
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return json.dumps([asdict(options), tokenizer.fingerprint, files, BATCH_BYTES, BATCH_LINES])
+    return json.dumps(
+        [asdict(options), tokenizer.fingerprint, files, line_batches.BATCH_BYTES, line_batches.BATCH_LINES]
+    )
 
 
 def _facts(tokenizer: Tokenizer, options: _Options, paths: Sequence[Path], bad_lines: int) -> Facts:

@@ -23,9 +23,9 @@ from tests.support.small_tokenizer import TEXT, write_small_tokenizer
 RUN = """
 import sys
 from pathlib import Path
-from megatron_dsmath.data import journal, tokenize
+from megatron_dsmath.data import journal, line_batches, tokenize
 journal.SECONDS_BETWEEN_ENTRIES = 0
-tokenize.BATCH_BYTES = 20_000
+line_batches.BATCH_BYTES = 20_000
 if __name__ == "__main__":
     corpus, tokenizer, out, workers, seed = sys.argv[1:]
     shuffle_seed = int(seed) if seed else None
