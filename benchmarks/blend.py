@@ -25,15 +25,15 @@ import numpy as np
 
 from megatron_dsmath.config.data import CorpusConfig, DataConfig
 from megatron_dsmath.config.dialect import write
-from megatron_dsmath.data.accounts import account
-from megatron_dsmath.data.audit import audit
 from megatron_dsmath.data.batches import Batches
-from megatron_dsmath.data.index_file import CODES, HEADER, MAGIC, VERSION
-from megatron_dsmath.data.indexed import IndexedWriter
-from megatron_dsmath.data.ledger import Ledger
-from megatron_dsmath.data.planning import plan_run
-from megatron_dsmath.data.shards import Shards
-from megatron_dsmath.data.step_hash import StepHash, sample_hashes, step_hash
+from megatron_dsmath.data.indexed.dataset import IndexedWriter
+from megatron_dsmath.data.indexed.index_file import CODES, HEADER, MAGIC, VERSION
+from megatron_dsmath.data.ledger.accounts import account
+from megatron_dsmath.data.ledger.audit import audit
+from megatron_dsmath.data.ledger.ledger import Ledger
+from megatron_dsmath.data.ledger.step_hash import StepHash, sample_hashes, step_hash
+from megatron_dsmath.data.mixture.planning import plan_run
+from megatron_dsmath.data.mixture.shards import Shards
 from tests.support.runs import tree
 
 SEQUENCE_LENGTH, STEP_SAMPLES, STEPS = 4096, 2560, 47_684  # paper, section 2.3: 10M tokens a step, 500B in all

@@ -24,9 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.real_text import texts_of_this_machine
-from megatron_dsmath.data.benchmark_texts import read_benchmark
-from megatron_dsmath.data.decontamination import decontaminate
-from megatron_dsmath.data.decontamination_report import DecontaminationReport
+from megatron_dsmath.data.decontamination.benchmark_texts import read_benchmark
+from megatron_dsmath.data.decontamination.decontaminate import decontaminate
+from megatron_dsmath.data.decontamination.report import DecontaminationReport
 from megatron_dsmath.quickstart import mathematics
 from tests.data.plants import DISGUISES, clean_documents, questions_of
 

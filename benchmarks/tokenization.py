@@ -26,7 +26,7 @@ import sentencepiece
 import tokenizers
 
 from benchmarks.real_text import texts_of_test_data, texts_of_this_machine
-from megatron_dsmath.data.indexed import IndexedDataset, IndexedWriter
+from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter
 from megatron_dsmath.data.tokenize import tokenize
 from megatron_dsmath.data.tokenizer import load_tokenizer
 

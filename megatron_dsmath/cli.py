@@ -88,7 +88,7 @@ def data_tokenize(options: argparse.Namespace) -> int:
 
 def data_inspect(options: argparse.Namespace) -> int:
     """Say what a dataset holds."""
-    from megatron_dsmath.data.inspection import inspect
+    from megatron_dsmath.data.indexed.inspection import inspect
     from megatron_dsmath.tables import print_facts
 
     print_facts(inspect(options.prefix), options.json)
@@ -97,7 +97,7 @@ def data_inspect(options: argparse.Namespace) -> int:
 
 def data_verify(options: argparse.Namespace) -> int:
     """Check that a dataset is whole and within its vocabulary."""
-    from megatron_dsmath.data.inspection import verify
+    from megatron_dsmath.data.indexed.inspection import verify
     from megatron_dsmath.tables import print_facts
 
     verification = verify(options.prefix, options.vocabulary_size)
@@ -109,7 +109,7 @@ def data_verify(options: argparse.Namespace) -> int:
 
 def data_merge(options: argparse.Namespace) -> int:
     """Write the documents of several datasets as one."""
-    from megatron_dsmath.data.merging import merge
+    from megatron_dsmath.data.indexed.merging import merge
     from megatron_dsmath.tables import print_facts
 
     print_facts(merge(options.prefixes, options.out), options.json)
@@ -129,7 +129,7 @@ def data_blend(options: argparse.Namespace) -> int:
 
 def data_decontaminate(options: argparse.Namespace) -> int:
     """Write the lines that share no 10-gram with a benchmark, and a report."""
-    from megatron_dsmath.data.decontamination import decontaminate
+    from megatron_dsmath.data.decontamination.decontaminate import decontaminate
     from megatron_dsmath.data.progress import shown_progress
     from megatron_dsmath.tables import print_facts, print_table
 
@@ -156,7 +156,7 @@ def data_audit(options: argparse.Namespace) -> int:
     """Prove from a run's ledger what it read: the mixture, repeats and gaps, each hash computed anew from the .bin."""
     from dataclasses import asdict
 
-    from megatron_dsmath.data.audit import audit
+    from megatron_dsmath.data.ledger.audit import audit
     from megatron_dsmath.tables import print_facts, print_table
 
     found = audit(options.run, options.first_step, options.last_step)
@@ -175,7 +175,7 @@ def data_audit(options: argparse.Namespace) -> int:
 
 def data_show(options: argparse.Namespace) -> int:
     """Print the text of a step, document by document."""
-    from megatron_dsmath.data.show import print_passages, step_passages
+    from megatron_dsmath.data.ledger.show import print_passages, step_passages
 
     print_passages(step_passages(options.run, options.step), options.json)
     return EXIT_DONE

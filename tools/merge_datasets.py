@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_dsmath.data.merging import merge
+from megatron_dsmath.data.indexed.merging import merge
 from megatron_dsmath.errors import EXIT_DONE, DsmathError, UsageError, show
 
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dsmath.data.mixture import Locations, Mixture
-from megatron_dsmath.data.permutation import IntArray
-from megatron_dsmath.data.plan import Plan
-from megatron_dsmath.data.samples import Sample, Samples
-from megatron_dsmath.data.shards import Shards
+from megatron_dsmath.data.mixture.mixture import Locations, Mixture
+from megatron_dsmath.data.mixture.permutation import IntArray
+from megatron_dsmath.data.mixture.plan import Plan
+from megatron_dsmath.data.mixture.samples import Sample, Samples
+from megatron_dsmath.data.mixture.shards import Shards
 from megatron_dsmath.errors import LayoutError
 
 PADDING = -1

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from megatron_dsmath.data.atomic_files import Kept, require_free_space
-from megatron_dsmath.data.index_file import row_ranges
-from megatron_dsmath.data.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path
-from megatron_dsmath.data.permutation import permute, random_words
-from megatron_dsmath.data.sidecar import sidecar_path
+from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter, bin_path, idx_path
+from megatron_dsmath.data.indexed.index_file import row_ranges
+from megatron_dsmath.data.indexed.sidecar import sidecar_path
+from megatron_dsmath.data.mixture.permutation import permute, random_words
 
 
 @contextmanager

@@ -18,14 +18,14 @@ import numpy.typing as npt
 from megatron_dsmath.data import line_batches
 from megatron_dsmath.data.atomic_files import OutputFile
 from megatron_dsmath.data.documents import parse_document, quarantine_row
-from megatron_dsmath.data.indexed import IndexedWriter, bin_path, dtype_for, idx_path
+from megatron_dsmath.data.indexed.dataset import IndexedWriter, bin_path, dtype_for, idx_path
+from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path
 from megatron_dsmath.data.journal import Journal
 from megatron_dsmath.data.line_batches import LineBatch
 from megatron_dsmath.data.lines import Line, require_content
-from megatron_dsmath.data.piece_encoder import EncodedTexts
+from megatron_dsmath.data.pieces.encoder import EncodedTexts
 from megatron_dsmath.data.progress import Progress, Report
 from megatron_dsmath.data.shuffle import shuffling
-from megatron_dsmath.data.sidecar import Facts, sidecar_path
 from megatron_dsmath.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_dsmath.data.worker_processes import map_in_order
 from megatron_dsmath.errors import DataError, OutputError, TokenizerError, UsageError

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from megatron_dsmath.data import hugging_face_pieces, sentencepiece_pieces
-from megatron_dsmath.data.piece_encoder import EncodedTexts, PieceEncoder
+from megatron_dsmath.data.pieces import hugging_face, sentencepiece_model
+from megatron_dsmath.data.pieces.encoder import EncodedTexts, PieceEncoder
 from megatron_dsmath.errors import TokenizerError
 
 # What a Hugging Face folder may hold of a tokenizer; an exported model carries those that are there.
@@ -123,11 +123,11 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @cached_property
     def _literals(self) -> tuple[str, ...]:
-        return hugging_face_pieces.added_literals(self._engine)
+        return hugging_face.added_literals(self._engine)
 
     @cached_property
     def _pieces(self) -> PieceEncoder | None:
-        return hugging_face_pieces.piece_encoder(self._engine)
+        return hugging_face.piece_encoder(self._engine)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens by their names."""
@@ -183,7 +183,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _pieces(self) -> PieceEncoder | None:
-        return sentencepiece_pieces.piece_encoder(self._model)
+        return sentencepiece_model.piece_encoder(self._model)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control symbols have none."""

@@ -45,7 +45,7 @@ def tell(out: Path) -> Path:
 
 def make_data(out: Path, run: RunConfig) -> None:
     """Write the corpora, train a tokenizer on them, and tokenize them, unless that is done."""
-    from megatron_dsmath.data.indexed import idx_path
+    from megatron_dsmath.data.indexed.dataset import idx_path
     from megatron_dsmath.data.tokenize import tokenize
     from megatron_dsmath.quickstart.corpus import write_corpora
     from megatron_dsmath.quickstart.tokenizer import train_tokenizer

@@ -10,8 +10,8 @@ from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.manifest import read_manifest
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.data.batches import Batches
-from megatron_dsmath.data.planning import plan_run
-from megatron_dsmath.data.shards import Shards
+from megatron_dsmath.data.mixture.planning import plan_run
+from megatron_dsmath.data.mixture.shards import Shards
 from megatron_dsmath.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_dsmath.errors import CheckpointError, TokenizerError
 from megatron_dsmath.training.run_directory import RunDirectory
@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
 def open_inputs(run: RunConfig, checkpoint: Path | None) -> Inputs:
     """Open all that a run reads when it starts, or goes on after `checkpoint`, and plan it.
 
-    Raises what is wrong with any of it, as `data.planning.plan_run`; CheckpointError for a checkpoint of another run.
+    Raises what is wrong with any of it, as `data.mixture.planning.plan_run`, and CheckpointError.
     """
     tokenizer = load_tokenizer(run.data.tokenizer)
     if tokenizer.vocabulary_size > run.model.vocabulary_size:
@@ -53,7 +53,7 @@ def newest_checkpoint(run: RunConfig) -> Path | None:
 
 
 def planned_mixture(run: RunConfig) -> list[dict[str, Any]]:
-    """For each corpus of the run what `data.plan.CorpusTotal` says of its end, and how far it strays from its weight.
+    """For each corpus of the run what `data.mixture.plan.CorpusTotal` says of its end, and its largest deviation.
 
     A run that saved is planned on from its newest checkpoint; the deviation counts from there if the mixture changed.
     """

@@ -14,7 +14,7 @@ import torch
 from megatron_dsmath.checkpoint.weights import check_same_model, open_weights
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.data.batches import PADDING, Batches, Microbatch
-from megatron_dsmath.data.ledger import Ledger
+from megatron_dsmath.data.ledger.ledger import Ledger
 from megatron_dsmath.data.tokenizer import Tokenizer
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel import optimizer as gradients

@@ -1,4 +1,4 @@
-"""The ledger's hash where the model is: `data.step_hash` in torch, from the tokens that entered the forward pass."""
+"""The ledger's hash where the model is: `data.ledger.step_hash` in torch, of tokens as they enter the forward pass."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from megatron_dsmath.data.permutation import mix
-from megatron_dsmath.data.step_hash import GOLDEN, StepHash, position_keys
+from megatron_dsmath.data.ledger.step_hash import GOLDEN, StepHash, position_keys
+from megatron_dsmath.data.mixture.permutation import mix
 from megatron_dsmath.errors import InternalError
 from megatron_dsmath.parallel.collectives import gather, sum_of_words
 from megatron_dsmath.parallel.topology import Topology
@@ -18,7 +18,7 @@ from megatron_dsmath.training.state import State
 
 
 def sample_hashes(tokens: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    """`data.step_hash.sample_hashes` of int64 [n, length] and int64 [n], as int64 [n]: arithmetic modulo 2^64 wraps."""
+    """`data.ledger.step_hash.sample_hashes` of int64 [n, length] and int64 [n], as int64 [n]: modulo 2^64."""
     keys = torch.from_numpy(position_keys(tokens.size(1)).view(np.int64)).to(tokens.device)
     words = (tokens * keys).sum(1) + samples * _signed(GOLDEN)
     words = (words ^ _shifted(words, 30)) * _signed(0xBF58476D1CE4E5B9)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.data.plan import Plan
+from megatron_dsmath.data.mixture.plan import Plan
 
 
 @dataclass(frozen=True)

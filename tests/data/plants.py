@@ -10,9 +10,9 @@ from random import Random
 
 import numpy as np
 
-from megatron_dsmath.data.benchmark_texts import read_benchmark
-from megatron_dsmath.data.ngrams import SHORTEST_UNITS
-from megatron_dsmath.data.text_units import split
+from megatron_dsmath.data.decontamination.benchmark_texts import read_benchmark
+from megatron_dsmath.data.decontamination.ngrams import SHORTEST_UNITS
+from megatron_dsmath.data.decontamination.text_units import split
 from megatron_dsmath.quickstart import papers, prose
 
 FILLER = "Nothing of this stands in a benchmark. 这一段里没有任何数学题。 " * 50

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megatron_dsmath.data.atomic_files import require_free_space
-from megatron_dsmath.data.indexed import IndexedDataset, IndexedWriter
+from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter
 from megatron_dsmath.errors import OutputError
 from tests.support.datasets import DOCUMENTS, files_of, write_ours, write_theirs
 
@@ -44,7 +44,7 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     code = f"""
 import os, signal, numpy
 from megatron_dsmath.data.atomic_files import require_free_space
-from megatron_dsmath.data.indexed import IndexedWriter
+from megatron_dsmath.data.indexed.dataset import IndexedWriter
 with IndexedWriter({str(prefix)!r}, numpy.dtype("int32")) as writer:
     writer.add_document(range(1_000_000))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -61,7 +61,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     code = f"""
 import resource, signal, numpy
 from megatron_dsmath.data.atomic_files import require_free_space
-from megatron_dsmath.data.indexed import IndexedWriter
+from megatron_dsmath.data.indexed.dataset import IndexedWriter
 from megatron_dsmath.errors import DsmathError, show
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))

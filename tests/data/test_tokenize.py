@@ -16,8 +16,8 @@ import sentencepiece
 import tokenizers
 from megatron.core.datasets import indexed_dataset as megatron
 
-from megatron_dsmath.data.indexed import IndexedDataset
-from megatron_dsmath.data.inspection import verify
+from megatron_dsmath.data.indexed.dataset import IndexedDataset
+from megatron_dsmath.data.indexed.inspection import verify
 from megatron_dsmath.data.progress import Progress
 from megatron_dsmath.data.tokenize import tokenize
 from megatron_dsmath.data.tokenizer import load_tokenizer

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from megatron_dsmath.cli import main
-from megatron_dsmath.data.index_file import HEADER
-from megatron_dsmath.data.indexed import IndexedWriter
+from megatron_dsmath.data.indexed.dataset import IndexedWriter
+from megatron_dsmath.data.indexed.index_file import HEADER
 from tests.support.corpora import write_inputs, write_run_file
 from tests.support.ranks import run_ranks
 from tests.training.ranks import dsmath, rows_of, status_of

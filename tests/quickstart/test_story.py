@@ -14,7 +14,7 @@ import yaml
 
 from megatron_dsmath.config import RunConfig, load
 from megatron_dsmath.config.dialect import Loader, write
-from megatron_dsmath.data.inspection import verify
+from megatron_dsmath.data.indexed.inspection import verify
 from megatron_dsmath.quickstart import corpus, story
 from megatron_dsmath.quickstart.story import RUN_FILE, make_data
 from megatron_dsmath.training.run_directory import RunDirectory

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_dsmath.data.indexed import IndexedWriter
+from megatron_dsmath.data.indexed.dataset import IndexedWriter
 
 DOCUMENTS = [[5, 6, 7], [], [0], [99, 2, 3, 4]]
 

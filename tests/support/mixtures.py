@@ -9,10 +9,10 @@ import numpy as np
 
 from megatron_dsmath.config.data import CorpusConfig, DataConfig
 from megatron_dsmath.data.batches import Batches
-from megatron_dsmath.data.indexed import IndexedWriter, dtype_for
-from megatron_dsmath.data.plan import Plan
-from megatron_dsmath.data.planning import plan_run
-from megatron_dsmath.data.shards import Shards
+from megatron_dsmath.data.indexed.dataset import IndexedWriter, dtype_for
+from megatron_dsmath.data.mixture.plan import Plan
+from megatron_dsmath.data.mixture.planning import plan_run
+from megatron_dsmath.data.mixture.shards import Shards
 
 VOCABULARY = 60_000
 SEED = 1234

@@ -8,9 +8,9 @@ from pathlib import Path
 from megatron_dsmath.config.data import DataConfig
 from megatron_dsmath.config.dialect import write
 from megatron_dsmath.data.batches import Batches, Microbatch
-from megatron_dsmath.data.ledger import Ledger
-from megatron_dsmath.data.plan import Plan
-from megatron_dsmath.data.step_hash import StepHash, sample_hashes, step_hash
+from megatron_dsmath.data.ledger.ledger import Ledger
+from megatron_dsmath.data.ledger.step_hash import StepHash, sample_hashes, step_hash
+from megatron_dsmath.data.mixture.plan import Plan
 from tests.support.mixtures import VOCABULARY, opened, planned
 from tests.support.runs import tree
 

@@ -13,7 +13,7 @@ import pytest
 from megatron.core.datasets import indexed_dataset as megatron
 from megatron.core.tokenizers.text.utils.build_tokenizer import build_tokenizer
 
-from megatron_dsmath.data.indexed import IndexedDataset
+from megatron_dsmath.data.indexed.dataset import IndexedDataset
 from tests.support.small_tokenizer import BEGIN, END, TEXT, write_small_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]

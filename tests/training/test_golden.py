@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.data.indexed import IndexedWriter
+from megatron_dsmath.data.indexed.dataset import IndexedWriter
 from tests.support.corpora import small_run
 from tests.support.ranks import run_ranks
 from tests.support.small_tokenizer import write_small_tokenizer

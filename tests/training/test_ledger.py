@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.data import step_hash
-from megatron_dsmath.data.audit import audit
+from megatron_dsmath.data.ledger import step_hash
+from megatron_dsmath.data.ledger.audit import audit
 from megatron_dsmath.training import ledger
 from tests.support.corpora import small_run
 from tests.support.ranks import run_ranks

@@ -1,0 +1,1 @@
+"""What a corpus shares with the benchmarks, found and left out."""

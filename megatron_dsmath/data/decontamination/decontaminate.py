@@ -1,0 +1,145 @@
+"""The paper's decontamination: what shares a 10-gram with a benchmark, or holds a short text of it, is dropped.
+
+DeepSeekMath, section 2.1.1. What the paper leaves open: docs/decisions/0011-decontamination-units.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from itertools import tee
+from pathlib import Path
+
+from megatron_dsmath.data.atomic_files import AtomicFiles
+from megatron_dsmath.data.decontamination.benchmark_texts import read_benchmark
+from megatron_dsmath.data.decontamination.line_sorter import LineSorter
+from megatron_dsmath.data.decontamination.ngrams import NGRAM_UNITS, SHORTEST_UNITS
+from megatron_dsmath.data.decontamination.report import DecontaminationReport, benchmark_reports
+from megatron_dsmath.data.decontamination.screening import Screen
+from megatron_dsmath.data.line_batches import line_batches
+from megatron_dsmath.data.lines import require_content
+from megatron_dsmath.data.progress import Progress, Report
+from megatron_dsmath.data.worker_processes import map_in_order
+from megatron_dsmath.errors import DataError, OutputError, UsageError
+
+
+def decontaminate(
+    files: Sequence[str | Path],
+    benchmarks: Sequence[str | Path],
+    out: str | Path,
+    *,
+    field: str | Sequence[str] = "text",
+    workers: int = 1,
+    bad_lines: str = "fail",
+    benchmark_fields: Sequence[str] | None = None,
+    report_progress: Report | None = None,
+) -> DecontaminationReport:
+    """Write to `out` the lines of `files`, as they are, that share no 10-gram with a text of `benchmarks`.
+
+    The paper's "text segment" is a line here: its `field`, or several joined. A benchmark question of 3 to 9 units
+    drops the documents that hold it as a whole. `benchmark_fields` names the texts of a benchmark row where
+    `read_benchmark` would choose others. The outputs are the same for any number of `workers`:
+
+    - `out`, compressed where its name ends in .gz or .zst;
+    - OUT.dropped.jsonl: a row for each dropped document, with the passages it shares;
+    - OUT.bad_lines.jsonl, with `bad_lines` "skip"; with "fail", a bad line raises its DataError;
+    - OUT.report.json: the report.
+
+    `report_progress` is called after each batch, and told of units as tokens. Raises UsageError, DataError,
+    OutputError, DependencyError; then nothing is left of the outputs.
+    """
+    started = time.monotonic()
+    paths, benchmark_paths = [Path(file) for file in files], [Path(file) for file in benchmarks]
+    _require_usable(paths, benchmark_paths, workers, bad_lines)
+    clean, dropped, quarantine, report_file = (
+        Path(f"{out}{ending}") for ending in ("", ".dropped.jsonl", ".bad_lines.jsonl", ".report.json")
+    )
+    _require_apart([*paths, *benchmark_paths], [clean, dropped, quarantine, report_file])
+    input_bytes = sum(require_content(path) for path in paths)
+    texts = [read_benchmark(path, benchmark_fields) for path in benchmark_paths]
+    screen = Screen(texts, [field] if isinstance(field, str) else field)
+    _require_ngrams(screen, benchmark_paths)
+    batches, sent = tee(line_batches(paths))
+    results = (
+        map_in_order(partial(_itself, screen), sent, workers) if workers > 1 else (screen(batch) for batch in sent)
+    )
+    beside = [quarantine] if bad_lines == "skip" else []
+    outputs = AtomicFiles(clean, dropped, *beside, report_file)
+    try:
+        sorter = LineSorter(paths, outputs.files[0], outputs.files[1], outputs.files[2] if beside else None)
+        with closing(results):
+            for screened, batch in zip(results, batches, strict=True):
+                sorter.sort(batch, screened)
+                if report_progress is not None:
+                    report_progress(Progress(sorter.documents, sorter.units, batch.read_bytes, input_bytes))
+        sorter.finish()
+        names = [str(path) for path in benchmark_paths]
+        hits, looking_false = sorter.tally.result(names, sorter.dropped_documents())
+        report = DecontaminationReport(
+            out=clean,
+            sha256=outputs.files[0].sha256,
+            dropped_documents=dropped,
+            quarantine=quarantine if beside else None,
+            input_bytes=input_bytes,
+            looking_false=looking_false,
+            seconds=time.monotonic() - started,
+            files=tuple(sorter.files.values()),
+            benchmarks=benchmark_reports(texts, screen.ngrams, hits, sorter.documents),
+        )
+        outputs.files[-1].write(report.to_json().encode())
+        outputs.publish()
+    finally:
+        outputs.discard()
+    if not beside:
+        quarantine.unlink(missing_ok=True)  # of an earlier run: it would contradict the report
+    return report
+
+
+def _itself(screen: Screen) -> Screen:
+    """How a worker starts: with the screen that it was sent."""
+    return screen
+
+
+def _require_usable(paths: Sequence[Path], benchmarks: Sequence[Path], workers: int, bad_lines: str) -> None:
+    for name, given in (("input file", paths), ("benchmark file", benchmarks)):
+        if not given:
+            raise UsageError(f"no {name} was given", expected="one or more JSONL files")
+        for path, count in Counter(path.resolve() for path in given).items():
+            if count > 1:
+                raise UsageError(f"the same {name} is named twice", where=path, found=f"{count} times", expected="once")
+    if workers < 1:
+        raise UsageError("the number of workers is wrong", where="--workers", found=workers, expected="1 or more")
+    if bad_lines not in ("fail", "skip"):
+        raise UsageError(
+            "bad lines are treated in one of two ways",
+            where="--bad-lines",
+            found=repr(bad_lines),
+            expected="fail or skip",
+        )
+
+
+def _require_ngrams(screen: Screen, benchmarks: Sequence[Path]) -> None:
+    if not any(len(table.hashes) for table in screen.ngrams.tables.values()):
+        raise DataError(
+            "the benchmarks hold no text to look for",
+            where=", ".join(map(str, benchmarks[:3])),
+            found="only texts that are too short",
+            expected=f"a text of {NGRAM_UNITS} units, or a question of {SHORTEST_UNITS}",
+            fix="name the fields that hold the texts: --benchmark-fields",
+        )
+
+
+def _require_apart(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
+    taken = {path.resolve() for path in inputs}
+    for output in outputs:
+        if output.resolve() in taken:
+            raise OutputError(
+                "an output would overwrite an input",
+                where=output,
+                found="the same file",
+                expected="another name",
+                fix="choose another --out",
+            )

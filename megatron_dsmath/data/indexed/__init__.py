@@ -1,0 +1,1 @@
+"""Megatron's .bin/.idx: written, validated, mapped, inspected, merged."""

@@ -1,0 +1,235 @@
+"""Megatron's indexed dataset: PREFIX.bin holds tokens, PREFIX.idx says where each sequence and document lies.
+
+Byte for byte what `megatron.core.datasets.indexed_dataset` writes, and read by it; docs/data_format.md draws it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_dsmath.data.atomic_files import AtomicFiles, Kept, OutputFile
+from megatron_dsmath.data.indexed.index_file import CODES, map_array, read_index, row_ranges, write_index
+from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path, to_bytes
+from megatron_dsmath.data.indexed.validation_note import NOTED_FROM_BYTES, is_noted, marks_of, write_note
+from megatron_dsmath.errors import IndexedDatasetError
+
+Tokens = npt.NDArray[np.integer]
+
+
+def dtype_for(vocabulary_size: int) -> np.dtype[np.integer]:
+    """The dtype Megatron stores a vocabulary in: uint16 below 65,500 words, else int32 (`DType.optimal_dtype`)."""
+    return np.dtype(np.uint16 if vocabulary_size < 65_500 else np.int32)
+
+
+def bin_path(prefix: str | Path) -> Path:
+    """Where the tokens of `prefix` lie."""
+    return Path(f"{prefix}.bin")
+
+
+def idx_path(prefix: str | Path) -> Path:
+    """Where the index of `prefix` lies."""
+    return Path(f"{prefix}.idx")
+
+
+class IndexedDataset:
+    """A .bin/.idx pair, memory-mapped; its index is checked as a whole when it is first opened (`validation_note`).
+
+    `lengths`: int32 [sequences], in tokens. `offsets`: int64 [sequences], in bytes of the .bin. `document_indices`:
+    int64 [documents + 1], the first sequence of each document, then the number of sequences (a document may hold
+    none). `tokens`: dtype [token_count], the whole .bin. All are read-only views of the files; nothing is copied.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        """Open PREFIX.bin and PREFIX.idx. Raises IndexedDatasetError naming the file and what is wrong with it."""
+        self.prefix = Path(prefix)
+        files, note = (bin_path(prefix), idx_path(prefix)), Path(f"{prefix}.validated")
+        for path in files:
+            _require_file(path, self.prefix)
+        marks = marks_of(files)  # before the check, so that a file that changes meanwhile is checked again
+        (bin_bytes, _), (idx_bytes, _) = marks.values()
+        known_sound = is_noted(note, marks)
+        index = read_index(idx_path(prefix), bin_bytes, known_sound=known_sound)
+        if idx_bytes >= NOTED_FROM_BYTES and not known_sound:
+            write_note(note, marks)
+        self.dtype, self.lengths, self.offsets = index.dtype, index.lengths, index.offsets
+        self.document_indices = index.document_indices
+        self.tokens: Tokens = map_array(bin_path(prefix), self.dtype, 0, bin_bytes // self.dtype.itemsize)
+
+    @property
+    def document_count(self) -> int:
+        """How many documents there are, empty ones included."""
+        return len(self.document_indices) - 1
+
+    @property
+    def token_count(self) -> int:
+        """How many tokens there are, end-of-document tokens included."""
+        return len(self.tokens)
+
+    def __len__(self) -> int:
+        """How many sequences there are."""
+        return len(self.lengths)
+
+    def __getitem__(self, sequence: int) -> Tokens:
+        """The tokens of one sequence: dtype [lengths[sequence]], a view of the file."""
+        first = int(self.offsets[sequence]) // self.dtype.itemsize
+        return self.tokens[first : first + int(self.lengths[sequence])]
+
+    def document(self, number: int) -> Tokens:
+        """The tokens of one document, 0 <= number < document_count: dtype [tokens], a view of the file."""
+        first, end = (self._first_token(int(sequence)) for sequence in self.document_indices[number : number + 2])
+        return self.tokens[first:end]
+
+    def _first_token(self, sequence: int) -> int:
+        return int(self.offsets[sequence]) // self.dtype.itemsize if sequence < len(self) else self.token_count
+
+    def expect_random_reads(self) -> None:
+        """Let the system read `tokens` without reading ahead, which fetches far more than scattered samples need."""
+        mapping = getattr(self.tokens.base, "base", None)
+        if isinstance(mapping, mmap.mmap):  # an empty .bin is not mapped
+            mapping.madvise(mmap.MADV_RANDOM)
+
+    def __reduce__(self) -> tuple[type[IndexedDataset], tuple[Path]]:
+        """Cross a process boundary as a name: pickling a memory map would copy the corpus."""
+        return (IndexedDataset, (self.prefix,))
+
+
+class IndexedWriter:
+    """Writes PREFIX.bin, PREFIX.json and PREFIX.idx, which appear together when the `with` block ends well.
+
+    What is put into `facts` goes into PREFIX.json, the sidecar, after the counts and hashes the writer knows itself.
+    """
+
+    def __init__(
+        self,
+        prefix: str | Path,
+        dtype: np.dtype[np.integer],
+        beside: Sequence[Path] = (),
+        kept: Mapping[Path, Kept] | None = None,
+    ) -> None:
+        """Begin a dataset of `dtype` (any integer dtype the format knows).
+
+        The files `beside` belong to it: they are written through `self.beside` and appear with it. To go on with
+        what is `kept` of a killed writer's files, tell it their documents with `count_documents`. Raises OutputError
+        where the folder cannot be written.
+        """
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in CODES:
+            raise ValueError(f"{self.dtype} is no dtype of this format: {', '.join(map(str, CODES))}")
+        self.token_count = 0
+        self.facts: Facts = {}
+        self._limits = np.iinfo(self.dtype)
+        self._lengths = array("i")
+        self._document_indices = array("q", [0])
+        self._files = AtomicFiles(*beside, bin_path(prefix), sidecar_path(prefix), idx_path(prefix), kept=kept)
+        *self.beside, self._bin, self._sidecar, self._idx = self._files.files
+
+    @property
+    def document_count(self) -> int:
+        """How many documents were added so far, empty ones included."""
+        return len(self._document_indices) - 1
+
+    @property
+    def growing_files(self) -> list[OutputFile]:
+        """The files that hold something before the end: those beside, and the .bin."""
+        return [*self.beside, self._bin]
+
+    def add_document(self, tokens: Sequence[int] | Tokens) -> None:
+        """Append one document as one sequence; see `add_documents`."""
+        document = np.asarray(tokens)
+        self.add_documents(document, np.array([document.size]))
+
+    def add_documents(self, tokens: Tokens, lengths: npt.NDArray[np.integer]) -> None:
+        """Append documents, each as one sequence. `tokens`: [sum of lengths], end to end; `lengths`: [documents].
+
+        An empty document is, as in Megatron, a document without a sequence. Raises IndexedDatasetError when an id
+        does not fit the dtype, OutputError when the disk is full.
+        """
+        if tokens.size:
+            self._require_fitting(tokens)
+            self._bin.write(tokens.astype(self.dtype).tobytes())
+        self.count_documents(lengths)
+
+    def count_documents(self, lengths: npt.NDArray[np.integer]) -> None:
+        """Take documents of `lengths` [documents] into the index, whose tokens the .bin holds already."""
+        holds_tokens = lengths > 0
+        ends = len(self._lengths) + np.cumsum(holds_tokens, dtype=np.int64)
+        self._lengths.frombytes(lengths[holds_tokens].astype(np.int32).tobytes())
+        self._document_indices.frombytes(ends.tobytes())
+        self.token_count += int(lengths.sum())
+
+    def add_dataset(self, dataset: IndexedDataset) -> None:
+        """Append every document of `dataset`. Raises IndexedDatasetError when its dtype is another."""
+        if dataset.dtype != self.dtype:
+            raise IndexedDatasetError(
+                "datasets of two dtypes cannot be joined",
+                where=idx_path(dataset.prefix),
+                found=dataset.dtype,
+                expected=self.dtype,
+                fix="tokenize both with the same tokenizer",
+            )
+        sequences_before = len(self._lengths)
+        for rows in row_ranges(len(dataset)):
+            self._lengths.frombytes(dataset.lengths[rows].tobytes())
+        for rows in row_ranges(dataset.document_count):
+            self._document_indices.frombytes((dataset.document_indices[1:][rows] + sequences_before).tobytes())
+        for rows in row_ranges(dataset.token_count):
+            self._bin.write(dataset.tokens[rows].tobytes())
+        self.token_count += dataset.token_count
+
+    def __enter__(self) -> IndexedWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._write_index_and_sidecar()
+                self._files.publish()
+        finally:
+            self._files.discard()
+
+    def _write_index_and_sidecar(self) -> None:
+        write_index(self._idx, self.dtype, self._lengths, self._document_indices)
+        counts = {
+            "documents": self.document_count,
+            "sequences": len(self._lengths),
+            "tokens": self.token_count,
+            "dtype": str(self.dtype),
+            "sha256": {"bin": self._bin.sha256, "idx": self._idx.sha256},
+        }
+        self._sidecar.write(to_bytes(counts | self.facts))
+
+    def _require_fitting(self, tokens: Tokens) -> None:
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < self._limits.min or high > self._limits.max:
+            raise IndexedDatasetError(
+                "a token id does not fit the dtype",
+                where=f"after document {self.document_count:,}",
+                found=low if low < self._limits.min else high,
+                expected=f"{self._limits.min} to {self._limits.max:,} ({self.dtype})",
+                fix="give the dtype of the tokenizer's vocabulary (dtype_for)",
+            )
+
+
+def _require_file(path: Path, prefix: Path) -> None:
+    if path.is_file():
+        return
+    if prefix.suffix in (".bin", ".idx") and prefix.is_file():
+        fix = f"give the prefix without its ending: {prefix.with_suffix('')}"
+    else:
+        fix = "check the prefix; a run of `dsmath data tokenize` that was stopped leaves no dataset: run it again"
+    raise IndexedDatasetError(
+        "no dataset at this prefix",
+        where=prefix,
+        found=f"{path} is missing",
+        expected=f"{prefix}.bin and {prefix}.idx",
+        fix=fix,
+    )

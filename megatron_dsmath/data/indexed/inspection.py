@@ -1,0 +1,154 @@
+"""What a dataset holds (`inspect`) and whether it is whole and within its vocabulary (`verify`)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path, idx_path
+from megatron_dsmath.data.indexed.index_file import row_ranges
+from megatron_dsmath.data.indexed.sidecar import Facts, read_sidecar, sidecar_path
+from megatron_dsmath.errors import IndexedDatasetError
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a dataset. Lengths are in tokens; `sidecar` is None where there is no PREFIX.json."""
+
+    prefix: Path
+    dtype: str
+    documents: int
+    empty_documents: int
+    sequences: int
+    tokens: int
+    shortest_sequence: int
+    longest_sequence: int
+    bin_bytes: int
+    idx_bytes: int
+    sidecar: Facts | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and every fault found: the dataset holds when there is none."""
+
+    prefix: Path
+    checks: tuple[str, ...]
+    faults: tuple[IndexedDatasetError, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every check came out well."""
+        return not self.faults
+
+
+def inspect(prefix: str | Path) -> Inspection:
+    """Count what is in the dataset at `prefix`. Raises IndexedDatasetError when it does not open."""
+    dataset = IndexedDataset(prefix)
+    lengths = dataset.lengths
+    return Inspection(
+        prefix=dataset.prefix,
+        dtype=str(dataset.dtype),
+        documents=dataset.document_count,
+        empty_documents=_empty_documents(dataset),
+        sequences=len(dataset),
+        tokens=dataset.token_count,
+        shortest_sequence=int(lengths.min()) if len(lengths) else 0,
+        longest_sequence=int(lengths.max()) if len(lengths) else 0,
+        bin_bytes=bin_path(prefix).stat().st_size,
+        idx_bytes=idx_path(prefix).stat().st_size,
+        sidecar=read_sidecar(prefix),
+    )
+
+
+def verify(prefix: str | Path, vocabulary_size: int | None = None) -> Verification:
+    """Check the dataset at `prefix`: its index, its token ids, and the counts and hashes of its sidecar.
+
+    Ids must be below `vocabulary_size`; without it, below the sidecar's. What cannot be checked, for want of a
+    sidecar, is not listed in `checks`. Raises IndexedDatasetError when there is no dataset or no readable sidecar.
+    """
+    sidecar = read_sidecar(prefix) or {}
+    for path in (bin_path(prefix), idx_path(prefix)):
+        if not path.is_file():
+            IndexedDataset(prefix)  # names what is missing
+    checks, faults = ["the index describes the .bin"], []
+    try:
+        dataset = IndexedDataset(prefix)
+    except IndexedDatasetError as fault:
+        return Verification(Path(prefix), tuple(checks), (fault,))
+    limit = vocabulary_size if vocabulary_size is not None else sidecar.get("vocabulary_size")
+    if isinstance(limit, int):
+        checks.append(f"every id is below {limit:,}")
+        faults += _ids_outside(dataset, limit)
+    if sidecar:
+        checks.append("the counts and hashes are those of the sidecar")
+        faults += _differences(dataset, sidecar)
+    return Verification(dataset.prefix, tuple(checks), tuple(faults))
+
+
+def _empty_documents(dataset: IndexedDataset) -> int:
+    boundaries = dataset.document_indices
+    return sum(
+        int(np.count_nonzero(boundaries[1:][rows] == boundaries[rows])) for rows in row_ranges(dataset.document_count)
+    )
+
+
+def _ids_outside(dataset: IndexedDataset, limit: int) -> list[IndexedDatasetError]:
+    """The first id that is negative or not below `limit`, if there is one."""
+    for rows in row_ranges(dataset.token_count):
+        tokens = dataset.tokens[rows]
+        outside = (tokens < 0) | (tokens >= limit)
+        if outside.any():
+            token = rows.start + int(np.argmax(outside))
+            return [
+                IndexedDatasetError(
+                    "a token id is not in the vocabulary",
+                    where=f"{bin_path(dataset.prefix)}, token {token:,}, document {_document_of(dataset, token):,}",
+                    found=int(dataset.tokens[token]),
+                    expected=f"0 to {limit - 1:,}",
+                    fix="the dataset was made with another tokenizer, or is damaged: tokenize again",
+                )
+            ]
+    return []
+
+
+def _document_of(dataset: IndexedDataset, token: int) -> int:
+    """The document that holds a token, both counted from 0."""
+    sequence = int(np.searchsorted(dataset.offsets, token * dataset.dtype.itemsize, side="right")) - 1
+    return int(np.searchsorted(dataset.document_indices, sequence, side="right")) - 1
+
+
+def _differences(dataset: IndexedDataset, sidecar: Facts) -> list[IndexedDatasetError]:
+    """Every count and hash in which the files and their sidecar differ."""
+    hashes = sidecar.get("sha256")
+    expected = sidecar | (hashes if isinstance(hashes, dict) else {})
+    found = {
+        "documents": dataset.document_count,
+        "sequences": len(dataset),
+        "tokens": dataset.token_count,
+        "dtype": str(dataset.dtype),
+        "bin": _sha256(bin_path(dataset.prefix)),
+        "idx": _sha256(idx_path(dataset.prefix)),
+    }
+    return [
+        IndexedDatasetError(
+            f"the sidecar tells of another {'.' + name if name in ('bin', 'idx') else name}",
+            where=sidecar_path(dataset.prefix),
+            found=value,
+            expected=expected.get(name),
+            fix="the files were changed after they were written: copy them again, or tokenize again",
+        )
+        for name, value in found.items()
+        if value != expected.get(name)
+    ]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""Several datasets to one, document after document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_dsmath.data.atomic_files import require_free_space
+from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter, bin_path, idx_path
+from megatron_dsmath.data.indexed.inspection import Inspection, inspect
+from megatron_dsmath.data.indexed.sidecar import Facts, read_sidecar, sidecar_path, tokenizer_fingerprint
+from megatron_dsmath.errors import IndexedDatasetError, UsageError
+
+
+def merge(prefixes: Sequence[str | Path], out: str | Path) -> Inspection:
+    """Write the documents of all `prefixes`, in order, as the dataset `out`.
+
+    The datasets must share dtype and, where their sidecars name one, tokenizer. Raises UsageError,
+    IndexedDatasetError, and OutputError when `out` does not fit or is one of the inputs.
+    """
+    if not prefixes:
+        raise UsageError("no dataset to merge was given", expected="one or more prefixes")
+    if Path(out).resolve() in {Path(prefix).resolve() for prefix in prefixes}:
+        raise UsageError(
+            "a dataset cannot be merged into itself", where=out, expected="another name", fix="choose another --out"
+        )
+    datasets = [IndexedDataset(prefix) for prefix in prefixes]
+    facts = _common_facts(prefixes)
+    with IndexedWriter(out, datasets[0].dtype) as writer:
+        sizes = (path.stat().st_size for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix)))
+        require_free_space(Path(out).parent, sum(sizes))
+        for dataset in datasets:
+            writer.add_dataset(dataset)
+        writer.facts = facts
+    return inspect(out)
+
+
+def _common_facts(prefixes: Sequence[str | Path]) -> Facts:
+    """What the sidecars say of the tokenizer; nothing when one has no sidecar. Raises where two tokenizers differ."""
+    merged: Facts = {"merged": [Path(prefix).name for prefix in prefixes]}
+    sidecars = [read_sidecar(prefix) for prefix in prefixes]
+    told = [(prefix, tokenizer_fingerprint(sidecar)) for prefix, sidecar in zip(prefixes, sidecars, strict=True)]
+    known = [(prefix, fingerprint) for prefix, fingerprint in told if fingerprint is not None]
+    for prefix, fingerprint in known[1:]:
+        if fingerprint != known[0][1]:
+            raise IndexedDatasetError(
+                "datasets of two tokenizers cannot be joined",
+                where=sidecar_path(prefix),
+                found=f"fingerprint {fingerprint}",
+                expected=f"fingerprint {known[0][1]}, as in {sidecar_path(known[0][0])}",
+                fix="tokenize both with the same tokenizer",
+            )
+    first = sidecars[0]
+    if first is not None and len(known) == len(sidecars):
+        merged |= {name: first[name] for name in ("vocabulary_size", "tokenizer") if name in first}
+    return merged

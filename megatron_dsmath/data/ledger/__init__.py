@@ -1,0 +1,1 @@
+"""What a run read, written down and proved from the .bin."""

@@ -1,0 +1,167 @@
+"""A run's ledger against its plan and its .bin files: every hash is computed anew from the tokens on the disk."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_dsmath.config import load
+from megatron_dsmath.data.batches import Batches
+from megatron_dsmath.data.indexed.inspection import verify
+from megatron_dsmath.data.ledger.accounts import Accounts, account
+from megatron_dsmath.data.ledger.ledger import Ledger, LedgerRow
+from megatron_dsmath.data.ledger.step_hash import differing_sample, sample_hashes, step_hash
+from megatron_dsmath.data.mixture.mixture import Mixture
+from megatron_dsmath.data.mixture.permutation import IntArray, Words
+from megatron_dsmath.data.mixture.shards import Shards
+from megatron_dsmath.errors import DataError, DsmathError, IndexedDatasetError
+
+SAMPLES_AT_ONCE = 256
+MOST_FAULTS = 20
+SECONDS_BETWEEN_LINES = 10.0
+NO_CHANGED_FILE = "no file that differs from its sidecar: the run misread it"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the ledger says, and the first faults found: the run read what its plan says when there is none."""
+
+    steps: int
+    versions: int
+    accounts: Accounts
+    faults: tuple[DsmathError, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every check came out well."""
+        return not self.faults
+
+    def facts(self) -> dict[str, Any]:
+        """All but the corpora and the faults."""
+        return {
+            "steps": self.steps,
+            "versions": self.versions,
+            "skipped_samples": self.accounts.skipped_samples,
+            "repeated_samples": self.accounts.repeated_samples,
+            "missing_samples": self.accounts.missing_samples,
+            "holds": self.holds,
+        }
+
+
+def audit(run: Path, first_step: int = 1, last_step: int | None = None) -> Audit:
+    """Check the order of all steps of a run, and the tokens of those from `first_step` to `last_step`.
+
+    Stops at MOST_FAULTS wrong steps; progress goes to stderr. Raises ConfigError where `run` is no run's directory,
+    DataError where its ledger is missing or damaged; a file that is gone or was changed is a fault.
+    """
+    vocabulary_size = load(run / "run.yaml").model.vocabulary_size
+    ledger = Ledger(run / "ledger")
+    plan, rows = ledger.plan(), ledger.rows()
+    accounts = account(plan, rows)
+    asked = [row for row in rows if first_step <= row.step <= (last_step or row.step)]
+    try:
+        wrong_steps = _wrong_steps(Batches(plan, Shards(None), vocabulary_size), asked)
+        faults: list[DsmathError] = list(islice(wrong_steps, MOST_FAULTS))
+    except DsmathError as error:  # a file that does not open
+        faults = [error]
+    return Audit(len(rows), len(plan.versions), accounts, (*accounts.faults[:MOST_FAULTS], *faults))
+
+
+def _wrong_steps(batches: Batches, rows: Sequence[LedgerRow]) -> Iterator[DsmathError]:
+    """One fault for each of the rows whose hash is not that of its samples."""
+    whole: dict[Path, bool] = {}
+    for row in _shown(rows):
+        mixture = batches.mixture(batches.plan.version_at(row.first_sample))
+        samples = np.arange(row.first_sample, row.end_sample)
+        try:
+            hashes = _hashes(mixture, samples, samples)
+        except IndexedDatasetError as error:  # a token beyond the vocabulary: it names file and document
+            yield error
+            continue
+        if step_hash(hashes, samples) != row.hash:
+            yield _difference(mixture, row, hashes, samples, partial(_changed_files, mixture, whole))
+
+
+def _hashes(mixture: Mixture, read: IntArray, samples: IntArray) -> Words:
+    """The hashes that the tokens of the samples `read` have as `samples`, both int64 [n]: uint64 [n]."""
+    blocks = []
+    for first in range(0, len(read), SAMPLES_AT_ONCE):
+        part = slice(first, first + SAMPLES_AT_ONCE)
+        places = zip(*(column.tolist() for column in mixture.locate(read[part])), strict=True)
+        tokens = [mixture.training[corpus].tokens(epoch, start) for corpus, epoch, start in places]
+        blocks.append(sample_hashes(np.stack(tokens), samples[part]))
+    return np.concatenate(blocks)
+
+
+def _difference(
+    mixture: Mixture, row: LedgerRow, hashes: Words, samples: IntArray, changed_files: Callable[[IntArray], str]
+) -> DataError:
+    """As exactly as the hash tells: one sample, the step before in place of this one, or any of its samples."""
+    place = differing_sample(row.hash, hashes, samples)
+    if place is not None:
+        return DataError(
+            "a sample is not on the disk as it was trained on",
+            where=f"step {row.step}, sample {samples[place]:,}: {_source(mixture, int(samples[place]))}",
+            found=changed_files(samples[[place]]) or f"other tokens, and {NO_CHANGED_FILE}",
+            expected="the tokens that entered the forward pass",
+            fix="put a changed file back as it was",
+        )
+    before = samples - row.samples
+    if before[0] >= mixture.version.first_sample and step_hash(_hashes(mixture, before, samples), samples) == row.hash:
+        return DataError(
+            "a step was trained on the samples of the step before",
+            where=f"step {row.step}",
+            found=f"samples {before[0]:,} to {before[-1]:,}",
+            expected=f"samples {samples[0]:,} to {samples[-1]:,}",
+        )
+    return DataError(
+        "a step was not trained on what its samples hold",
+        where=f"step {row.step}, samples {samples[0]:,} to {samples[-1]:,}",
+        found=changed_files(samples) or f"hash {row.total}, and {NO_CHANGED_FILE}",
+        expected=f"hash {step_hash(hashes, samples).total:016x}",
+    )
+
+
+def _source(mixture: Mixture, sample: int) -> str:
+    """Where a sample lies: "corpus math: data/math_0.bin documents 3 to 5"."""
+    passages = list(mixture.passages(sample))
+    files = []
+    for prefix, part in groupby(passages, key=lambda entry: entry[1].shard.prefix):
+        documents = [passage.document for _, passage in part]
+        files.append(f"{prefix}.bin documents {documents[0]:,} to {documents[-1]:,}")
+    return f"corpus {passages[0][0]}: {', '.join(files)}"
+
+
+def _changed_files(mixture: Mixture, whole: dict[Path, bool], samples: IntArray) -> str:
+    """Which of the files that hold these samples are not what their sidecars say; `whole` remembers those compared."""
+    changed = {}
+    for sample in samples.tolist():
+        for name, passage in mixture.passages(sample):
+            prefix = passage.shard.prefix
+            if prefix not in whole:
+                print(f"comparing {prefix}.bin with its sidecar", file=sys.stderr, flush=True)
+                whole[prefix] = verify(prefix).holds
+            if not whole[prefix]:
+                changed[prefix] = name
+    return ", ".join(f"{prefix}.bin (corpus {name}) was changed" for prefix, name in changed.items())
+
+
+def _shown(rows: Sequence[LedgerRow]) -> Iterator[LedgerRow]:
+    """The same rows; a line on stderr now and then says how far they have come."""
+    started = last_shown = time.monotonic()
+    for done, row in enumerate(rows, 1):
+        yield row
+        now = time.monotonic()
+        if now - last_shown >= SECONDS_BETWEEN_LINES:
+            last_shown = now
+            left_seconds = (now - started) * (len(rows) - done) / done
+            share, step = done / len(rows), row.step
+            print(f"{share:6.1%}  step {step:,}  about {left_seconds:,.0f} s left", file=sys.stderr, flush=True)

@@ -1,0 +1,115 @@
+"""`ledger/` in a run's directory: the plan the run follows, and a row for every step it trained on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+
+from megatron_dsmath.config.section import Section
+from megatron_dsmath.data.atomic_files import AtomicFiles, cannot_write
+from megatron_dsmath.data.ledger.step_hash import StepHash
+from megatron_dsmath.data.mixture.plan import Plan
+from megatron_dsmath.errors import DataError
+
+Read = TypeVar("Read", bound=Section)
+
+
+class LedgerRow(Section):
+    """One step: `samples` of the run from `first_sample` on, and the hash of their tokens in hexadecimal."""
+
+    step: PositiveInt
+    plan_version: NonNegativeInt
+    first_sample: NonNegativeInt
+    samples: PositiveInt
+    total: str = Field(pattern=r"^[0-9a-f]{16}$")
+    moment: str = Field(pattern=r"^[0-9a-f]{16}$")
+
+    @property
+    def end_sample(self) -> int:
+        """The sample after the step's last."""
+        return self.first_sample + self.samples
+
+    @property
+    def hash(self) -> StepHash:
+        """As numbers."""
+        return StepHash(int(self.total, 16), int(self.moment, 16))
+
+
+class Ledger:
+    """The two files of a ledger. One process writes them; whatever cannot be written raises OutputError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plan_file = folder / "plan.json"
+        self.steps_file = folder / "steps.jsonl"
+
+    def write_plan(self, plan: Plan) -> None:
+        """Replace the plan as a whole."""
+        files = AtomicFiles(self.plan_file)
+        try:
+            files.files[0].write((plan.model_dump_json() + "\n").encode())
+            files.publish()
+        finally:
+            files.discard()
+
+    def append(self, step: int, plan_version: int, first_sample: int, samples: int, tokens: StepHash) -> None:
+        """Add the row of a step."""
+        row = LedgerRow(
+            step=step,
+            plan_version=plan_version,
+            first_sample=first_sample,
+            samples=samples,
+            total=f"{tokens.total:016x}",
+            moment=f"{tokens.moment:016x}",
+        )
+        try:
+            with self.steps_file.open("a", encoding="utf-8") as file:
+                file.write(row.model_dump_json() + "\n")
+        except OSError as error:
+            raise cannot_write(self.steps_file, error) from error
+
+    def sync(self) -> None:
+        """Bring every row to the disk, as before a checkpoint: after it, no step before it may be missing."""
+        try:
+            with self.steps_file.open("a") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self.steps_file, error) from error
+
+    def plan(self) -> Plan:
+        """The plan. Raises DataError where there is none or it is damaged."""
+        return _parsed(Plan, _content(self.plan_file), self.plan_file)
+
+    def rows(self) -> list[LedgerRow]:
+        """Every whole row as it stands; a torn last line, as of a killed run, is no row. Raises DataError."""
+        *lines, _ = _content(self.steps_file).split(b"\n")
+        return [_parsed(LedgerRow, line, f"{self.steps_file}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            "the run has no ledger",
+            where=path,
+            found=error.strerror,
+            expected="the ledger/ that `dsmath train` writes into a run's directory",
+            fix="name a run's directory",
+        ) from None
+
+
+def _parsed(kind: type[Read], text: bytes, where: object) -> Read:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            "the ledger is damaged",
+            where=where,
+            found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "),
+            expected=f"a {kind.__name__} as `dsmath train` wrote it",
+            fix="restore the file; without it the run cannot be audited",
+        ) from None

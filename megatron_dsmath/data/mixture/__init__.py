@@ -1,0 +1,1 @@
+"""Which tokens each sample of a run reads: pure functions of numbers."""

@@ -1,0 +1,194 @@
+"""What a run reads, version by version: numbers only, in every checkpoint and in the run's ledger.
+
+A version holds from its first sample until the next one's. It says where each corpus stands, so that a change of
+mixture goes on with data that was not seen yet; docs/data_plan.md explains it with an example.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from megatron_dsmath.config.section import Section
+from megatron_dsmath.data.mixture.blend import Blend
+from megatron_dsmath.data.mixture.samples import samples_per_epoch
+
+NEVER = 2**63 - 1  # the end of a version that no other follows
+
+
+class Shard(Section):
+    """A .bin/.idx pair as it was when the run first opened it."""
+
+    prefix: str
+    documents: NonNegativeInt
+    tokens: NonNegativeInt
+    sha256: str | None
+    """Of the .bin, as its sidecar told; null where there was none."""
+    held_out: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
+    """Whole documents kept for validation: ranges of tokens, [first, end)."""
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that are not held out."""
+        return self.tokens - sum(end - first for first, end in self.held_out)
+
+
+class Standing(Section):
+    """A corpus as a version begins. Shards are places in `Plan.shards`."""
+
+    name: str
+    weight: float
+    shards: tuple[NonNegativeInt, ...]
+    """What its coming epochs are cut from."""
+    epoch: NonNegativeInt
+    """The epoch it stands in; one that a new sequence length cut short counts as one."""
+    position: NonNegativeInt
+    """Samples of that epoch drawn before."""
+    epoch_shards: tuple[NonNegativeInt, ...]
+    """What that epoch is cut from."""
+
+
+class Version(Section):
+    """A mixture, and from which sample of the run on it is drawn."""
+
+    first_sample: NonNegativeInt
+    skipped_samples: NonNegativeInt
+    """The samples right before `first_sample` that were passed over."""
+    end_sample: NonNegativeInt
+    """Where the run was to end."""
+    sequence_length: PositiveInt
+    corpora: tuple[Standing, ...] = Field(min_length=1)
+
+    @cached_property
+    def blend(self) -> Blend:
+        """The mixture; its sample 0 is `first_sample`."""
+        return Blend({corpus.name: corpus.weight for corpus in self.corpora})
+
+
+@dataclass(frozen=True)
+class CorpusTotal:
+    """What a run has drawn from one corpus; `share` is its part of the mixture that holds then, 0 once removed."""
+
+    name: str
+    share: float
+    samples: int
+    tokens: int
+    epochs: float
+
+
+class Plan(Section):
+    """All versions of a run's data, in order, and the shards they speak of."""
+
+    arithmetic: Literal[1] = 1
+    """Raised when a newer program would draw other samples from the same numbers."""
+    seed: NonNegativeInt
+    held_out_share: float
+    shards: tuple[Shard, ...]
+    versions: tuple[Version, ...]
+    """Empty only before a run's first start."""
+
+    @model_validator(mode="after")
+    def _require_consistency(self) -> Plan:
+        """What was read from a file may speak of shards that are not there, or of versions out of order."""
+        corpora = [corpus for version in self.versions for corpus in version.corpora]
+        places = {place for corpus in corpora for place in (*corpus.shards, *corpus.epoch_shards)}
+        if places - set(range(len(self.shards))):
+            raise ValueError("a corpus has a shard that is not listed")
+        firsts = [version.first_sample for version in self.versions]
+        if firsts != sorted(firsts) or firsts[:1] not in ([], [0]):
+            raise ValueError("the versions do not begin at 0 and rise")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every corpus of any version, in the order in which they came."""
+        return tuple(dict.fromkeys(corpus.name for version in self.versions for corpus in version.corpora))
+
+    def version_at(self, sample: int) -> int:
+        """The version from which `sample` is drawn, and with it a step that begins there."""
+        return bisect_right(self.versions, sample, key=lambda version: version.first_sample) - 1
+
+    def after_skips(self, sample: int) -> int:
+        """`sample`, or the end of the skipped samples that begin with it."""
+        begins = (version for version in self.versions if version.first_sample - version.skipped_samples == sample)
+        return max((version.first_sample for version in begins), default=sample)
+
+    def last_version_with(self, name: str, sample: int) -> int | None:
+        """The newest version before or at `sample` that reads a corpus; None where none does."""
+        places = range(self.version_at(sample), -1, -1)
+        return next((place for place in places if name in self.versions[place].blend.names), None)
+
+    def standings(self, place: int, sample: int) -> dict[str, Standing]:
+        """Where the corpora of the version `place` stand before `sample`, or at its end if that is earlier, by name."""
+        version = self.versions[place]
+        drawn = self._drawn(place, min(sample, self._end(place)))
+        return {
+            corpus.name: self._advanced(corpus, version.sequence_length, count)
+            for corpus, count in zip(version.corpora, drawn, strict=True)
+        }
+
+    def totals(self, sample: int) -> tuple[CorpusTotal, ...]:
+        """What the run has trained on before `sample`, corpus by corpus as in `names`."""
+        totals = {name: CorpusTotal(name, 0.0, 0, 0, 0.0) for name in self.names}
+        current = self.version_at(sample)
+        for place, version in enumerate(self.versions[: current + 1]):
+            standings = self.standings(place, sample)
+            drawn = self._drawn(place, min(sample, self._trained_end(place)))
+            for name, share, count in zip(version.blend.names, version.blend.shares, drawn, strict=True):
+                size = self.samples_per_epoch(standings[name].epoch_shards, version.sequence_length)
+                totals[name] = CorpusTotal(
+                    name,
+                    share=float(share) if place == current else 0.0,
+                    samples=totals[name].samples + count,
+                    tokens=totals[name].tokens + count * version.sequence_length,
+                    epochs=float(standings[name].epoch + Fraction(standings[name].position, size)),
+                )
+        return tuple(totals.values())
+
+    def skipping(self, next_sample: int, samples: int) -> Plan:
+        """This plan, but that the `samples` from `next_sample` on are passed over; the run gets no shorter by it."""
+        place, first = len(self.versions) - 1, next_sample + samples
+        last = self.versions[place]
+        version = Version(
+            first_sample=first,
+            skipped_samples=samples,
+            end_sample=last.end_sample + samples,
+            sequence_length=last.sequence_length,
+            corpora=tuple(self.standings(place, first).values()),
+        )
+        return self.model_copy(update={"versions": (*self.versions, version)})
+
+    def samples_per_epoch(self, shards: tuple[int, ...], sequence_length: int) -> int:
+        """How many samples an epoch over these shards has."""
+        return samples_per_epoch(sum(self.shards[shard].training_tokens for shard in shards), sequence_length)
+
+    def _end(self, place: int) -> int:
+        """The sample before which a version ends; the last one never does."""
+        return self.versions[place + 1].first_sample if place + 1 < len(self.versions) else NEVER
+
+    def _trained_end(self, place: int) -> int:
+        """The same without the samples that the next version passes over."""
+        return self._end(place) - (self.versions[place + 1].skipped_samples if self._end(place) < NEVER else 0)
+
+    def _drawn(self, place: int, end: int) -> list[int]:
+        """How many samples a version draws of each of its corpora before the sample `end`."""
+        version = self.versions[place]
+        drawn: list[int] = version.blend.counts(np.array([end - version.first_sample]))[0].tolist()
+        return drawn
+
+    def _advanced(self, standing: Standing, sequence_length: int, drawn: int) -> Standing:
+        """Where a corpus stands after it gave `drawn` samples more."""
+        position = standing.position + drawn
+        left = position - self.samples_per_epoch(standing.epoch_shards, sequence_length)
+        if left < 0:
+            return standing.model_copy(update={"position": position})
+        rounds, position = divmod(left, self.samples_per_epoch(standing.shards, sequence_length))
+        return standing.model_copy(
+            update={"epoch": standing.epoch + 1 + rounds, "position": position, "epoch_shards": standing.shards}
+        )

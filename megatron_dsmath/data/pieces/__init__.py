@@ -1,0 +1,1 @@
+"""Tokenizing at a multiple of the libraries: texts cut into pieces, each encoded once."""
