@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE
+from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, DsmathError
 
 Verdict = Literal["green", "yellow", "red"]
 
@@ -44,11 +44,12 @@ def examine() -> list[Finding]:
     try:
         import torch
     except Exception as error:  # a broken installation raises OSError, ImportError or what its libraries choose
-        return [_python(), _broken_torch(error), *_packages(on_gpu=False), *_machine(), _weights_and_biases()]
+        broken = [_python(), _broken_torch(error), *_packages(on_gpu=False)]
+        return [*broken, *_machine(), _sandbox(), _weights_and_biases()]
     on_gpu = torch.cuda.is_available()
     return [
         *(_python(), _torch_version(torch.__version__), *_devices(torch), _backends(torch.distributed, on_gpu)),
-        *(*_packages(on_gpu), *_machine(), _weights_and_biases()),
+        *(*_packages(on_gpu), *_machine(), _sandbox(), _weights_and_biases()),
     ]
 
 
@@ -236,6 +237,21 @@ def _open_files() -> Finding:
     if limit == resource.RLIM_INFINITY or limit >= 4096:
         return Finding("open files", "green", "no limit" if limit == resource.RLIM_INFINITY else f"{limit} a process")
     return Finding("open files", "yellow", f"{limit} a process: few for many ranks and corpora", "ulimit -n 65536")
+
+
+def _sandbox() -> Finding:
+    """Whether a model's programs can be run here, found by running one."""
+    from megatron_dsmath.evaluation.sandbox import landlock
+    from megatron_dsmath.evaluation.sandbox.pool import Sandbox
+
+    try:
+        with Sandbox(workers=1, modules=()) as sandbox:
+            outcome, walls = sandbox.run("import os\nos.fork()"), sandbox.walls
+    except DsmathError as error:
+        return Finding("sandbox", "yellow", f"no evaluation with tools: {error.what}, {error.found}", error.fix or "")
+    if outcome.verdict != "denied":
+        return Finding("sandbox", "red", f"a program that forks got the verdict {outcome.verdict}", "report this")
+    return Finding("sandbox", "green", f"{walls} (Landlock version {landlock.version()})")
 
 
 def _weights_and_biases() -> Finding:

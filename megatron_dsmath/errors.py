@@ -93,8 +93,16 @@ class OutputError(DsmathError):
     """An output cannot be written: the directory is full, read-only, or holds something else."""
 
 
+class RunError(DsmathError):
+    """A run does not start: another job has its directory, or it failed again and again without getting on."""
+
+
 class DependencyError(DsmathError):
     """An optional package that this command needs is not installed."""
+
+
+class SandboxError(DsmathError):
+    """A model's programs cannot be confined on this machine; nothing runs unconfined."""
 
 
 class Refusals(DsmathError):
