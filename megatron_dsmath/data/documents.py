@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,6 +18,14 @@ class Document(NamedTuple):
     path: Path
     line: int
     texts: tuple[str, ...]
+
+
+class BadLine(NamedTuple):
+    """A line that is no document, and why."""
+
+    path: Path
+    line: Line
+    error: DataError
 
 
 def read_documents(
@@ -51,6 +60,15 @@ def parse_document(path: Path, line: Line, fields: Sequence[str]) -> Document:
     return Document(path, line.number, tuple(_text(entries, field, where) for field in fields))
 
 
+def parse_documents(path: Path, lines: Iterable[Line], fields: Sequence[str]) -> Iterator[Document | BadLine]:
+    """What each line is."""
+    for line in lines:
+        try:
+            yield parse_document(path, line, fields)
+        except DataError as error:
+            yield BadLine(path, line, error)
+
+
 def quarantine_row(path: Path, line: Line, error: DataError) -> bytes:
     """A bad line as a row of the quarantine file: file, line, reason, content.
 
@@ -70,12 +88,13 @@ def _parse_object(content: bytes, where: str) -> _Object:
     if not content.strip():
         _refuse("the line is empty", where, "nothing", "one JSON object")
     try:
-        value = json.loads(content.decode(), object_pairs_hook=_Object, parse_constant=_refuse_constant)
+        value = _DECODER.decode(content.decode())
     except UnicodeDecodeError as error:
         found = f"byte 0x{content[error.start]:02x}: {error.reason}"
         _refuse("the line is not UTF-8", f"{where}:{error.start + 1}", found, "UTF-8", "convert the file to UTF-8")
     except json.JSONDecodeError as error:
-        _refuse("the line is not JSON", f"{where}:{error.colno}", error.msg, "one JSON object")
+        found = "a byte order mark" if content.startswith(BOM_UTF8) else error.msg
+        _refuse("the line is not JSON", f"{where}:{error.colno}", found, "one JSON object")
     except RecursionError:
         _refuse("the line is nested too deep", where, "a JSON value within a thousand others", "a flat JSON object")
     except ValueError as error:
@@ -110,6 +129,9 @@ def _refuse(what: str, where: str, found: object, expected: str, fix: str | None
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_constant=_refuse_constant)
 
 
 def _name_of(value: object) -> str:

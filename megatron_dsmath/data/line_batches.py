@@ -6,32 +6,34 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_dsmath.data.lines import Line, LineReader
-
-BATCH_BYTES = 256 << 10  # what a worker is handed at once: small enough to share out, large enough to be worth it
-BATCH_LINES = 4096
+from megatron_dsmath.data.documents import BadLine, Document, parse_documents
+from megatron_dsmath.data.lines import Line, LineBlock, LineReader
 
 
 class LineBatch(NamedTuple):
     """Lines of one file. `read_bytes` are those of all files up to the end of this batch."""
 
     path: Path
-    lines: list[Line]
+    block: LineBlock
     read_bytes: int
 
+    @property
+    def lines(self) -> list[Line]:
+        """Each line, split anew at every call."""
+        return list(self.block.lines())
 
-def line_batches(paths: Sequence[Path]) -> Iterator[LineBatch]:
-    """The lines of all files in order, as much at a time as a worker is handed."""
-    finished_bytes = 0
+    def documents(self, fields: Sequence[str]) -> Iterator[Document | BadLine]:
+        """What each line is, with the texts of `fields`."""
+        return parse_documents(self.path, self.block.lines(), fields)
+
+
+def line_batches(paths: Sequence[Path], finished_bytes: int = 0) -> Iterator[LineBatch]:
+    """The lines of all files in order, as much at a time as a worker is handed.
+
+    `finished_bytes` were read of other files before.
+    """
     for path in paths:
         with LineReader(path) as reader:
-            lines: list[Line] = []
-            size_bytes = 0
-            for line in reader:
-                lines.append(line)
-                size_bytes += len(line.content)
-                if size_bytes >= BATCH_BYTES or len(lines) == BATCH_LINES:
-                    yield LineBatch(path, lines, finished_bytes + reader.position_bytes)
-                    lines, size_bytes = [], 0
+            for block in reader.blocks():
+                yield LineBatch(path, block, finished_bytes + reader.position_bytes)
             finished_bytes += reader.size_bytes
-            yield LineBatch(path, lines, finished_bytes)

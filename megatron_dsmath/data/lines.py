@@ -1,11 +1,12 @@
-"""The lines of a file, plain, gzip or Zstandard, one at a time and never more of one than the limit."""
+"""The lines of a file, plain, gzip or Zstandard, in blocks of whole lines and never more of one than the limit."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, cast
@@ -14,6 +15,7 @@ from megatron_dsmath.errors import DataError, DependencyError
 
 LINE_LIMIT_BYTES = 64 << 20
 EXCERPT_BYTES = 1000  # what is kept of a line over the limit
+BLOCK_BYTES = 256 << 10  # what is read at once: small enough to share out, large enough to be worth it
 # A Zstandard block of 4 bytes can stand for 128 KiB, so a chunk of a hostile file becomes 32 MiB at most.
 ZSTANDARD_CHUNK_BYTES = 1 << 10
 
@@ -26,8 +28,27 @@ class Line(NamedTuple):
     size_bytes: int
 
 
+class LineBlock(NamedTuple):
+    """Whole lines, from `first_number` on. `size_bytes` is more than the content where this is one line over the limit.
+
+    As it was read: nobody looks at the single lines before the process that works on them.
+    """
+
+    first_number: int
+    content: bytes
+    size_bytes: int
+
+    def lines(self) -> Iterator[Line]:
+        """Each line."""
+        if self.size_bytes > len(self.content):
+            yield Line(self.first_number, self.content, self.size_bytes)
+            return
+        for number, line in enumerate(self.content.removesuffix(b"\n").split(b"\n"), self.first_number):
+            yield Line(number, line, len(line))
+
+
 class LineReader:
-    """Iterates over the lines of one file; `.gz` and `.zst` are decompressed on the way.
+    """Reads the lines of one file; `.gz` and `.zst` are decompressed on the way.
 
     Memory is bounded by the line limit, whatever the file holds.
     """
@@ -52,13 +73,23 @@ class LineReader:
 
     def __iter__(self) -> Iterator[Line]:
         """Every line, in order. Raises DataError when the file cannot be read or decompressed to its end."""
-        while content := self._read(LINE_LIMIT_BYTES + 1):
-            self._number += 1
-            content = content.removesuffix(b"\n")
-            if len(content) <= LINE_LIMIT_BYTES:
-                yield Line(self._number, content, len(content))
-            else:
-                yield Line(self._number, content[:EXCERPT_BYTES], len(content) + self._skip_rest())
+        return chain.from_iterable(block.lines() for block in self.blocks())
+
+    def blocks(self) -> Iterator[LineBlock]:
+        """The same lines, in blocks that reach over `BLOCK_BYTES` only to the end of a line."""
+        while content := self._read(self._lines.read, BLOCK_BYTES):
+            begin_of_last = content.rfind(b"\n") + 1
+            begun_bytes = len(content) - begin_of_last
+            if begun_bytes:
+                content += self._read(self._lines.readline, LINE_LIMIT_BYTES + 1 - begun_bytes)
+            last_bytes = len(content) - begin_of_last - content.endswith(b"\n")
+            if last_bytes <= LINE_LIMIT_BYTES:
+                yield self._block(content, len(content))
+                continue
+            if begin_of_last:
+                yield self._block(content[:begin_of_last], begin_of_last)
+            excerpt = content[begin_of_last:][:EXCERPT_BYTES]
+            yield self._block(excerpt, last_bytes + self._skip_rest())
         if self._number == 0:
             raise _empty(self.path, "no line within")
 
@@ -70,9 +101,14 @@ class LineReader:
     ) -> None:
         self._raw.close()
 
-    def _read(self, limit_bytes: int) -> bytes:
+    def _block(self, content: bytes, size_bytes: int) -> LineBlock:
+        block = LineBlock(self._number + 1, content, size_bytes)
+        self._number += content.count(b"\n") + (not content.endswith(b"\n"))
+        return block
+
+    def _read(self, read: Callable[[int], bytes], limit_bytes: int) -> bytes:
         try:
-            return self._lines.readline(limit_bytes)
+            return read(limit_bytes)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(
                 "the file cannot be read to its end",
@@ -85,7 +121,7 @@ class LineReader:
     def _skip_rest(self) -> int:
         """Read on to the end of the line, keeping nothing; how many bytes that was."""
         skipped_bytes = 0
-        while part := self._read(1 << 20):
+        while part := self._read(self._lines.readline, 1 << 20):
             skipped_bytes += len(part.removesuffix(b"\n"))
             if part.endswith(b"\n"):
                 break
@@ -96,7 +132,7 @@ def require_content(path: Path) -> int:
     """The size of `path` in bytes. Raises DataError when it is missing, empty or no file."""
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing at this path"
-        raise DataError("there is no such file", where=path, found=found, expected="a JSONL file", fix="check the path")
+        raise DataError("there is no such file", where=path, found=found, expected="a file", fix="check the path")
     size_bytes = path.stat().st_size
     if size_bytes == 0:
         raise _empty(path, "0 bytes")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_dsmath.data.pieces import hugging_face, sentencepiece_model
-from megatron_dsmath.data.pieces.encoder import EncodedTexts, PieceEncoder
+from megatron_dsmath.data.pieces.encoded_texts import EncodedTexts
+from megatron_dsmath.data.pieces.encoder import PieceEncoder
 from megatron_dsmath.errors import TokenizerError
 
 # What a Hugging Face folder may hold of a tokenizer; an exported model carries those that are there.
@@ -25,6 +26,7 @@ HUGGING_FACE_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+WIDE_BYTES = 2  # a character: what Chinese and its neighbours are above, and all other scripts below
 DECIDES_THE_IDS = ("added_tokens", "normalizer", "pre_tokenizer", "model")  # the parts of a tokenizer.json that do
 
 
@@ -179,7 +181,7 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._engine.encode(text) for text in texts]
 
     def _encode_by_pieces(self, texts: Sequence[str]) -> EncodedTexts | None:
-        return None if self._pieces is None else self._pieces.encode(texts)
+        return None if self._pieces is None or _mostly_wide(texts) else self._pieces.encode(texts)
 
     @cached_property
     def _pieces(self) -> PieceEncoder | None:
@@ -201,6 +203,11 @@ class SentencePieceTokenizer(Tokenizer):
         if token is not None and self._engine.id_to_piece(identifier) != token:
             raise _not_in_vocabulary(self.path, token)
         return identifier
+
+
+def _mostly_wide(texts: Sequence[str]) -> bool:
+    """Whether `texts` are Chinese and the like, whose pieces repeat too little: there the library is the faster one."""
+    return sum(len(text.encode()) for text in texts) > WIDE_BYTES * sum(map(len, texts))
 
 
 def _find_file(path: Path) -> Path:

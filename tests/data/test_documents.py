@@ -12,6 +12,7 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from megatron_dsmath.data import lines as lines_module
 from megatron_dsmath.data.documents import Document, parse_document, quarantine_row, read_documents
 from megatron_dsmath.data.lines import LINE_LIMIT_BYTES, Line, LineReader
 from megatron_dsmath.errors import DataError
@@ -158,6 +159,25 @@ def test_the_line_limit_is_64_mib_to_the_byte(tmp_path: Path) -> None:
     documents = list(read_documents(path, ["text"], lambda line, error: bad.append(str(error.found))))
     assert [document.line for document in documents] == [1, 3]
     assert bad == ["67,108,865 bytes"]
+
+
+def test_a_line_over_the_limit_stands_alone_between_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the blocks: here lines of 0 to 39 bytes are read 16 at a time, and 30 is the limit."""
+    monkeypatch.setattr(lines_module, "LINE_LIMIT_BYTES", 30)
+    monkeypatch.setattr(lines_module, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(lines_module, "EXCERPT_BYTES", 10)
+    contents = [b"%c" % (65 + size % 26) * size for size in range(40)] * 2
+    for end in (b"", b"\n"):
+        path = tmp_path / "corpus.jsonl"
+        path.write_bytes(b"\n".join(contents) + end)
+        with LineReader(path) as reader:
+            read = list(reader)
+        kept = [line if len(line) <= 30 else line[:10] for line in contents]
+        assert [line.content for line in read] == kept
+        assert [line.size_bytes for line in read] == list(map(len, contents))
+        assert [line.number for line in read] == list(range(1, 81))
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])

@@ -23,13 +23,14 @@ from tests.support.small_tokenizer import TEXT, write_small_tokenizer
 RUN = """
 import sys
 from pathlib import Path
-from megatron_dsmath.data import journal, line_batches, tokenize
+from megatron_dsmath.data import journal, lines, tokenize
 journal.SECONDS_BETWEEN_ENTRIES = 0
-line_batches.BATCH_BYTES = 20_000
+lines.BLOCK_BYTES = 20_000
 if __name__ == "__main__":
     corpus, tokenizer, out, workers, seed = sys.argv[1:]
-    shuffle_seed = int(seed) if seed else None
-    tokenize.tokenize([corpus], tokenizer, out, workers=int(workers), bad_lines="skip", shuffle_seed=shuffle_seed)
+    field = {"text": "_text", "title": "_title"} if workers == "2" else "text"
+    options = {"field": field, "workers": int(workers), "shuffle_seed": int(seed) if seed else None}
+    tokenize.tokenize([corpus], tokenizer, out, bad_lines="skip", **options)
 """
 
 
@@ -47,14 +48,17 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(tmp_path: Path) -> Path:
     """Documents of all lengths, the empty one too, and bad lines between them."""
     path = tmp_path / "corpus.jsonl"
-    rows = [json.dumps({"text": TEXT[: 7 * row % len(TEXT)] * (row % 5)}) for row in range(6000)]
+    texts = [TEXT[: 7 * row % len(TEXT)] * (row % 5) for row in range(6000)]
+    rows = [json.dumps({"text": text, "title": text[:9]}) for text in texts]
     rows[::97] = ["not JSON"] * len(rows[::97])
     path.write_text("\n".join(rows) + "\n")
     return path
 
 
 def outputs_of(prefix: Path) -> dict[str, bytes]:
-    return {path.name.removeprefix(prefix.name): path.read_bytes() for path in prefix.parent.glob(f"{prefix.name}.*")}
+    return {
+        path.name.removeprefix(prefix.name): path.read_bytes() for path in prefix.parent.glob(f"{prefix.name}[._]*")
+    }
 
 
 Command = Callable[[Path, str, str], list[str]]

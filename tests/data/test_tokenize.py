@@ -16,7 +16,10 @@ import sentencepiece
 import tokenizers
 from megatron.core.datasets import indexed_dataset as megatron
 
+from megatron_dsmath.data.atomic_files import OutputFile
+from megatron_dsmath.data.indexed import dataset as dataset_module
 from megatron_dsmath.data.indexed.dataset import IndexedDataset
+from megatron_dsmath.data.indexed.index_file import write_index
 from megatron_dsmath.data.indexed.inspection import verify
 from megatron_dsmath.data.progress import Progress
 from megatron_dsmath.data.tokenize import tokenize
@@ -94,6 +97,57 @@ def test_the_output_is_the_same_for_any_number_of_workers(corpus: Path, tokenize
     ids = load_tokenizer(tokenizer)
     expected = [with_end(ids.encode(text), ids.end_of_document) for text in TEXTS * 11]
     assert documents_of(tmp_path / "out1") == expected
+
+
+@pytest.mark.parametrize(("workers", "seed"), [(1, None), (2, 3)])
+def test_several_fields_give_the_datasets_of_each_alone(
+    tokenizer: Path, tmp_path: Path, workers: int, seed: int | None
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    rows = [{"text": text, "title": text[:9]} for text in TEXTS]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"text": "_text_document", "title": "_title_document"}
+    report = tokenize([corpus], tokenizer, tmp_path / "both", field=fields, workers=workers, shuffle_seed=seed)
+    for field, ending in fields.items():
+        alone = tokenize([corpus], tokenizer, tmp_path / field, field=field, shuffle_seed=seed)
+        assert outputs_of(tmp_path / f"both{ending}") == outputs_of(tmp_path / field)
+        assert report.tokens_of_dataset[f"{tmp_path}/both{ending}"] == alone.tokens
+    assert (report.documents, report.tokens) == (len(TEXTS), sum(report.tokens_of_dataset.values()))
+
+
+def test_a_line_that_lacks_one_of_the_fields_is_bad_for_all_of_them(tokenizer: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "a", "title": "b"}\n{"text": "a"}\n{"title": "b", "text": "a"}\n')
+    fields = {"text": "_text", "title": "_title"}
+    with pytest.raises(DataError, match="missing") as caught:
+        tokenize([corpus], tokenizer, tmp_path / "out", field=fields)
+    assert caught.value.where == f"{corpus}:2"
+    assert not list(tmp_path.glob("out*"))
+    report = tokenize([corpus], tokenizer, tmp_path / "out", field=fields, bad_lines="skip")
+    assert (report.documents, report.bad_lines) == (2, 1)
+    assert len(documents_of(tmp_path / "out_text")) == len(documents_of(tmp_path / "out_title")) == 2
+    assert (tmp_path / "out.bad_lines.jsonl").read_text().count("\n") == 1
+
+
+def test_no_dataset_has_its_name_before_all_are_on_the_disk(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the second .idx is written: the first dataset is not there either."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "a", "title": "b"}\n')
+    written: list[OutputFile] = []
+
+    def write(file: OutputFile, *parts: Any) -> None:
+        written.append(file)
+        if len(written) == 2:
+            raise OutputError("the output cannot be written")
+        write_index(file, *parts)
+
+    monkeypatch.setattr(dataset_module, "write_index", write)
+    with pytest.raises(OutputError):
+        tokenize([corpus], tokenizer, tmp_path / "out", field={"text": "_1", "title": "_2"})
+    assert len(written) == 2
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_an_empty_text_is_an_empty_document(tokenizer: Path, tmp_path: Path) -> None:
@@ -223,6 +277,8 @@ def test_wrong_requests_are_refused_and_nothing_is_written(corpus: Path, tokeniz
         (UsageError, "no input file", {"files": []}),
         (UsageError, "number of workers", {"workers": 0}),
         (UsageError, "fail or skip", {"bad_lines": "ignore"}),
+        (UsageError, "a dataset of its own", {"field": {}}),
+        (UsageError, "a dataset of its own", {"field": {"text": "", "title": ""}}),
         (DataError, "no such file", {"files": [corpus, tmp_path / "missing.jsonl"]}),
         (DataError, "holds no token", {"files": [empty]}),
         (TokenizerError, "no tokenizer found", {"tokenizer": tmp_path / "missing"}),

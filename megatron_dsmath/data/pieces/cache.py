@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_dsmath.data.pieces.encoded_texts import EncodedTexts
+
 Integers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 Item = TypeVar("Item", bound=np.generic)
-EncodePieces = Callable[[list[str]], Sequence[Sequence[int]]]  # the ids of each piece
+EncodePieces = Callable[[list[str]], EncodedTexts]  # the ids of each piece
 
 SHORT_BYTES = 8  # a piece of up to these many bytes is its own 64-bit key, padded with a byte that UTF-8 never has
 PADDING = np.array([(1 << 64) - (1 << 8 * size) for size in range(SHORT_BYTES + 1)] + [(1 << 64) - 1], np.uint64)
@@ -79,10 +80,9 @@ class PieceCache:
 
     def _add(self, pieces: list[str]) -> None:
         """Give rows to `pieces` that have none yet."""
-        ids = self._encode_pieces(pieces)
-        counts = np.fromiter(map(len, ids), np.int64, len(ids))
+        ids, counts = self._encode_pieces(pieces)
         rows = slice(self._row_count, self._row_count + len(pieces))
-        places = slice(self._ids_end, self._ids_end + int(counts.sum()))
+        places = slice(self._ids_end, self._ids_end + len(ids))
         self._row_of.update(zip(pieces, range(rows.start, rows.stop), strict=True))
         self._keys = _with_room(self._keys, rows.stop)
         self._first_ids = _with_room(self._first_ids, rows.stop)
@@ -91,7 +91,7 @@ class PieceCache:
         self._keys[rows] = NO_KEY
         self._first_ids[rows] = places.start + np.cumsum(counts) - counts
         self._id_counts[rows] = counts
-        self._ids[places] = np.fromiter(chain.from_iterable(ids), np.int32, places.stop - places.start)
+        self._ids[places] = ids
         self._row_count, self._ids_end = rows.stop, places.stop
         self._size_bytes += ROW_BYTES * len(pieces) + 4 * sum(map(len, pieces)) + 8 * (places.stop - places.start)
 

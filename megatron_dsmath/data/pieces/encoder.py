@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_dsmath.data.pieces.cache import EncodePieces, PieceCache
+from megatron_dsmath.data.pieces.encoded_texts import EncodedTexts
 
 BLOCK_CHARACTERS = 1 << 18  # what is worked on together: arrays of this length stay in a core's own cache
 CACHE_BYTES = 192 << 20  # of one process
-
-
-class EncodedTexts(NamedTuple):
-    """Ids of texts end to end: `tokens` [sum of lengths], `lengths` [texts]."""
-
-    tokens: npt.NDArray[np.int32]
-    lengths: npt.NDArray[np.int64]
-
-    @classmethod
-    def from_lists(cls, ids: Sequence[Sequence[int]]) -> EncodedTexts:
-        """Of the ids of each text."""
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        return cls(np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths)
-
-    def to_lists(self) -> list[list[int]]:
-        """The ids of each text."""
-        ids = self.tokens.tolist()
-        ends = np.cumsum(self.lengths).tolist()
-        return [ids[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 class Cutter(Protocol):

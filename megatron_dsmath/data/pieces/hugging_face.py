@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from megatron_dsmath.data.pieces.cache import EncodePieces
+from megatron_dsmath.data.pieces.encoded_texts import EncodedTexts
 from megatron_dsmath.data.pieces.encoder import PieceEncoder
 from megatron_dsmath.data.pieces.pre_tokenizer import recognise
 
@@ -60,7 +61,7 @@ def _by_model(engine: Engine, added: dict[str, int]) -> EncodePieces:
             return [added[piece]]
         return [token.id for token in model.tokenize(piece.encode().decode("latin-1").translate(visible))]
 
-    return lambda pieces: [encode(piece) for piece in pieces]
+    return lambda pieces: EncodedTexts.from_lists([encode(piece) for piece in pieces])
 
 
 def _visible_bytes() -> dict[int, int]:

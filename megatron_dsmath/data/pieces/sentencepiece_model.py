@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_dsmath.data.pieces.cache import EncodePieces
+from megatron_dsmath.data.pieces.encoded_texts import EncodedTexts
 from megatron_dsmath.data.pieces.encoder import PieceEncoder
 from megatron_dsmath.data.pieces.sentencepiece_cuts import DUMMY_PREFIX, NEVER_JOINED, NORMALIZER, recognise
 
@@ -28,15 +29,18 @@ def piece_encoder(model: bytes) -> PieceEncoder | None:
 
 
 def _by_model(engine: SentencePieceProcessor) -> EncodePieces:
-    first_byte, *other_bytes = (engine.piece_to_id(f"<0x{byte:02X}>") for byte in NEVER_JOINED.encode())
+    first_byte = engine.piece_to_id(f"<0x{NEVER_JOINED.encode()[0]:02X}>")
+    separator_ids = len(NEVER_JOINED.encode())
 
-    def encode_pieces(pieces: list[str]) -> list[list[int]]:
+    def encode_pieces(pieces: list[str]) -> EncodedTexts:
         """All pieces in one call, which costs half, with what is never joined between them."""
-        ids = engine.encode(NEVER_JOINED.join(pieces))
-        ends = np.flatnonzero(np.array(ids) == first_byte).tolist()
+        ids = np.array(engine.encode(NEVER_JOINED.join(pieces)), np.int32)
+        ends = np.flatnonzero(ids == first_byte)
         if len(ends) != len(pieces) - 1:  # a piece holds this byte itself
-            return [engine.encode(piece) for piece in pieces]
-        starts = [0, *(end + 1 + len(other_bytes) for end in ends)]
-        return [ids[start:end] for start, end in zip(starts, [*ends, len(ids)], strict=True)]
+            return EncodedTexts.from_lists([engine.encode(piece) for piece in pieces])
+        is_piece = np.ones(len(ids), np.bool_)
+        is_piece[(ends[:, np.newaxis] + np.arange(separator_ids)).ravel()] = False
+        starts = np.append(0, ends + separator_ids)
+        return EncodedTexts(ids[is_piece], np.append(ends, len(ids)) - starts)
 
     return encode_pieces

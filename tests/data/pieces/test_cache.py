@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_dsmath.data.pieces.cache import ROW_BYTES, SLOT_BITS, PieceCache
+from megatron_dsmath.data.pieces.encoded_texts import EncodedTexts
 
 
 def ids_of(piece: str) -> list[int]:
@@ -15,9 +16,9 @@ def ids_of(piece: str) -> list[int]:
 def new_cache(limit_bytes: int = 1 << 30) -> tuple[PieceCache, list[str]]:
     asked: list[str] = []
 
-    def encode_pieces(pieces: list[str]) -> list[list[int]]:
+    def encode_pieces(pieces: list[str]) -> EncodedTexts:
         asked.extend(pieces)
-        return [ids_of(piece) for piece in pieces]
+        return EncodedTexts.from_lists([ids_of(piece) for piece in pieces])
 
     return PieceCache(encode_pieces, limit_bytes), asked
 

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from megatron_dsmath.data.pieces.encoder import BLOCK_CHARACTERS, EncodedTexts, PieceEncoder
+from megatron_dsmath.data.pieces.encoded_texts import EncodedTexts
+from megatron_dsmath.data.pieces.encoder import BLOCK_CHARACTERS, PieceEncoder
 
 
 class BeforeCapitals:
@@ -18,8 +19,8 @@ class BeforeCapitals:
         return len(text) if place < 0 else place
 
 
-def encode_pieces(pieces: list[str]) -> list[list[int]]:
-    return [list(map(ord, piece)) for piece in pieces]
+def encode_pieces(pieces: list[str]) -> EncodedTexts:
+    return EncodedTexts.from_lists([list(map(ord, piece)) for piece in pieces])
 
 
 def ids_of(text: str) -> list[int]:
@@ -46,7 +47,7 @@ def test_each_text_gets_its_own_ids(texts: list[str]) -> None:
 def test_a_long_text_is_worked_on_in_parts() -> None:
     longest = 0
 
-    def measured(pieces: list[str]) -> list[list[int]]:
+    def measured(pieces: list[str]) -> EncodedTexts:
         nonlocal longest
         longest = max(longest, sum(map(len, pieces)))
         return encode_pieces(pieces)
