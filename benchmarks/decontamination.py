@@ -119,17 +119,31 @@ def show_rates(folder: Path, megabytes: int) -> None:
         theirs = sum(len(text.encode()) for text in few) / 1e6 / cpu_seconds_of_script(few, ngrams)
         print(f"{name}, {size:.0f} MB: {ours:.1f} MB/s a core, script {theirs:.1f} MB/s, ratio {ours / theirs:.1f}")
         if name.startswith("text and code"):
-            show_workers(corpus, folder)
+            show_workers(corpus, nothing, folder)
     sys.stdout.flush()
 
 
-def show_workers(corpus: Path, folder: Path) -> None:
-    """Wall time: an idle machine is meant."""
-    seconds = {
-        workers: min(decontaminate([corpus], BENCHMARKS, folder / "out", workers=workers).seconds for _ in range(3))
-        for workers in (1, 2)
-    }
-    print(f"  in all {seconds[1]:.1f} s, by two workers {seconds[2]:.1f} s; load {os.getloadavg()[0]:.2f}")
+def show_workers(corpus: Path, nothing: Path, folder: Path) -> None:
+    """Wall time, for which an idle machine is meant, and whose CPU time it is; both beyond those of an empty corpus."""
+    size = corpus.stat().st_size / 1e6
+    rates = {}
+    for workers in (1, 2):
+        started, ended = (min(_run(path, folder, workers) for _ in range(3)) for path in (nothing, corpus))
+        wall_seconds, ours, theirs = (end - start for start, end in zip(started, ended, strict=True))
+        rates[workers] = size / wall_seconds
+        print(f"  workers {workers}: {rates[workers]:.1f} MB/s in wall time; CPU seconds:", end=" ")
+        print(f"{ours:.2f} in the parent, {theirs:.2f} in workers")
+    print(f"  two against one: {rates[2] / rates[1]:.2f} times; load {os.getloadavg()[0]:.2f}")
+
+
+def _run(corpus: Path, folder: Path, workers: int) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds of this process, and those of the processes it started."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.process_time()
+    wall_seconds = decontaminate([corpus], BENCHMARKS, folder / "out", workers=workers).seconds
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    children = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall_seconds, time.process_time() - started, children
 
 
 def cpu_seconds_of(corpus: Path, folder: Path) -> float:

@@ -10,20 +10,21 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from itertools import tee
 from pathlib import Path
 
 from megatron_dsmath.data.atomic_files import AtomicFiles
 from megatron_dsmath.data.decontamination.benchmark_texts import read_benchmark
+from megatron_dsmath.data.decontamination.compression import compression_of
 from megatron_dsmath.data.decontamination.line_sorter import LineSorter
 from megatron_dsmath.data.decontamination.ngrams import NGRAM_UNITS, SHORTEST_UNITS
 from megatron_dsmath.data.decontamination.report import DecontaminationReport, benchmark_reports
 from megatron_dsmath.data.decontamination.screening import Screen
+from megatron_dsmath.data.input_checks import require_apart, require_usable
 from megatron_dsmath.data.line_batches import line_batches
 from megatron_dsmath.data.lines import require_content
 from megatron_dsmath.data.progress import Progress, Report
 from megatron_dsmath.data.worker_processes import map_in_order
-from megatron_dsmath.errors import DataError, OutputError, UsageError
+from megatron_dsmath.errors import DataError, UsageError
 
 
 def decontaminate(
@@ -49,7 +50,8 @@ def decontaminate(
     - OUT.report.json: the report.
 
     `report_progress` is called after each batch, and told of units as tokens. Raises UsageError, DataError,
-    OutputError, DependencyError; then nothing is left of the outputs.
+    OutputError, DependencyError; then nothing is left of the outputs. A run that was killed begins again: one call for
+    each file of a large corpus keeps what is done.
     """
     started = time.monotonic()
     paths, benchmark_paths = [Path(file) for file in files], [Path(file) for file in benchmarks]
@@ -57,25 +59,29 @@ def decontaminate(
     clean, dropped, quarantine, report_file = (
         Path(f"{out}{ending}") for ending in ("", ".dropped.jsonl", ".bad_lines.jsonl", ".report.json")
     )
-    _require_apart([*paths, *benchmark_paths], [clean, dropped, quarantine, report_file])
+    require_apart([*paths, *benchmark_paths], [clean, dropped, quarantine, report_file])
     input_bytes = sum(require_content(path) for path in paths)
     texts = [read_benchmark(path, benchmark_fields) for path in benchmark_paths]
-    screen = Screen(texts, [field] if isinstance(field, str) else field)
+    compress = compression_of(clean)
+    screen = Screen(texts, [field] if isinstance(field, str) else field, compress)
     _require_ngrams(screen, benchmark_paths)
-    batches, sent = tee(line_batches(paths))
+    batches = line_batches(paths)
     results = (
-        map_in_order(partial(_itself, screen), sent, workers) if workers > 1 else (screen(batch) for batch in sent)
+        map_in_order(partial(_itself, screen), batches, workers)
+        if workers > 1
+        else (screen(batch) for batch in batches)
     )
     beside = [quarantine] if bad_lines == "skip" else []
     outputs = AtomicFiles(clean, dropped, *beside, report_file)
     try:
         sorter = LineSorter(paths, outputs.files[0], outputs.files[1], outputs.files[2] if beside else None)
         with closing(results):
-            for screened, batch in zip(results, batches, strict=True):
-                sorter.sort(batch, screened)
+            for screened in results:
+                sorter.sort(screened)
                 if report_progress is not None:
-                    report_progress(Progress(sorter.documents, sorter.units, batch.read_bytes, input_bytes))
-        sorter.finish()
+                    report_progress(Progress(sorter.documents, sorter.units, screened.read_bytes, input_bytes))
+        if not outputs.files[0].size_bytes:
+            outputs.files[0].write(compress(b""))  # a compressed file of nothing is not empty
         names = [str(path) for path in benchmark_paths]
         hits, looking_false = sorter.tally.result(names, sorter.dropped_documents())
         report = DecontaminationReport(
@@ -110,15 +116,7 @@ def _require_usable(paths: Sequence[Path], benchmarks: Sequence[Path], workers: 
         for path, count in Counter(path.resolve() for path in given).items():
             if count > 1:
                 raise UsageError(f"the same {name} is named twice", where=path, found=f"{count} times", expected="once")
-    if workers < 1:
-        raise UsageError("the number of workers is wrong", where="--workers", found=workers, expected="1 or more")
-    if bad_lines not in ("fail", "skip"):
-        raise UsageError(
-            "bad lines are treated in one of two ways",
-            where="--bad-lines",
-            found=repr(bad_lines),
-            expected="fail or skip",
-        )
+    require_usable(workers, bad_lines)
 
 
 def _require_ngrams(screen: Screen, benchmarks: Sequence[Path]) -> None:
@@ -130,16 +128,3 @@ def _require_ngrams(screen: Screen, benchmarks: Sequence[Path]) -> None:
             expected=f"a text of {NGRAM_UNITS} units, or a question of {SHORTEST_UNITS}",
             fix="name the fields that hold the texts: --benchmark-fields",
         )
-
-
-def _require_apart(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
-    taken = {path.resolve() for path in inputs}
-    for output in outputs:
-        if output.resolve() in taken:
-            raise OutputError(
-                "an output would overwrite an input",
-                where=output,
-                found="the same file",
-                expected="another name",
-                fix="choose another --out",
-            )

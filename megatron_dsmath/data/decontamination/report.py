@@ -39,7 +39,7 @@ class FieldTexts:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """What one benchmark file gave, and what it cost: see contamination_tally.Hits.
+    """What one benchmark file gave, and what it cost: see `tally.Hits`.
 
     `ngrams`: distinct 10-grams. `rows_without_text`: of each field, the rows that gave none.
     """

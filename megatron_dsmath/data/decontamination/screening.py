@@ -4,33 +4,48 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from megatron_dsmath.data.decontamination.benchmark_texts import Benchmark
+from megatron_dsmath.data.decontamination.compression import Compress
 from megatron_dsmath.data.decontamination.ngrams import BenchmarkNgrams, Passage
-from megatron_dsmath.data.decontamination.tally import Match
+from megatron_dsmath.data.decontamination.tally import Dropped, Match
 from megatron_dsmath.data.decontamination.text_units import Units, split
-from megatron_dsmath.data.documents import parse_document
+from megatron_dsmath.data.documents import BadLine, parse_documents
 from megatron_dsmath.data.line_batches import LineBatch
-from megatron_dsmath.errors import DataError
+from megatron_dsmath.data.lines import Line
 
 
 class Screened(NamedTuple):
-    """Of a batch: what stands in benchmarks and what is no document, by the index of the line in the batch."""
+    """What becomes of a batch, of which `read_bytes` are as in `LineBatch`.
 
-    matches: dict[int, list[Match]]
-    bad_lines: dict[int, DataError]
+    `kept`: the lines that are kept, compressed as the output is. `kept_bytes` and `dropped_bytes` are those of the
+    lines as they came, with their newlines.
+    """
+
+    path: Path
+    read_bytes: int
+    kept: bytes
+    kept_count: int
+    kept_bytes: int
+    dropped: list[Dropped]
+    dropped_bytes: int
+    bad_lines: list[BadLine]
     unit_count: int
 
 
 class Screen:
     """The n-grams of all benchmarks. About 45 bytes for each unit of their texts; each worker is sent one."""
 
-    def __init__(self, benchmarks: Sequence[Benchmark], fields: Sequence[str]) -> None:
-        """`fields` of a line, one after the other, are its document."""
-        self._fields = fields
+    def __init__(self, benchmarks: Sequence[Benchmark], fields: Sequence[str], compress: Compress) -> None:
+        """`fields` of a line, one after the other, are its document; `compress` makes kept lines a part of the output.
+
+        All that is proportional to the input happens here, so that the workers share it.
+        """
+        self._fields, self._compress = fields, compress
         texts = [text for benchmark in benchmarks for text in benchmark.texts]
         self._names = [str(benchmark.path) for benchmark in benchmarks]
         self._places = [(text.row, text.field) for text in texts]
@@ -41,19 +56,31 @@ class Screen:
 
     def __call__(self, batch: LineBatch) -> Screened:
         """Screen one batch."""
-        indexes, texts = [], []
-        bad_lines = {}
-        for index, line in enumerate(batch.lines):
-            try:
-                texts.append("\n".join(parse_document(batch.path, line, self._fields).texts))
-                indexes.append(index)
-            except DataError as error:
-                bad_lines[index] = error
-        units = split(texts)
+        lines = batch.lines
+        documents: list[tuple[Line, str]] = []
+        bad_lines: list[BadLine] = []
+        for line, parsed in zip(lines, parse_documents(batch.path, lines, self._fields), strict=True):
+            if isinstance(parsed, BadLine):
+                bad_lines.append(parsed)
+            else:
+                documents.append((line, "\n".join(parsed.texts)))
+        units = split([text for _, text in documents])
         matches: dict[int, list[Match]] = defaultdict(list)
         for passage in self.ngrams.passages(units):
-            matches[indexes[passage.text]].append(self._match(units, passage))
-        return Screened(dict(matches), bad_lines, len(units.starts))
+            matches[passage.text].append(self._match(units, passage))
+        kept = [line.content for place, (line, _) in enumerate(documents) if place not in matches]
+        dropped = [(documents[place][0], matches[place]) for place in sorted(matches)]
+        return Screened(
+            path=batch.path,
+            read_bytes=batch.read_bytes,
+            kept=self._compress(b"".join(line + b"\n" for line in kept)) if kept else b"",
+            kept_count=len(kept),
+            kept_bytes=sum(map(len, kept)) + len(kept),
+            dropped=[Dropped(str(batch.path), line.number, found) for line, found in dropped],
+            dropped_bytes=sum(len(line.content) + 1 for line, _ in dropped),
+            bad_lines=bad_lines,
+            unit_count=len(units.starts),
+        )
 
     def _match(self, units: Units, passage: Passage) -> Match:
         table = self.ngrams.tables[passage.length]

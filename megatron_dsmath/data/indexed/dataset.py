@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_dsmath.data.atomic_files import AtomicFiles, Kept, OutputFile
-from megatron_dsmath.data.indexed.index_file import CODES, map_array, read_index, row_ranges, write_index
+from megatron_dsmath.data.indexed.index_file import CODES, map_file, read_index, require_sound, row_ranges, write_index
 from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path, to_bytes
-from megatron_dsmath.data.indexed.validation_note import NOTED_FROM_BYTES, is_noted, marks_of, write_note
 from megatron_dsmath.errors import IndexedDatasetError
 
 Tokens = npt.NDArray[np.integer]
@@ -39,28 +38,27 @@ def idx_path(prefix: str | Path) -> Path:
 
 
 class IndexedDataset:
-    """A .bin/.idx pair, memory-mapped; its index is checked as a whole when it is first opened (`validation_note`).
+    """A .bin/.idx pair, memory-mapped; its index is checked as a whole when it is opened.
 
     `lengths`: int32 [sequences], in tokens. `offsets`: int64 [sequences], in bytes of the .bin. `document_indices`:
     int64 [documents + 1], the first sequence of each document, then the number of sequences (a document may hold
     none). `tokens`: dtype [token_count], the whole .bin. All are read-only views of the files; nothing is copied.
     """
 
-    def __init__(self, prefix: str | Path) -> None:
-        """Open PREFIX.bin and PREFIX.idx. Raises IndexedDatasetError naming the file and what is wrong with it."""
+    def __init__(self, prefix: str | Path, *, known_sound: bool = False) -> None:
+        """Open PREFIX.bin and PREFIX.idx; of an index that is `known_sound`, the header and the size alone are checked.
+
+        Raises IndexedDatasetError naming the file and what is wrong with it.
+        """
         self.prefix = Path(prefix)
-        files, note = (bin_path(prefix), idx_path(prefix)), Path(f"{prefix}.validated")
-        for path in files:
+        for path in (bin_path(prefix), idx_path(prefix)):
             _require_file(path, self.prefix)
-        marks = marks_of(files)  # before the check, so that a file that changes meanwhile is checked again
-        (bin_bytes, _), (idx_bytes, _) = marks.values()
-        known_sound = is_noted(note, marks)
-        index = read_index(idx_path(prefix), bin_bytes, known_sound=known_sound)
-        if idx_bytes >= NOTED_FROM_BYTES and not known_sound:
-            write_note(note, marks)
+        index, self._content = read_index(idx_path(prefix)), map_file(bin_path(prefix))
+        if not known_sound:
+            require_sound(idx_path(prefix), index, len(self._content))
         self.dtype, self.lengths, self.offsets = index.dtype, index.lengths, index.offsets
         self.document_indices = index.document_indices
-        self.tokens: Tokens = map_array(bin_path(prefix), self.dtype, 0, bin_bytes // self.dtype.itemsize)
+        self.tokens: Tokens = np.frombuffer(self._content, self.dtype, len(self._content) // self.dtype.itemsize)
 
     @property
     def document_count(self) -> int:
@@ -91,9 +89,8 @@ class IndexedDataset:
 
     def expect_random_reads(self) -> None:
         """Let the system read `tokens` without reading ahead, which fetches far more than scattered samples need."""
-        mapping = getattr(self.tokens.base, "base", None)
-        if isinstance(mapping, mmap.mmap):  # an empty .bin is not mapped
-            mapping.madvise(mmap.MADV_RANDOM)
+        if isinstance(self._content, mmap.mmap):  # an empty .bin is not mapped
+            self._content.madvise(mmap.MADV_RANDOM)
 
     def __reduce__(self) -> tuple[type[IndexedDataset], tuple[Path]]:
         """Cross a process boundary as a name: pickling a memory map would copy the corpus."""
@@ -124,6 +121,7 @@ class IndexedWriter:
             raise ValueError(f"{self.dtype} is no dtype of this format: {', '.join(map(str, CODES))}")
         self.token_count = 0
         self.facts: Facts = {}
+        self._prepared = False
         self._limits = np.iinfo(self.dtype)
         self._lengths = array("i")
         self._document_indices = array("q", [0])
@@ -183,6 +181,14 @@ class IndexedWriter:
             self._bin.write(dataset.tokens[rows].tobytes())
         self.token_count += dataset.token_count
 
+    def prepare(self) -> None:
+        """Bring the whole dataset to the disk, so that only the names are left to give. Raises OutputError."""
+        if not self._prepared:
+            self._write_index_and_sidecar()
+            for file in self._files.files:
+                file.sync()
+            self._prepared = True
+
     def __enter__(self) -> IndexedWriter:
         return self
 
@@ -191,7 +197,7 @@ class IndexedWriter:
     ) -> None:
         try:
             if error is None:
-                self._write_index_and_sidecar()
+                self.prepare()
                 self._files.publish()
         finally:
             self._files.discard()

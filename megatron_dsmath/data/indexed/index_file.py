@@ -5,12 +5,14 @@ Source: `_IndexReader` and `_IndexWriter` in `megatron.core.datasets.indexed_dat
 
 from __future__ import annotations
 
+import errno
+import mmap
+import resource
 import struct
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +32,6 @@ DTYPES: dict[int, type[np.integer]] = {
     8: np.uint16,
 }  # 6 and 7 are floats
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
-Item = TypeVar("Item", bound=np.integer)
 ROWS_AT_ONCE = 1 << 20  # rows worked on together, so that memory is bounded whatever the size of the index
 
 REBUILD = "the file is damaged: copy it again from its source, or tokenize again"
@@ -46,24 +47,27 @@ class Index:
     document_indices: npt.NDArray[np.int64]
 
 
-def read_index(path: Path, bin_bytes: int, *, known_sound: bool = False) -> Index:
-    """Map the .idx at `path` and check all of it against a .bin of `bin_bytes`; of a `known_sound` one the size alone.
-
-    Time is proportional to the index; nothing is allocated beyond `ROWS_AT_ONCE` rows. Raises IndexedDatasetError.
-    """
-    dtype, sequences, boundaries = _read_header(path)
+def read_index(path: Path) -> Index:
+    """Map the .idx at `path`, of which only the header and the size are looked at. Raises IndexedDatasetError."""
+    content = map_file(path)
+    dtype, sequences, boundaries = _read_header(path, content)
     after_lengths = HEADER.size + 4 * sequences
     after_offsets = after_lengths + 8 * sequences
-    index = Index(
+    return Index(
         dtype,
-        lengths=map_array(path, np.dtype("<i4"), HEADER.size, sequences),
-        offsets=map_array(path, np.dtype("<i8"), after_lengths, sequences),
-        document_indices=map_array(path, np.dtype("<i8"), after_offsets, boundaries),
+        lengths=np.frombuffer(content, "<i4", sequences, HEADER.size),
+        offsets=np.frombuffer(content, "<i8", sequences, after_lengths),
+        document_indices=np.frombuffer(content, "<i8", boundaries, after_offsets),
     )
-    if not known_sound:
-        _require_contiguous_sequences(path, index, bin_bytes)
-        _require_rising_documents(path, index)
-    return index
+
+
+def require_sound(path: Path, index: Index, bin_bytes: int) -> None:
+    """Check all of the `index` at `path` against a .bin of `bin_bytes`. Raises IndexedDatasetError.
+
+    Time is proportional to the index; nothing is allocated beyond `ROWS_AT_ONCE` rows.
+    """
+    _require_contiguous_sequences(path, index, bin_bytes)
+    _require_rising_documents(path, index)
 
 
 def write_index(file: OutputFile, dtype: np.dtype[np.integer], lengths: array[int], documents: array[int]) -> None:
@@ -85,11 +89,37 @@ def write_index(file: OutputFile, dtype: np.dtype[np.integer], lengths: array[in
         file.write(all_documents[rows].tobytes())
 
 
-def map_array(path: Path, dtype: np.dtype[Item], offset_bytes: int, count: int) -> npt.NDArray[Item]:
-    """A read-only memory map of `count` items: nothing is read until it is looked at."""
-    if count == 0:  # an empty range cannot be mapped
-        return np.empty(0, dtype)
-    return np.memmap(path, dtype, mode="r", offset=offset_bytes, shape=(count,)).view(np.ndarray)
+def map_file(path: Path) -> mmap.mmap | bytes:
+    """A file mapped into memory, read-only: nothing is read until it is looked at. An empty one cannot be: no bytes.
+
+    A map keeps one descriptor open; where too many are, the limit is raised as far as the system allows. Raises
+    IndexedDatasetError for a file that cannot be mapped.
+    """
+    try:
+        try:
+            return _map(path)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            return _map(path)
+    except OSError as error:
+        is_limit = error.errno == errno.EMFILE
+        raise IndexedDatasetError(
+            "the file cannot be opened",
+            where=path,
+            found=error.strerror,
+            expected="a file that can be mapped into memory",
+            fix="raise the limit of open files, or join shards: dsmath data merge" if is_limit else None,
+        ) from error
+
+
+def _map(path: Path) -> mmap.mmap | bytes:
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def row_ranges(count: int) -> Iterator[slice]:
@@ -97,11 +127,9 @@ def row_ranges(count: int) -> Iterator[slice]:
     return (slice(start, min(start + ROWS_AT_ONCE, count)) for start in range(0, count, ROWS_AT_ONCE))
 
 
-def _read_header(path: Path) -> tuple[np.dtype[np.integer], int, int]:
+def _read_header(path: Path, content: mmap.mmap | bytes) -> tuple[np.dtype[np.integer], int, int]:
     """The dtype of the tokens, the number of sequences and of document boundaries."""
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(HEADER.size)
+    size_bytes, header = len(content), content[: HEADER.size]
     if header[: len(MAGIC)] != MAGIC:
         raise _fault(
             "not an index of tokens",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path, idx_path
 from megatron_dsmath.data.indexed.index_file import row_ranges
-from megatron_dsmath.data.indexed.sidecar import Facts, read_sidecar, sidecar_path
+from megatron_dsmath.data.indexed.sidecar import Facts, read_sidecar, sha256_of, sidecar_path
 from megatron_dsmath.errors import IndexedDatasetError
 
 
@@ -130,8 +129,8 @@ def _differences(dataset: IndexedDataset, sidecar: Facts) -> list[IndexedDataset
         "sequences": len(dataset),
         "tokens": dataset.token_count,
         "dtype": str(dataset.dtype),
-        "bin": _sha256(bin_path(dataset.prefix)),
-        "idx": _sha256(idx_path(dataset.prefix)),
+        "bin": sha256_of(bin_path(dataset.prefix)),
+        "idx": sha256_of(idx_path(dataset.prefix)),
     }
     return [
         IndexedDatasetError(
@@ -144,11 +143,3 @@ def _differences(dataset: IndexedDataset, sidecar: Facts) -> list[IndexedDataset
         for name, value in found.items()
         if value != expected.get(name)
     ]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

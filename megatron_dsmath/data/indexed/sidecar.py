@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def tokenizer_fingerprint(sidecar: Facts | None) -> str | None:
 def bin_sha256(sidecar: Facts | None) -> str | None:
     """The hash of PREFIX.bin as it was written; None where its sidecar does not tell."""
     return _text(sidecar, "sha256", "bin")
+
+
+def idx_sha256(sidecar: Facts | None) -> str | None:
+    """The same of PREFIX.idx."""
+    return _text(sidecar, "sha256", "idx")
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file as it lies on the disk, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _text(sidecar: Facts | None, group: str, name: str) -> str | None:

@@ -1,41 +1,105 @@
-"""PREFIX.validated: that a large index was found sound, so that it is checked once and not at every start.
+"""An index is checked once, by the first process that opens it for a run, and not by every rank at every start.
 
-It counts as long as both files have the size and the time of change they had then. It is no part of the dataset: where
-it is missing or the folder cannot be written, the index is checked again.
+PREFIX.validated then keeps the size and time of change of both files and the hash of the index: a file that differs in
+any of these is checked again. It is no part of the dataset. Where the data's folder cannot be written, the note lies in
+the user's cache; where that cannot be either, each process checks for itself.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-NOTED_FROM_BYTES = 1 << 24  # a smaller index is checked within 10 ms
+from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path, idx_path
+from megatron_dsmath.data.indexed.sidecar import idx_sha256, read_sidecar, sha256_of
+from megatron_dsmath.errors import IndexedDatasetError
+
+NOTED_FROM_BYTES = 1 << 18  # a smaller index is checked in the time that a note takes to read
+
+Marks = dict[str, list[int | str | None]]
 
 
-Marks = dict[str, list[int]]
+def open_checked_once(prefix: Path) -> IndexedDataset:
+    """The dataset at `prefix`, its index checked now or noted to be sound, also against the hash in its sidecar.
+
+    Of several processes that open it at once, one checks and the others wait for its note. Raises IndexedDatasetError.
+    """
+    if not idx_path(prefix).is_file() or idx_path(prefix).stat().st_size < NOTED_FROM_BYTES:
+        return _checked(prefix)
+    if _is_noted(prefix):
+        return IndexedDataset(prefix, known_sound=True)
+    with _alone(idx_path(prefix)):
+        if _is_noted(prefix):  # by the process that we waited for
+            return IndexedDataset(prefix, known_sound=True)
+        marks = _marks(prefix)  # before the check, so that a file that changes meanwhile is checked again
+        dataset = _checked(prefix)
+        _write_note(prefix, marks)
+        return dataset
 
 
-def marks_of(files: Sequence[Path]) -> Marks:
-    """Size in bytes and time of change of each file, by its ending."""
-    statuses = [(file.suffix, file.stat()) for file in files]
-    return {suffix: [status.st_size, status.st_mtime_ns] for suffix, status in statuses}
+def _checked(prefix: Path) -> IndexedDataset:
+    """Every byte of the index is looked at."""
+    dataset = IndexedDataset(prefix)
+    expected, found = idx_sha256(read_sidecar(prefix)), sha256_of(idx_path(prefix))
+    if expected not in (None, found):
+        raise IndexedDatasetError(
+            "the index is not the one that its sidecar tells of",
+            where=idx_path(prefix),
+            found=f"sha256 {found}",
+            expected=f"sha256 {expected}",
+            fix="the file was changed after it was written: copy it again from its source, or tokenize again",
+        )
+    return dataset
 
 
-def is_noted(note: Path, marks: Marks) -> bool:
-    """Whether `note` speaks of files with these marks."""
-    try:
-        noted: object = json.loads(note.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return noted == marks
+def _marks(prefix: Path) -> Marks:
+    """By which the files are known again; the hash is the sidecar's, with which a check compares the index."""
+    statuses = {path.suffix: path.stat() for path in (bin_path(prefix), idx_path(prefix))}
+    marks: Marks = {suffix: [status.st_size, status.st_mtime_ns] for suffix, status in statuses.items()}
+    return marks | {"sha256 of .idx": [idx_sha256(read_sidecar(prefix))]}
 
 
-def write_note(note: Path, marks: Marks) -> None:
-    """Remember that the files with these marks are sound, if the system lets us."""
-    scratch = note.with_name(f"{note.name}.{os.getpid()}.partial")
+def _is_noted(prefix: Path) -> bool:
     with suppress(OSError):
-        scratch.write_text(json.dumps(marks) + "\n", encoding="utf-8")
-        scratch.replace(note)
+        marks = _marks(prefix)
+        return any(_content(note) == marks for note in _notes(prefix))
+    return False
+
+
+def _content(note: Path) -> object:
+    try:
+        return json.loads(note.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _write_note(prefix: Path, marks: Marks) -> None:
+    """In the first place that the system lets us write."""
+    for note in _notes(prefix):
+        scratch = note.with_name(f"{note.name}.{os.getpid()}.partial")
+        with suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_text(json.dumps(marks) + "\n", encoding="utf-8")
+            scratch.replace(note)
+            return
+
+
+def _notes(prefix: Path) -> tuple[Path, Path]:
+    """Beside the data, and in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111, Path.home may raise
+    name = hashlib.sha256(str(prefix.resolve()).encode()).hexdigest()
+    return Path(f"{prefix}.validated"), Path(cache) / "dsmath" / f"{name}.validated"
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the only lock on `path`; it goes with its process. Where a file system has none, nobody waits."""
+    with path.open("rb") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -26,6 +26,7 @@ from megatron_dsmath.errors import DataError, DsmathError, IndexedDatasetError
 
 SAMPLES_AT_ONCE = 256
 MOST_FAULTS = 20
+MOST_SAMPLES = 8  # that are named of a step
 SECONDS_BETWEEN_LINES = 10.0
 NO_CHANGED_FILE = "no file that differs from its sidecar: the run misread it"
 
@@ -104,7 +105,11 @@ def _hashes(mixture: Mixture, read: IntArray, samples: IntArray) -> Words:
 def _difference(
     mixture: Mixture, row: LedgerRow, hashes: Words, samples: IntArray, changed_files: Callable[[IntArray], str]
 ) -> DataError:
-    """As exactly as the hash tells: one sample, the step before in place of this one, or any of its samples."""
+    """As exactly as the hash tells: one sample, the step before in place of this one, or several of its samples.
+
+    With two samples or more, the two numbers of the hash are fewer than what is not known, and any two could explain
+    them; the files that were changed then say which samples it may be.
+    """
     place = differing_sample(row.hash, hashes, samples)
     if place is not None:
         return DataError(
@@ -123,10 +128,11 @@ def _difference(
             expected=f"samples {samples[0]:,} to {samples[-1]:,}",
         )
     return DataError(
-        "a step was not trained on what its samples hold",
+        "two samples or more are not on the disk as they were trained on",
         where=f"step {row.step}, samples {samples[0]:,} to {samples[-1]:,}",
         found=changed_files(samples) or f"hash {row.total}, and {NO_CHANGED_FILE}",
         expected=f"hash {step_hash(hashes, samples).total:016x}",
+        fix="put a changed file back as it was",
     )
 
 
@@ -136,22 +142,31 @@ def _source(mixture: Mixture, sample: int) -> str:
     files = []
     for prefix, part in groupby(passages, key=lambda entry: entry[1].shard.prefix):
         documents = [passage.document for _, passage in part]
-        files.append(f"{prefix}.bin documents {documents[0]:,} to {documents[-1]:,}")
+        first, last = documents[0], documents[-1]
+        files.append(
+            f"{prefix}.bin " + (f"document {first:,}" if first == last else f"documents {first:,} to {last:,}")
+        )
     return f"corpus {passages[0][0]}: {', '.join(files)}"
 
 
 def _changed_files(mixture: Mixture, whole: dict[Path, bool], samples: IntArray) -> str:
     """Which of the files that hold these samples are not what their sidecars say; `whole` remembers those compared."""
-    changed = {}
+    changed: dict[str, list[int]] = {}
     for sample in samples.tolist():
-        for name, passage in mixture.passages(sample):
-            prefix = passage.shard.prefix
+        for name, prefix in dict.fromkeys((name, passage.shard.prefix) for name, passage in mixture.passages(sample)):
             if prefix not in whole:
                 print(f"comparing {prefix}.bin with its sidecar", file=sys.stderr, flush=True)
                 whole[prefix] = verify(prefix).holds
             if not whole[prefix]:
-                changed[prefix] = name
-    return ", ".join(f"{prefix}.bin (corpus {name}) was changed" for prefix, name in changed.items())
+                changed.setdefault(f"{prefix}.bin (corpus {name}) was changed", []).append(sample)
+    return "; ".join(f"{file}, which holds {_listed(held)}" for file, held in changed.items())
+
+
+def _listed(samples: Sequence[int]) -> str:
+    """ "sample 3", or as many samples as a person reads."""
+    numbers = ", ".join(f"{sample:,}" for sample in samples[:MOST_SAMPLES])
+    more = f" and {len(samples) - MOST_SAMPLES:,} more" if len(samples) > MOST_SAMPLES else ""
+    return f"sample{'s' if len(samples) > 1 else ''} {numbers}{more}"
 
 
 def _shown(rows: Sequence[LedgerRow]) -> Iterator[LedgerRow]:

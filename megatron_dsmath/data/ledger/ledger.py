@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from megatron_dsmath.config.section import Section
 from megatron_dsmath.data.atomic_files import AtomicFiles, cannot_write
 from megatron_dsmath.data.ledger.step_hash import StepHash
-from megatron_dsmath.data.mixture.plan import Plan
+from megatron_dsmath.data.mixture.plan import Count, Plan
 from megatron_dsmath.errors import DataError
 
 Read = TypeVar("Read", bound=Section)
@@ -22,8 +22,8 @@ class LedgerRow(Section):
 
     step: PositiveInt
     plan_version: NonNegativeInt
-    first_sample: NonNegativeInt
-    samples: PositiveInt
+    first_sample: Count
+    samples: PositiveInt = Field(le=2**24)  # no step is larger; a damaged number is not to fill the memory
     total: str = Field(pattern=r"^[0-9a-f]{16}$")
     moment: str = Field(pattern=r"^[0-9a-f]{16}$")
 

@@ -57,6 +57,10 @@ class Mixture:
         for passage in self.training[corpus].passages(epoch, start):
             yield self.names[corpus], passage
 
+    def shards(self, corpus: int) -> list[IndexedDataset]:
+        """The files that a corpus, by its place in `names`, is trained on, in order."""
+        return list(dict.fromkeys(segment.shard for segment in self.training[corpus].stream.segments))
+
     def locate_held_out(self, samples_per_corpus: int) -> Locations:
         """Where the first `samples_per_corpus` validation samples of each corpus lie, or all where there are fewer."""
         counts = [min(samples_per_corpus, source.samples_per_epoch) for source in self.validation]

@@ -10,7 +10,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal
+from itertools import chain
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -20,17 +21,18 @@ from megatron_dsmath.data.mixture.blend import Blend
 from megatron_dsmath.data.mixture.samples import samples_per_epoch
 
 NEVER = 2**63 - 1  # the end of a version that no other follows
+Count = Annotated[int, Field(ge=0, lt=2**48)]  # of tokens, documents, samples: products and sums stay within int64
 
 
 class Shard(Section):
     """A .bin/.idx pair as it was when the run first opened it."""
 
     prefix: str
-    documents: NonNegativeInt
-    tokens: NonNegativeInt
+    documents: Count
+    tokens: Count
     sha256: str | None
     """Of the .bin, as its sidecar told; null where there was none."""
-    held_out: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
+    held_out: tuple[tuple[Count, Count], ...]
     """Whole documents kept for validation: ranges of tokens, [first, end)."""
 
     @property
@@ -44,23 +46,23 @@ class Standing(Section):
 
     name: str
     weight: float
-    shards: tuple[NonNegativeInt, ...]
+    shards: tuple[Count, ...]
     """What its coming epochs are cut from."""
-    epoch: NonNegativeInt
+    epoch: Count
     """The epoch it stands in; one that a new sequence length cut short counts as one."""
-    position: NonNegativeInt
+    position: Count
     """Samples of that epoch drawn before."""
-    epoch_shards: tuple[NonNegativeInt, ...]
+    epoch_shards: tuple[Count, ...]
     """What that epoch is cut from."""
 
 
 class Version(Section):
     """A mixture, and from which sample of the run on it is drawn."""
 
-    first_sample: NonNegativeInt
-    skipped_samples: NonNegativeInt
+    first_sample: Count
+    skipped_samples: Count
     """The samples right before `first_sample` that were passed over."""
-    end_sample: NonNegativeInt
+    end_sample: Count
     """Where the run was to end."""
     sequence_length: PositiveInt
     corpora: tuple[Standing, ...] = Field(min_length=1)
@@ -100,6 +102,14 @@ class Plan(Section):
         places = {place for corpus in corpora for place in (*corpus.shards, *corpus.epoch_shards)}
         if places - set(range(len(self.shards))):
             raise ValueError("a corpus has a shard that is not listed")
+        for shard in self.shards:
+            bounds = [0, *chain.from_iterable(shard.held_out), shard.tokens]
+            if bounds != sorted(bounds):
+                raise ValueError("a shard holds out what it does not have")
+        for version in self.versions:
+            parts = chain.from_iterable((corpus.shards, corpus.epoch_shards) for corpus in version.corpora)
+            if not all(self.samples_per_epoch(part, version.sequence_length) for part in parts):
+                raise ValueError("a corpus has no sample")
         firsts = [version.first_sample for version in self.versions]
         if firsts != sorted(firsts) or firsts[:1] not in ([], [0]):
             raise ValueError("the versions do not begin at 0 and rise")

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_dsmath.config.data import CorpusConfig
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path
 from megatron_dsmath.data.indexed.sidecar import bin_sha256, read_sidecar, sidecar_path, tokenizer_fingerprint
+from megatron_dsmath.data.indexed.validation_note import open_checked_once
 from megatron_dsmath.data.mixture.plan import Shard
 from megatron_dsmath.errors import DataError, DsmathError, Refusals, TokenizerError
 
@@ -25,7 +26,7 @@ class Shards:
         """The dataset at `prefix`. Raises IndexedDatasetError (missing, damaged) and TokenizerError."""
         path = Path(prefix)
         if path not in self._opened:
-            dataset = IndexedDataset(path)
+            dataset = open_checked_once(path)
             self._require_tokenizer(path)
             dataset.expect_random_reads()
             self._opened[path] = dataset

@@ -114,7 +114,7 @@ compressions: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]
     "gz": (gzip.compress, gzip.decompress),
     "zst": (
         zstandard.ZstdCompressor().compress,
-        lambda content: zstandard.ZstdDecompressor().decompressobj().decompress(content),
+        lambda content: zstandard.ZstdDecompressor().decompressobj(read_across_frames=True).decompress(content),
     ),
 }
 
@@ -128,6 +128,15 @@ def test_compressed_files_are_read_and_written(tmp_path: Path, corpus: Path, ben
     decontaminate([packed], [packed_benchmark], tmp_path / f"out.{ending}")
     decontaminate([corpus], [benchmark], tmp_path / "out")
     assert decompress((tmp_path / f"out.{ending}").read_bytes()) == (tmp_path / "out").read_bytes()
+
+
+@pytest.mark.parametrize("ending", compressions)
+def test_a_compressed_file_of_which_nothing_is_kept_is_whole(tmp_path: Path, benchmark: Path, ending: str) -> None:
+    corpus = write(tmp_path / "corpus.jsonl", *texts(QUESTION))
+    assert decontaminate([corpus], [benchmark], tmp_path / f"out.{ending}").kept == 0
+    content = (tmp_path / f"out.{ending}").read_bytes()
+    assert len(content) > 0
+    assert compressions[ending][1](content) == b""
 
 
 def test_several_fields_are_one_document(tmp_path: Path, benchmark: Path) -> None:
@@ -232,6 +241,15 @@ def test_a_failed_run_leaves_earlier_outputs_as_they_were(tmp_path: Path, corpus
     with pytest.raises(DataError):
         decontaminate([corpus, write(tmp_path / "bad.jsonl", b"{")], [benchmark], tmp_path / "out")
     assert outputs_of(tmp_path / "out") == earlier
+
+
+def test_what_a_killed_run_left_changes_nothing(tmp_path: Path, corpus: Path, benchmark: Path) -> None:
+    decontaminate([corpus], [benchmark], tmp_path / "out")
+    undisturbed = outputs_of(tmp_path / "out")
+    for name in undisturbed:
+        Path(f"{tmp_path / 'out'}{name}.partial").write_bytes(b"half of a li" * 10_000)
+    decontaminate([corpus], [benchmark], tmp_path / "out")
+    assert outputs_of(tmp_path / "out") == undisturbed
 
 
 def test_progress_ends_at_the_whole_input(tmp_path: Path, benchmark: Path) -> None:

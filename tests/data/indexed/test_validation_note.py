@@ -1,83 +1,217 @@
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from megatron_dsmath.data.indexed import dataset as indexed
+from megatron_dsmath.data.indexed import validation_note
 from megatron_dsmath.data.indexed.dataset import IndexedDataset
-from megatron_dsmath.data.indexed.validation_note import is_noted, marks_of, write_note
+from megatron_dsmath.data.indexed.validation_note import open_checked_once
+from megatron_dsmath.data.mixture.shards import Shards
 from megatron_dsmath.errors import IndexedDatasetError
-from tests.support.datasets import DOCUMENTS, write_ours
+from tests.support.datasets import DOCUMENTS, write_ours, write_theirs
 
 
-@pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """One entry for each opening: whether the index was known to be sound. Every index is large enough for a note."""
-    known: list[bool] = []
-    read_index = indexed.read_index
+@pytest.fixture(autouse=True)
+def checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """Each file whose index was checked. Every index is large enough for a note."""
+    checked: list[Path] = []
+    check = validation_note._checked
 
-    def read(path: Path, bin_bytes: int, *, known_sound: bool) -> object:
-        known.append(known_sound)
-        return read_index(path, bin_bytes, known_sound=known_sound)
+    def counted(prefix: Path) -> IndexedDataset:
+        checked.append(prefix)
+        return check(prefix)
 
-    monkeypatch.setattr(indexed, "NOTED_FROM_BYTES", 0)
-    monkeypatch.setattr(indexed, "read_index", read)
-    return known
+    monkeypatch.setattr(validation_note, "NOTED_FROM_BYTES", 0)
+    monkeypatch.setattr(validation_note, "_checked", counted)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return checked
 
 
-def test_an_index_is_checked_once(tmp_path: Path, checks: list[bool]) -> None:
+def test_an_index_is_checked_once(tmp_path: Path, checks: list[Path]) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
-    opened = [IndexedDataset(prefix) for _ in range(3)]
-    assert checks == [False, True, True]
+    opened = [open_checked_once(prefix) for _ in range(3)]
+    assert len(checks) == 1
     assert {dataset.token_count for dataset in opened} == {8}
 
 
+def test_a_run_opens_its_shards_so(tmp_path: Path, checks: list[Path]) -> None:
+    prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    for _ in range(3):
+        Shards(None).open(prefix)
+    assert checks == [prefix]
+
+
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
-def test_a_file_that_was_touched_is_checked_again(tmp_path: Path, checks: list[bool], suffix: str) -> None:
+def test_a_file_that_was_touched_is_checked_again(tmp_path: Path, checks: list[Path], suffix: str) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
-    IndexedDataset(prefix)
+    open_checked_once(prefix)
     os.utime(prefix.with_suffix(suffix), ns=(1, 1))
-    IndexedDataset(prefix)
-    assert checks == [False, False]
+    open_checked_once(prefix)
+    assert len(checks) == 2
 
 
-def test_a_file_of_another_size_is_refused_whatever_the_note_says(tmp_path: Path, checks: list[bool]) -> None:
+def test_a_dataset_with_another_hash_in_its_sidecar_is_checked_again(tmp_path: Path, checks: list[Path]) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
-    IndexedDataset(prefix)
+    open_checked_once(prefix)
+    sidecar = prefix.with_suffix(".json")
+    facts = json.loads(sidecar.read_text())
+    facts["sha256"]["idx"] = "0" * 64
+    sidecar.write_text(json.dumps(facts))
+    with pytest.raises(IndexedDatasetError, match="not the one that its sidecar tells of"):
+        open_checked_once(prefix)
+    assert len(checks) == 2
+
+
+def test_an_index_that_is_sound_but_not_what_was_written_is_refused(tmp_path: Path) -> None:
+    prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    boundaries = np.memmap(prefix.with_suffix(".idx"), np.int64, "r+", offset=34 + 3 * 12, shape=(5,))
+    assert boundaries.tolist() == [0, 1, 1, 2, 3]
+    boundaries[2] = 2  # another document is the empty one
+    boundaries.flush()
+    assert IndexedDataset(prefix).document_count == 4
+    with pytest.raises(IndexedDatasetError, match="not the one that its sidecar tells of") as refusal:
+        open_checked_once(prefix)
+    assert refusal.value.where == prefix.with_suffix(".idx")
+    prefix.with_suffix(".json").unlink()
+    assert open_checked_once(prefix).document_count == 4
+
+
+def test_files_of_megatrons_are_noted_without_a_sidecar(tmp_path: Path, checks: list[Path]) -> None:
+    prefix = write_theirs(tmp_path / "corpus", DOCUMENTS)
+    assert [open_checked_once(prefix).token_count for _ in range(2)] == [8, 8]
+    assert len(checks) == 1
+
+
+def test_a_file_of_another_size_is_refused_whatever_the_note_says(tmp_path: Path) -> None:
+    prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    open_checked_once(prefix)
     with prefix.with_suffix(".idx").open("ab") as file:
         file.write(b"x")
     with pytest.raises(IndexedDatasetError):
-        IndexedDataset(prefix)
+        open_checked_once(prefix)
 
 
-def test_an_unsound_index_is_never_noted(tmp_path: Path, checks: list[bool]) -> None:
+def test_an_unsound_index_is_never_noted(tmp_path: Path, checks: list[Path]) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
     lengths = np.memmap(prefix.with_suffix(".idx"), np.int32, "r+", offset=34, shape=(3,))
     lengths[0] = -1
     lengths.flush()
     for _ in range(2):
         with pytest.raises(IndexedDatasetError):
-            IndexedDataset(prefix)
-    assert checks == [False, False]
-    assert not Path(f"{prefix}.validated").exists()
+            open_checked_once(prefix)
+    assert len(checks) == 2
+    assert not list(tmp_path.rglob("*.validated"))
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000])
-def test_a_damaged_note_says_nothing(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "note").write_bytes(content)
-    assert not is_noted(tmp_path / "note", {".bin": [1, 1]})
-
-
-def test_a_folder_that_cannot_be_written_is_no_mistake(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    write_note(tmp_path / "absent" / "note", marks_of([tmp_path / "file"]))
-    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
-
-
-def test_a_small_index_leaves_no_note(tmp_path: Path) -> None:
+def test_a_damaged_note_says_nothing(tmp_path: Path, checks: list[Path], content: bytes) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
-    IndexedDataset(prefix)
+    Path(f"{prefix}.validated").write_bytes(content)
+    open_checked_once(prefix)
+    assert len(checks) == 1
+
+
+def test_of_a_folder_that_cannot_be_written_the_users_cache_remembers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checks: list[Path]
+) -> None:
+    prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    refuse_writing_into(tmp_path, monkeypatch)
+    for _ in range(2):
+        open_checked_once(prefix)
+    assert len(checks) == 1
+    assert [note.parent for note in tmp_path.rglob("*.validated")] == [tmp_path / "cache" / "dsmath"]
+
+
+def test_where_nothing_can_be_written_every_opening_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checks: list[Path]
+) -> None:
+    prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    (tmp_path / "cache").write_bytes(b"a file, not a folder")
+    refuse_writing_into(tmp_path, monkeypatch)
+    for _ in range(2):
+        assert open_checked_once(prefix).token_count == 8
+    assert len(checks) == 2
+
+
+def refuse_writing_into(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system refuses everybody but root."""
+    write_text = Path.write_text
+
+    def write(path: Path, *arguments: str, **options: str) -> int:
+        if path.parent == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", write)
+
+
+def test_of_ranks_that_open_it_at_once_one_checks(tmp_path: Path) -> None:
+    prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    code = f"""
+import sys, time
+from pathlib import Path
+from megatron_dsmath.data.indexed import validation_note
+check = validation_note._checked
+def slowly(prefix):
+    print("checks", flush=True)
+    time.sleep(0.5)
+    return check(prefix)
+validation_note._checked, validation_note.NOTED_FROM_BYTES = slowly, 0
+sys.stdin.read()
+print(validation_note.open_checked_once(Path({str(prefix)!r})).token_count)
+"""
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.close()
+        rank.stdin = None
+    said = [line for rank in ranks for line in rank.communicate()[0].splitlines()]
+    assert sorted(said) == ["8", "8", "8", "checks"]
+
+
+def test_a_small_index_leaves_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    monkeypatch.setattr(validation_note, "NOTED_FROM_BYTES", prefix.with_suffix(".idx").stat().st_size + 1)
+    open_checked_once(prefix)
     assert {path.suffix for path in tmp_path.iterdir()} == {".bin", ".idx", ".json"}
+
+
+MANY = """
+import resource, sys
+from pathlib import Path
+from megatron_dsmath.data.indexed.dataset import IndexedDataset
+from megatron_dsmath.errors import DsmathError
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))
+try:
+    print(len([IndexedDataset(Path(sys.argv[1])) for _ in range(200)]))
+except DsmathError as error:
+    print(error.what, error.found, error.fix, sep="|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (500, "200"),  # two files each
+        (
+            100,
+            "the file cannot be opened|Too many open files"
+            "|raise the limit of open files, or join shards: dsmath data merge",
+        ),
+    ],
+)
+def test_more_shards_than_files_may_be_open_raise_the_limit_or_are_refused(
+    tmp_path: Path, limit: int, said: str
+) -> None:
+    prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    run = subprocess.run([sys.executable, "-c", MANY, str(prefix), str(limit)], capture_output=True, text=True)
+    assert run.stdout == said + "\n", run.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +164,23 @@ def test_a_changed_token_is_found_with_its_corpus_and_document(data: Path, run: 
     assert "sample 40" in where
     assert where.startswith("step 4,")
     assert f"corpus {name}: {passage.shard.prefix}.bin documents {passage.document} to" in where
-    assert fault.found == f"{passage.shard.prefix}.bin (corpus {name}) was changed"
+    assert fault.found == f"{passage.shard.prefix}.bin (corpus {name}) was changed, which holds sample 40"
+
+
+def test_two_changed_samples_of_a_step_are_named_with_their_files(data: Path, run: RecordedRun) -> None:
+    """The hash tells that there are several; of these files the step has one sample each."""
+    run.train(config(data, 10.0, 1.0, 1.0), steps=8)
+    mixture = opened(run.ledger.plan()).mixture(0)
+    step = range(3 * SAMPLES, 4 * SAMPLES)
+    changed = {name: sample for sample in step for name, _ in mixture.passages(sample) if name != "math"}
+    assert set(changed) == {"code", "prose"}
+    for sample in changed.values():
+        _, passage = next(mixture.passages(sample))
+        change(Path(f"{passage.shard.prefix}.bin"), 10 * passage.document + passage.first)
+    (fault,) = (fault for fault in audit(run.folder).faults if str(fault.where).startswith("step 4,"))
+    assert fault.what == "two samples or more are not on the disk as they were trained on"
+    for name, sample in changed.items():
+        assert f"(corpus {name}) was changed, which holds sample {sample}" in str(fault.found)
 
 
 def test_a_file_of_which_much_was_changed_is_named_by_its_sidecar(data: Path, run: RecordedRun) -> None:
@@ -172,7 +190,7 @@ def test_a_file_of_which_much_was_changed_is_named_by_its_sidecar(data: Path, ru
     tokens.flush()
     fault = first_fault(run)
     assert str(fault.where).startswith("step 1,")
-    assert fault.found == f"{data / 'math'}.bin (corpus math) was changed"
+    assert str(fault.found).startswith(f"{data / 'math'}.bin (corpus math) was changed, which holds samples 0, ")
 
 
 def test_a_token_changed_beyond_the_vocabulary_is_found(data: Path, run: RecordedRun) -> None:
@@ -227,3 +245,18 @@ def test_no_more_faults_than_a_person_reads_are_listed(data: Path, run: Recorded
     for _ in range(MOST_FAULTS + 5):
         run.record(StepHash(1, 1))
     assert len(audit(run.folder).faults) == MOST_FAULTS
+
+
+@pytest.mark.parametrize("other", ["-1", "0", "9" * 18, "9" * 5000, "1.5", "null"], ids=lambda other: other[:9])
+def test_a_damaged_number_of_a_ledger_is_refused_or_found(data: Path, run: RecordedRun, other: str) -> None:
+    """Whichever it is, an audit ends with a DsmathError or with its findings, and in no other way."""
+    run.train(config(data), steps=2)
+    run.train(config(data, 1.0, 1.0, 1.0), steps=1)
+    for file in (run.ledger.plan_file, run.ledger.steps_file):
+        content = file.read_text()
+        for number in list(re.finditer(r"(?<=[:\[,])\d+", content))[::4]:
+            file.write_text(content[: number.start()] + other + content[number.end() :])
+            with suppress(DsmathError):
+                audit(run.folder, last_step=1)
+        file.write_text(content)
+    assert audit(run.folder).holds

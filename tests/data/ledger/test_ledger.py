@@ -44,7 +44,24 @@ def test_a_torn_last_line_is_no_row(tmp_path: Path) -> None:
     assert [row.step for row in ledger.rows()] == [1]
 
 
-@pytest.mark.parametrize("line", ["", "{}", "[1]", '{"step": 2}', "\x00" * 9])
+ROW = '{"step":2,"plan_version":0,"first_sample":8,"samples":8,"total":"0000000000000001","moment":"000000000000000f"}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{}",
+        "[1]",
+        '{"step": 2}',
+        "\x00" * 9,
+        "[" * 200_000,
+        ROW.replace('"samples":8', f'"samples":{10**18}'),  # would be hashed, and not fit into memory
+        ROW.replace('"first_sample":8', f'"first_sample":{2**63}'),
+        ROW.replace('"first_sample":8', f'"first_sample":{"9" * 5000}'),
+    ],
+    ids=range(9),
+)
 def test_a_damaged_row_is_refused_by_line(tmp_path: Path, line: str) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(1, 0, 0, 8, StepHash(1, 1))
@@ -53,6 +70,12 @@ def test_a_damaged_row_is_refused_by_line(tmp_path: Path, line: str) -> None:
     with pytest.raises(DataError, match="the ledger is damaged") as refusal:
         ledger.rows()
     assert f"{ledger.steps_file}:2" in refusal.value.text()
+
+
+def test_the_row_that_those_damages_start_from_is_one(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.steps_file.write_text(ROW + "\n")
+    assert ledger.rows()[0].hash == (1, 15)
 
 
 def test_a_run_without_a_ledger_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter, dtype_for
@@ -179,3 +179,21 @@ def test_a_negative_token_is_beyond_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(IndexedDatasetError, match="beyond the model's vocabulary") as refusal:
         training.sample(0)
     assert "-2" in refusal.value.text()
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(content=st.binary(min_size=48, max_size=48), number=st.integers(0, 20))
+def test_whatever_bytes_a_bin_holds_a_sample_has_known_ids_or_is_refused(
+    tmp_path: Path, content: bytes, number: int
+) -> None:
+    with IndexedWriter(tmp_path / "hostile", np.dtype(np.int32)) as writer:
+        writer.add_documents(np.zeros(12, np.int32), np.array([5, 0, 7]))
+    (tmp_path / "hostile.bin").write_bytes(content)
+    try:
+        tokens, _ = samples("math", [IndexedDataset(tmp_path / "hostile")], 3, 1).sample(number)
+    except IndexedDatasetError as refusal:
+        assert "document 0" in str(refusal.where) or "document 2" in str(refusal.where)
+        return
+    assert set(tokens.tolist()) <= {
+        token for token in np.frombuffer(content, "<i4").tolist() if 0 <= token < VOCABULARY
+    }

@@ -1,0 +1,46 @@
+"""Small sets of examples for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_dsmath.data.conversations.batch_encoding import Options
+from megatron_dsmath.data.conversations.build import build
+from megatron_dsmath.data.conversations.examples import Examples
+from megatron_dsmath.data.conversations.sources import Source
+from tests.support.small_tokenizer import write_small_tokenizer
+
+TOOL = "```python\nprint({0})\n```\n```output\n{0}\n```\nIt is {0}."
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    """Conversations of all kinds and of many lengths, each told from the others by its number."""
+    texts = ["x" * (7 * number % 60) + f" {number}" for number in range(count)]
+    return [
+        {
+            "question": f"第{number}题：{text}" if number % 3 == 0 else f"Question {number}: {text}",
+            "answer": (text, f"```python\n{text}\n```", TOOL.format(number))[number % 3],
+            "topic": f"topic {number % 4}",
+        }
+        for number, text in enumerate(texts)
+    ]
+
+
+def write_rows(path: Path, content: list[dict[str, Any]]) -> Path:
+    """A JSONL file of rows."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+    return path
+
+
+def small_set(folder: Path, count: int = 60, *, passes: tuple[float, ...] = (1.0, 1.0), **options: Any) -> Examples:
+    """A set of two sources, `count` examples in the first and a third as many in the second."""
+    tokenizer = write_small_tokenizer(folder / "tokenizer")
+    counts = (count, count // 3)
+    sources = [
+        Source(name, (write_rows(folder / f"{name}.jsonl", rows(size)),), passes_per_epoch=often)
+        for name, size, often in zip(("first", "second"), counts, passes, strict=True)
+    ]
+    build(sources, tokenizer, folder / "set", Options(**{"sequence_length": 256, **options}))
+    return Examples(folder / "set")
