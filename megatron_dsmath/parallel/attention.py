@@ -1,4 +1,4 @@
-"""Attention on torch's scaled_dot_product_attention: flash on a GPU, blocked on a CPU, never an s x s matrix."""
+"""Attention on torch's own kernels: flash on a GPU, blocked on a CPU, never an s x s matrix."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_dsmath.parallel.documents import attention_within, positions_within
 from megatron_dsmath.parallel.rotary import rotate
 
 
 class CoreAttention(torch.nn.Module):
-    """The part of self-attention between the projections: rotary positions, then causal over the whole sample."""
+    """The part of self-attention between the projections: rotary positions, then causal attention."""
 
     def __init__(self, config: TransformerConfig, rope_theta: float, **_unused: Any) -> None:
         super().__init__()
@@ -24,11 +25,19 @@ class CoreAttention(torch.nn.Module):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: None = None,
+        bounds: torch.Tensor | None = None,
         /,
         **_unused: Any,
     ) -> torch.Tensor:
-        """[sequence, batch, heads, channels] each to [sequence, batch, heads x channels]."""
+        """[sequence, batch, heads, channels] each to [sequence, batch, heads x channels].
+
+        Over the whole sequence, or within documents: their `bounds` (`documents`) come in the place of a mask, which
+        megatron-core hands to every layer and keeps for recomputing it.
+        """
+        if bounds is not None:
+            positions = positions_within(bounds, query.size(0), query.size(1))
+            query, key = (rotate(states, self.rope_theta, positions) for states in (query, key))
+            return attention_within(query, key, value, bounds).flatten(2)
         query, key = rotate(query, self.rope_theta), rotate(key, self.rope_theta)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         output = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)

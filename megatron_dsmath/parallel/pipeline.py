@@ -17,6 +17,10 @@ class TokenBatch(Protocol):
     def tokens(self) -> torch.Tensor:
         """[microbatch, sequence + 1], already on the device."""
 
+    @property
+    def document_bounds(self) -> torch.Tensor | None:
+        """Where documents lie that do not see each other, as `parallel.documents` has it; None: all see all before."""
+
 
 # (nats [microbatch, sequence], microbatch) -> (sum of nats, target tokens, what to report of them)
 LossOf = Callable[[torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -50,6 +54,7 @@ def run_microbatches(
 
 def _forward(loss_of: LossOf, microbatches: Iterator[TokenBatch], piece: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     microbatch = next(microbatches)
-    # Rotary positions are the columns, and attention is causal by its kernel: neither ids nor a mask are needed.
-    output = piece(microbatch.tokens[:, :-1], None, None, labels=microbatch.tokens[:, 1:])
+    # Every stage reads the bounds from its own copy of the microbatch. Attention is causal by its kernel and knows the
+    # positions: neither a mask nor ids are needed.
+    output = piece(microbatch.tokens[:, :-1], None, microbatch.document_bounds, labels=microbatch.tokens[:, 1:])
     return output, lambda nats: loss_of(nats, microbatch)

@@ -18,9 +18,11 @@ def rotary_table(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(states: torch.Tensor, theta: float) -> torch.Tensor:
-    """Turn [sequence, batch, heads, channels] by each position's angles."""
+def rotate(states: torch.Tensor, theta: float, positions: torch.Tensor | None = None) -> torch.Tensor:
+    """Turn [sequence, batch, heads, channels] by the angles of `positions` [sequence, batch]; None counts from 0."""
     cosines, sines = rotary_table(states.size(0), states.size(3), theta, states.device, states.dtype)
+    if positions is not None:
+        cosines, sines = cosines[:, 0][positions], sines[:, 0][positions]
     rotated: torch.Tensor = _Rotation.apply(states, cosines, sines)
     return rotated
 

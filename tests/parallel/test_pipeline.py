@@ -7,7 +7,7 @@ import torch
 
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.model import decoder
-from megatron_dsmath.model.loss import sums_by_corpus
+from megatron_dsmath.model.loss import sums_by_group
 from megatron_dsmath.parallel.pipeline import run_microbatches
 from tests.support import training
 from tests.support.ranks import run_ranks
@@ -17,6 +17,7 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
     (1, {}),
     (2, {"parallel__pipeline": 2}),
     (2, {"parallel__pipeline": 2, "parallel__virtual_stages": 2}),
+    (2, {"parallel__pipeline": 2, "parallel__virtual_stages": 2, "data__attend_across_documents": False}),
     (2, {"parallel__tensor": 2, "parallel__sequence": True}),
     (2, {"parallel__overlap_communication": True}),
 ]
@@ -32,7 +33,7 @@ def validated(run: RunConfig) -> dict[str, Any]:
 
     def loss_of(nats: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         asked.append(nats.requires_grad)
-        return sums_by_corpus(nats, batch, training.CORPORA)
+        return sums_by_group(nats, batch, training.CORPORA)
 
     run_microbatches(opened.pieces, opened.share(0), loss_of, backward=False)
     forward = opened.accumulate(0, backward=False)

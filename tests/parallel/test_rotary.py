@@ -62,6 +62,23 @@ def test_angles_follow_the_definition() -> None:
             assert sines[position, 0, 0, pair].item() == pytest.approx(math.sin(angle), abs=1e-6)
 
 
+def test_positions_turn_as_their_places_in_a_longer_sequence_do() -> None:
+    states = states_of(torch.float32, length=7)
+    positions = torch.tensor([[0, 0], [1, 1], [0, 2], [1, 3], [2, 4], [0, 5], [0, 6]])
+    turned = rotate(states, THETA, positions)
+    for row in range(2):
+        for place, position in enumerate(positions[:, row].tolist()):
+            moved = torch.zeros_like(states)
+            moved[position, row] = states[place, row]
+            assert torch.equal(rotate(moved, THETA)[position, row], turned[place, row])
+
+
+def test_the_gradient_is_that_of_the_rotation_by_positions() -> None:
+    states = states_of(torch.float64, length=5, channels=6).requires_grad_()
+    positions = torch.tensor([[0, 0], [0, 1], [1, 2], [2, 0], [0, 1]])
+    assert torch.autograd.gradcheck(lambda tensor: rotate(tensor, THETA, positions), states)
+
+
 def test_the_product_of_two_turned_vectors_depends_on_their_distance_alone() -> None:
     query, key = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(2))
     turned_query, turned_key = (rotate(vector.expand(40, 1, 1, 16).contiguous(), THETA) for vector in (query, key))
