@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
 
 from megatron_dsmath import __version__
+from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
+from megatron_dsmath.checkpoint.source_commit import source_commit
 from megatron_dsmath.config.model import ModelConfig
 from megatron_dsmath.config.section import Section
 from megatron_dsmath.errors import CheckpointError
@@ -38,8 +40,8 @@ Files = dict[Annotated[str, AfterValidator(_inside)], FileEntry]
 
 
 def software() -> dict[str, str]:
-    """The versions a checkpoint is written with."""
-    versions = {"python": platform.python_version(), "megatron_dsmath": __version__}
+    """The versions a checkpoint is written with, and the commit of this program."""
+    versions = {"python": platform.python_version(), "megatron_dsmath": __version__, "commit": source_commit()}
     for package in ("torch", "megatron-core", "safetensors"):
         try:
             versions[package] = version(package)
@@ -70,6 +72,12 @@ class Manifest(Section):
     """Fingerprint of the tokenizer whose files are in `tokenizer/`; null where there is none."""
     state: dict[str, Any]
     """What else the writer wants back."""
+    run: dict[str, Any] = Field(default_factory=dict)
+    """The values of the run file that decide which tokens come next, by dotted key; empty for weights."""
+    machine: dict[str, Any] = Field(default_factory=dict)
+    """What beside the run file decides its bits, of rank 0: threads, processor, device, torch; empty for weights."""
+    logit_gate: LogitVerdict | None = None
+    """What comparing an import's logits with transformers' found; null where nothing was imported."""
     software: dict[str, str] = Field(default_factory=software)
     files: Files = Field(default_factory=dict)
     """Every other file of the checkpoint by its path in it."""

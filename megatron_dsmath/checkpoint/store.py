@@ -18,6 +18,7 @@ from megatron_dsmath.checkpoint import whole_directory
 from megatron_dsmath.checkpoint.manifest import MANIFEST, FileEntry, Manifest, not_a_checkpoint, read_manifest
 from megatron_dsmath.checkpoint.whole_directory import refused_by_the_system
 from megatron_dsmath.errors import CheckpointError
+from megatron_dsmath.faults import fault_point
 
 LATEST = "LATEST"
 KEPT_AT_LEAST = 2  # a newest one that turns out corrupt must not have been the only one
@@ -40,36 +41,37 @@ def begin(root: Path, step: int) -> Path:
     return whole_directory.begin(target)
 
 
-def hashes(folder: Path, rank: int = 0, size: int = 1) -> dict[str, FileEntry]:
-    """Size and sha256 of this rank's share of the files, by path in `folder`; each is brought to the disk.
+def hashes(folder: Path) -> dict[str, FileEntry]:
+    """Size and sha256 of every file by its path in `folder`; each is brought to the disk. Raises as `file_entry`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_entry(path) for path in files}
 
-    The shares of ranks 0 to `size` - 1 are every file once, the large ones spread evenly. Raises OutputError when the
-    system cannot keep what was written, which some file systems say only now.
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and sha256 of a file, which is brought to the disk.
+
+    Raises OutputError when the system cannot keep what was written, which some file systems say only now.
     """
-    files = sorted(
-        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: (-path.stat().st_size, path)
-    )
-    records = {}
-    for path in files[rank::size]:
-        with refused_by_the_system(path):
-            whole_directory.sync(path)
-        name = path.relative_to(folder).as_posix()
-        records[name] = FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
-    return records
+    with refused_by_the_system(path):
+        whole_directory.sync(path)
+    return FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
 
 
 def publish(incomplete: Path, manifest: Manifest) -> Path:
-    """Write the manifest, give the checkpoint its name and point LATEST to it; one rank calls this, after `hashes`.
+    """Write the manifest, give the checkpoint its name and point LATEST to it; one process calls this.
 
-    Returns the published directory. Raises CheckpointError when the files are not those of the manifest, OutputError
-    when the system refuses.
+    The files are on the disk. Returns the published directory. Raises CheckpointError when they are not those of the
+    manifest, OutputError when the system refuses.
     """
     _require_sizes(incomplete, manifest)
     path = incomplete / MANIFEST
     with refused_by_the_system(path):
+        fault_point("checkpoint.before_manifest")
         path.write_text(manifest.to_json(), encoding="utf-8")
         whole_directory.sync(path)
+    fault_point("checkpoint.before_rename")
     published = whole_directory.publish(incomplete)
+    fault_point("checkpoint.before_pointer")
     if _STEP.fullmatch(published.name):
         with suppress(OSError):  # a hint: the checkpoint itself is safe
             scratch = published.with_name(f"{LATEST}.{os.getpid()}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_dsmath.data.atomic_files import cannot_write, require_free_space
 from megatron_dsmath.errors import OutputError
+from megatron_dsmath.faults import fault_point
 
 _INCOMPLETE = re.compile(r"(?P<target>.+)\.incomplete-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}")
 
@@ -74,6 +75,7 @@ def withdraw(published: Path) -> None:
     """Delete a published directory: it loses its name first, so that no reader ever meets half of it."""
     incomplete = published.with_name(f"{published.name}.incomplete-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
     published.rename(incomplete)
+    fault_point("checkpoint.pruning")
     discard(incomplete)
 
 

@@ -4,153 +4,201 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from torch.distributed.checkpoint.api import CheckpointException
+from types import TracebackType
+from typing import Any, NamedTuple
 
 from megatron_dsmath.checkpoint import store, whole_directory
+from megatron_dsmath.checkpoint.background_writer import BackgroundWriter
 from megatron_dsmath.checkpoint.manifest import FileEntry, Manifest
-from megatron_dsmath.checkpoint.weights import check_same_model
-from megatron_dsmath.config import RunConfig, dump
-from megatron_dsmath.data.atomic_files import cannot_write
-from megatron_dsmath.errors import CheckpointError
-from megatron_dsmath.parallel import shards
-from megatron_dsmath.parallel.collectives import any_rank, barrier, from_first_rank, gather
-from megatron_dsmath.parallel.optimizer import parameters_in_place
-from megatron_dsmath.parallel.topology import Topology
-from megatron_dsmath.training.inputs import newest_checkpoint
+from megatron_dsmath.faults import fault_point
+from megatron_dsmath.parallel.collectives import any_rank, from_first_rank, gather
+from megatron_dsmath.parallel.shards import Snapshots
+from megatron_dsmath.training.changes import deciding_keys
 from megatron_dsmath.training.job import Job
-from megatron_dsmath.training.run_directory import keep_rows_until, replace_text
+from megatron_dsmath.training.machine import machine
 from megatron_dsmath.training.state import State
 
 SHARDS, TOKENIZER = "shards", "tokenizer"
 STATE_BYTES_PER_PARAMETER = 16  # at most: the weight, its fp32 copy and two moments
 
 
-def is_due(job: Job, state: State) -> bool:
-    """Whether the state after this step is to be saved; all ranks agree."""
-    settings = job.run.checkpoint
-    if state.step == job.run.schedule.steps:
-        return True
-    if settings.every_steps and state.step % settings.every_steps == 0:
-        return True
-    if not settings.every_minutes:
-        return False
-    return any_rank(time.monotonic() - job.last_save_time > 60 * settings.every_minutes, job.topology)
+class _Saving(NamedTuple):
+    """A checkpoint that is not published yet."""
+
+    folder: Path
+    manifest: Manifest
+    is_written: bool  # by all ranks; what is left is to publish it
 
 
-def save(job: Job, state: State) -> None:
-    """Write `checkpoints/step_N`: it is there once it is whole, and older ones go only then."""
-    root, first = job.directory.checkpoints, job.topology.rank == 0
-    folder = Path(from_first_rank(str(_begin(job, root, state)) if first else ""))
-    with _discarded_on_failure(folder, first):
-        with parameters_in_place(job.pieces):
-            shards.save(folder / SHARDS, job.pieces, job.optimizer)
-        parts = gather(store.hashes(folder, job.topology.rank, job.topology.world_size), job.topology)
-        if first:
-            job.ledger.sync()
-            files = {name: entry for part in parts for name, entry in part.items()}
-            store.publish(folder, _manifest(job, state, files))
-            store.prune(root, job.run.checkpoint.keep)
-    barrier()
-    job.last_save_time = time.monotonic()
+class Saver:
+    """Saves a run's state, of which the run waits for a copy in memory only; writing is another process' work.
 
+    All ranks call every method alike. Older checkpoints go once a newer one is published. A failure to write is
+    raised by the next call, as OutputError on every rank.
+    """
 
-def newest(run: RunConfig, topology: Topology) -> Path | None:
-    """The newest whole checkpoint of the run, on every rank; None where it never saved."""
-    found: Path | None = from_first_rank(newest_checkpoint(run) if topology.rank == 0 else None)
-    return found
+    def __init__(self, job: Job) -> None:
+        self._job, self._topology = job, job.topology
+        self._is_first = job.topology.rank == 0
+        self._snapshots: Snapshots | None = None
+        self._writer: BackgroundWriter | None = None
+        self._saving: _Saving | None = None
+        self._last_save_time = time.monotonic()
+        if self._is_first:
+            whole_directory.remove_leftovers(job.directory.checkpoints, "step_*")
 
+    def __enter__(self) -> Saver:
+        return self
 
-def restore(job: Job, checkpoint: Path | None) -> State:
-    """That checkpoint into the job, or a start at step 0; the run's directory then tells of no step beyond."""
-    state = job.start
-    if checkpoint is not None:
-        _load(job, checkpoint)
-    if job.topology.rank == 0:
-        logs, starts = job.directory.logs, job.directory.starts()
-        replace_text(job.directory.resolved_config, dump(job.run))
-        moved = keep_rows_until(job.directory.metrics, state.step, logs / f"metrics_before_start_{starts}.jsonl")
-        keep_rows_until(job.ledger.steps_file, state.step, logs / f"ledger_before_start_{starts}.jsonl")
-        job.ledger.write_plan(job.batches.plan)
-        job.directory.log_start(step=state.step, world_size=job.topology.world_size, rows_done_again=moved)
-        if checkpoint is not None:
-            print(f"continuing after step {state.step} from {checkpoint}", flush=True)
-    return state
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is not published yet, as far as `poll` has noticed."""
+        return self._saving is not None
 
-def _begin(job: Job, root: Path, state: State) -> Path:
-    store.preflight(root, job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
-    folder = store.begin(root, state.step)
-    with _discarded_on_failure(folder, first=True):
-        (folder / SHARDS).mkdir()
-        (folder / TOKENIZER).mkdir()
-        for file in job.tokenizer.files:
-            shutil.copyfile(file, folder / TOKENIZER / file.name)
-    return folder
+    @property
+    def size_bytes(self) -> int:
+        """Of this rank's part of the state; 0 before the first save."""
+        return 0 if self._snapshots is None else self._snapshots.size_bytes
 
+    def is_due(self, state: State) -> bool:
+        """Whether the state after this step is to be saved; all ranks agree."""
+        settings = self._job.run.checkpoint
+        if state.step == self._job.run.schedule.steps:
+            return True
+        if settings.every_steps and state.step % settings.every_steps == 0:
+            return True
+        if not settings.every_minutes:
+            return False
+        return any_rank(time.monotonic() - self._last_save_time > 60 * settings.every_minutes, self._topology)
 
-@contextmanager
-def _discarded_on_failure(folder: Path, first: bool) -> Iterator[None]:
-    """Leave nothing of a checkpoint that cannot be finished; raise OutputError where the system refused to write."""
-    try:
-        yield
-    except BaseException as error:
-        if first:
-            whole_directory.discard(folder)
-        refusal = _system_refusal(error)
-        if refusal is None:
+    def save(self, state: State) -> None:
+        """Copy the state and have it written to `checkpoints/step_N`, which is there once it is whole.
+
+        Waits for the checkpoint before, if that is still being written, and says so.
+        """
+        self._wait_for_the_one_before(state)
+        folder = Path(from_first_rank(str(self._begin(state)) if self._is_first else ""))
+        try:
+            self._copy(state, folder)
+        except BaseException:
+            if self._is_first:
+                whole_directory.discard(folder)
             raise
-        raise cannot_write(folder, refusal) from error
+        self._saving = _Saving(folder, _manifest(self._job, state), is_written=False)
+        self._last_save_time = time.monotonic()
+        if not self._job.run.checkpoint.asynchronous:
+            self.finish()
+
+    def poll(self) -> None:
+        """Go on with the checkpoint that is being written, if every rank's writer is done; never waits for one."""
+        if self._saving is not None and not any_rank(self._opened()[1].is_busy, self._topology):
+            self._advance()
+
+    def finish(self) -> None:
+        """Wait until nothing is left to write or to publish."""
+        while self._saving is not None:
+            self._advance()
+
+    def _copy(self, state: State, folder: Path) -> None:
+        snapshots, writer = self._opened()
+        fault_point("checkpoint.copying", state.step)
+        small = snapshots.take(writer.memory)
+        fault_point("checkpoint.copied", state.step)
+        present = [f"{SHARDS}/{name}" for name in small]
+        if self._is_first:
+            present += [f"{TOKENIZER}/{file.name}" for file in self._job.tokenizer.files]
+        with whole_directory.refused_by_the_system(folder):
+            for name, content in small.items():
+                (folder / SHARDS / name).write_bytes(content)
+        staged = {f"{SHARDS}/{snapshots.file_name}": snapshots.size_bytes}
+        writer.ask("write", folder=str(folder), staged=staged, present=present)
+
+    def _opened(self) -> tuple[Snapshots, BackgroundWriter]:
+        if self._snapshots is None or self._writer is None:
+            self._snapshots = Snapshots(self._job.pieces, self._job.optimizer, self._topology)
+            self._writer = BackgroundWriter(max(1, self._snapshots.size_bytes))
+            self._snapshots.prepare(self._writer.memory)
+        return self._snapshots, self._writer
+
+    def _advance(self) -> None:
+        assert self._saving is not None
+        folder, manifest, is_written = self._saving
+        _, writer = self._opened()
+        answers = gather(writer.answer(), self._topology)
+        refusals = [answer.refused for answer in answers if answer.refused is not None]
+        if refusals:
+            self._saving = None
+            if self._is_first:
+                whole_directory.discard(folder)
+            raise refusals[0]
+        if is_written:
+            self._saving = None
+            return
+        self._saving = _Saving(folder, manifest, is_written=True)
+        if self._is_first:
+            parts = [answer.done or {} for answer in answers]
+            files = {name: FileEntry(**entry) for part in parts for name, entry in part.items()}
+            writer.ask(
+                "publish",
+                folder=str(folder),
+                manifest=manifest.model_copy(update={"files": files}).to_json(),
+                keep=self._job.run.checkpoint.keep,
+                sync=[str(self._job.ledger.steps_file)],
+            )
+
+    def _begin(self, state: State) -> Path:
+        root = self._job.directory.checkpoints
+        store.preflight(root, self._job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
+        folder = store.begin(root, state.step)
+        try:
+            with whole_directory.refused_by_the_system(folder):
+                fault_point("checkpoint.begun", state.step)
+                (folder / SHARDS).mkdir()
+                (folder / TOKENIZER).mkdir()
+                for file in self._job.tokenizer.files:
+                    shutil.copyfile(file, folder / TOKENIZER / file.name)
+        except BaseException:
+            whole_directory.discard(folder)
+            raise
+        return folder
+
+    def _wait_for_the_one_before(self, state: State) -> None:
+        if self._saving is None:
+            return
+        started, folder = time.monotonic(), self._saving.folder
+        self.finish()
+        if self._is_first:
+            before = folder.name.partition(".")[0]
+            seconds = time.monotonic() - started
+            print(f"step {state.step} waited {seconds:.1f} s to be saved, until {before} was written", flush=True)
 
 
-def _system_refusal(error: BaseException) -> OSError | None:
-    # torch gathers what failed on any rank into one error, which is no Exception.
-    causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-    for cause in causes:
-        if isinstance(cause, OSError):
-            return cause
-        if "inline_container.cc" in str(cause):  # torch's archive writer does not pass on why it could not write
-            return OSError("a file could not be finished")
-    return None
+def layout(job: Job) -> dict[str, Any]:
+    """How the run's ranks are arranged."""
+    return {**job.run.parallel.model_dump(mode="json"), "world_size": job.topology.world_size}
 
 
-def _load(job: Job, folder: Path) -> None:
-    manifest = store.verify(folder, job.topology.rank, job.topology.world_size)
-    check_same_model(manifest.model, job.run.model, where=folder)
-    kinds = (manifest.layout["distributed_optimizer"], job.run.parallel.distributed_optimizer)
-    if kinds[0] != kinds[1]:
-        raise CheckpointError(
-            "the optimizer's state was saved in another form",
-            where=folder,
-            found=f"parallel.distributed_optimizer {kinds[0]}",
-            expected=f"{kinds[1]}, as the run file has it",
-            fix=f"set parallel.distributed_optimizer: {str(kinds[0]).lower()}",
-        )
-    if not kinds[0] and manifest.precision != job.run.precision:  # the distributed one keeps fp32 in either
-        raise CheckpointError(
-            "the optimizer's state was saved in another precision",
-            where=folder,
-            found=f"precision {manifest.precision}",
-            expected=f"{job.run.precision}, as the run file has it",
-            fix=f"set precision: {manifest.precision}, or name this run under model.initial_weights of a new one",
-        )
-    shards.load(folder / SHARDS, job.pieces, job.optimizer)
-
-
-def _manifest(job: Job, state: State, files: dict[str, FileEntry]) -> Manifest:
-    run, topology = job.run, job.topology
+def _manifest(job: Job, state: State) -> Manifest:
+    run = job.run
     return Manifest(
         kind="training",
         step=state.step,
         next_sample=state.next_sample,
         consumed_tokens=state.consumed_tokens,
         model=run.model,
-        layout={**run.parallel.model_dump(mode="json"), "world_size": topology.world_size},
+        layout=layout(job),
         precision=run.precision,
         tokenizer_fingerprint=job.tokenizer.fingerprint,
         state=state.as_dict(),
-        files=files,
+        run=deciding_keys(run),
+        machine=machine(job.topology),
     )

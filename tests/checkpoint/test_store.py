@@ -82,14 +82,6 @@ def test_hashes_are_those_of_sha256sum(tmp_path: Path) -> None:
     assert found == {name: digest for digest, name in (line.split("  ") for line in lines.splitlines())}
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_ranks_together_hash_each_file_once(tmp_path: Path, size: int) -> None:
-    fill(tmp_path)
-    shares = [store.hashes(tmp_path, rank, size) for rank in range(size)]
-    names = [name for share in shares for name in share]
-    assert sorted(names) == sorted(store.hashes(tmp_path))
-
-
 def test_a_published_step_is_never_written_again(tmp_path: Path) -> None:
     save(tmp_path, 4)
     with pytest.raises(OutputError, match="exists already"):
@@ -144,6 +136,12 @@ def test_ranks_together_verify_every_file(tmp_path: Path) -> None:
     assert found == 1
 
 
+@pytest.mark.fault(
+    "R7",
+    injected="`LATEST` wrong, of nowhere, empty, garbage, gone",
+    where="the store alone",
+    holds="no effect",
+)
 @pytest.mark.parametrize("content", ["step_4", "step_999", "", "\0garbage", None])
 def test_the_pointer_is_only_a_hint(tmp_path: Path, content: str | None) -> None:
     save(tmp_path, 4)
@@ -251,6 +249,12 @@ def test_a_directory_that_is_not_there_holds_no_checkpoint(tmp_path: Path) -> No
         store.locate(tmp_path / "nowhere")
 
 
+@pytest.mark.fault(
+    "R4",
+    injected="less room than a checkpoint needs",
+    where="the check before a save",
+    holds="refused with the bytes needed and free, nothing written",
+)
 def test_too_little_room_is_refused_with_the_bytes(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     store.preflight(tmp_path / "checkpoints", free // 2)
@@ -259,6 +263,12 @@ def test_too_little_room_is_refused_with_the_bytes(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.fault(
+    "R5",
+    injected="a directory that nobody may write",
+    where="`/proc`",
+    holds="refused before anything is begun",
+)
 def test_a_place_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(OutputError, match="/proc"):
         store.preflight(Path("/proc/run"), 1)

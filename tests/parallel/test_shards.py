@@ -4,6 +4,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable
+from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ import torch
 
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.parallel import shards
+from megatron_dsmath.parallel.collectives import barrier
+from megatron_dsmath.parallel.state_parts import SHARDING
+from megatron_dsmath.parallel.transformer import unwrapped
 from tests.support import training
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
@@ -118,6 +122,58 @@ def test_a_checkpoint_holds_fp32_masters_and_moments_whatever_the_precision(save
         assert tensor.dtype == (torch.float32 if name.startswith("optimizer.state.") else torch.bfloat16), name
 
 
+def save_both_ways(run: RunConfig, folder: Path) -> None:
+    """Our files, and those of megatron-core's own `fully_reshardable` through torch's own writer."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies import torch as strategies
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+
+    class Written(strategies.TorchDistSaveShardedStrategy):  # without the processes that megatron-core would start
+        def save(self, sharded_state_dict: Any, checkpoint_dir: Path) -> None:
+            tensors, _, _ = strategies._replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+            planner = strategies.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
+            state = strategies.mcore_to_pyt_state_dict(tensors, False)
+            save_tensors(state, storage_writer=FileSystemWriter(checkpoint_dir), planner=planner)
+
+    opened = training.start(run)
+    opened.step(0)
+    training.save(opened, folder / "ours")
+    weights = {"piece0": unwrapped(opened.pieces[0]).sharded_state_dict(metadata=SHARDING)}
+    optimizer = opened.updater.sharded_state_dict(weights, is_loading=False, metadata=SHARDING)
+    (folder / "theirs").mkdir(exist_ok=True)
+    barrier()
+    strategy = Written("torch_dist", 1, keep_only_main_replica=True)
+    dist_checkpointing.save({**weights, "optimizer": optimizer}, str(folder / "theirs"), strategy)
+
+
+@pytest.mark.parametrize("name", ["DP2", "bf16, DP2", "TP2 SP"])
+def test_the_tensors_are_those_that_megatron_core_gathers_and_saves(name: str, tmp_path: Path) -> None:
+    ranks(name, save_both_ways, tmp_path)
+    ours, theirs = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs")
+    assert ours.keys() == theirs.keys()
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+
+
+def collectives_of_a_copy(run: RunConfig) -> list[str]:
+    """What ranks say to each other while a state is copied for the second time."""
+    opened = training.start(run)
+    opened.step(0)
+    snapshots = shards.Snapshots(opened.pieces, opened.updater, opened.place)
+    memory = mmap(-1, snapshots.size_bytes)
+    snapshots.prepare(memory)
+    snapshots.take(memory)
+    said: list[str] = []
+    for name in ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "broadcast", "gather"):
+        setattr(torch.distributed, name, lambda *_, name=name, **__: said.append(name))
+    snapshots.take(memory)
+    return said
+
+
+def test_ranks_say_nothing_to_each_other_to_copy_their_parts() -> None:
+    assert ranks("DP2", collectives_of_a_copy) == [[], []]
+
+
 def steps_and_betas(run: RunConfig, folder: Path) -> list[tuple[int, tuple[float, float], float]]:
     opened = training.start(run)
     shards.load(folder, opened.pieces, opened.updater)
@@ -160,6 +216,12 @@ class Hostile:
         return Path.touch, (self.evidence,)
 
 
+@pytest.mark.fault(
+    "S12",
+    injected="a checkpoint's `.metadata` that runs a program",
+    where="resuming a run",
+    holds="refused, and the program does not run",
+)
 def test_a_description_that_wants_to_run_a_program_is_refused_before_it_is_loaded(
     saved: Callable[[str], Saved], tmp_path: Path
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -29,6 +28,9 @@ def errors_in(*endings: Ending) -> list[str]:
     return re.findall(r"^error\[.*", "".join(ending.err for ending in endings), re.MULTILINE)
 
 
+TELLING = {"STATUS.json", "attempts.jsonl", "LOCK"}  # of a run's starts and endings
+
+
 class Contents(NamedTuple):
     """Every file of a directory but those that tell of its starts and endings."""
 
@@ -36,7 +38,7 @@ class Contents(NamedTuple):
 
     @classmethod
     def of(cls, folder: Path) -> Contents:
-        paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "STATUS.json")
+        paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in TELLING)
         return cls({str(path.relative_to(folder)): path.read_bytes() for path in paths})
 
 
@@ -71,36 +73,6 @@ def test_a_run_saves_when_so_many_minutes_have_passed_since_the_last_save(inputs
 
 
 # --- what cannot be written -----------------------------------------------------------------------------------------
-
-
-def dsmath_with_files_up_to(size_bytes: int, arguments: list[str]) -> Ending:
-    """No file of this process may grow beyond `size_bytes` once a checkpoint is begun: a disk that fills up."""
-    from megatron_dsmath.checkpoint import store
-
-    begin = store.begin
-
-    def begun(root: Path, step: int) -> Path:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
-        return begin(root, step)
-
-    store.begin = begun
-    return dsmath(arguments)
-
-
-# The tokenizer is 16 kB, metrics.jsonl less than 8, a shard of two ranks' 150.
-@pytest.mark.parametrize(("ranks", "size_bytes"), [(1, 10_000), (1, 50_000), (2, 50_000)])
-def test_a_disk_that_fills_up_while_saving_is_one_clear_error_and_leaves_nothing(
-    ranks: int, size_bytes: int, inputs: Path, tmp_path: Path
-) -> None:
-    run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml")
-    endings = run_ranks(ranks, dsmath_with_files_up_to, size_bytes, ["train", str(run_file)])
-    assert errors_in(*endings) == ["error[output]: the output cannot be written"]
-    assert endings[0].code == 78
-    assert "Traceback" not in "".join(ending.err for ending in endings)
-    assert checkpoints_of(tmp_path / "run") == []
-    status = status_of(tmp_path / "run")
-    assert (status["state"], status["exit_code"], status["step"]) == ("refused", 78, 3)
-    assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2, 3]
 
 
 def dsmath_on_a_disk_of(free_bytes: int, arguments: list[str]) -> Ending:
@@ -189,7 +161,8 @@ def test_a_run_with_another_tokenizer_than_its_checkpoint_s_is_refused(saved: Pa
     write_corpora(others)
     output = shutil.copytree(saved, tmp_path / "run")
     (ending,) = run_ranks(1, dsmath, ["train", str(write_run_file(others, output, tmp_path / "run.yaml"))])
-    assert (ending.code, errors_in(ending)) == (78, ["error[checkpoint]: the run was trained with another tokenizer"])
+    assert ending.code == 78
+    assert errors_in(ending)[0] == "error[checkpoint]: data.tokenizer is not what the run was trained with"
 
 
 def test_weights_alone_are_no_state_to_continue_from(inputs: Path, saved: Path, tmp_path: Path) -> None:
@@ -204,6 +177,7 @@ def test_weights_alone_are_no_state_to_continue_from(inputs: Path, saved: Path, 
     assert ending.code == 78
 
 
+@pytest.mark.fault("R6")
 def test_a_checkpoint_with_one_flipped_bit_is_refused_by_all_ranks_in_one_error(
     inputs: Path, saved: Path, tmp_path: Path
 ) -> None:
@@ -218,6 +192,12 @@ def test_a_checkpoint_with_one_flipped_bit_is_refused_by_all_ranks_in_one_error(
     assert status_of(output)["exit_code"] == 78
 
 
+@pytest.mark.fault(
+    "R15",
+    injected="another layout at resume",
+    where="2 ranks to TP2, PP2, one process",
+    holds="losses within 1e-5",
+)
 @pytest.mark.parametrize("layout", [{"parallel__tensor": 2}, {"parallel__pipeline": 2}, {}], ids=str)
 def test_a_run_continues_in_another_layout(
     layout: dict[str, Any], inputs: Path, saved: Path, one_process: list[Row], tmp_path: Path

@@ -1,0 +1,222 @@
+"""How long training stands still for a checkpoint of 300M parameters, and how much slower it is while that is written.
+
+Each layout saves a few times with the product's own Saver. What a save costs is held against one copy of as many bytes
+between warm buffers, done by all ranks at once; a step during the write, against a step without one, both the best of
+five. Both also in the ranks' own CPU seconds, which other work on the machine disturbs least.
+`python benchmarks/checkpoint.py`; 12 GB of memory and 16 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.data.ledger.ledger import Ledger
+from megatron_dsmath.parallel.collectives import barrier
+from megatron_dsmath.parallel.state_parts import SHARDING, state_parts
+from megatron_dsmath.parallel.transformer import unwrapped
+from megatron_dsmath.training.checkpointing import Saver
+from megatron_dsmath.training.run_directory import RunDirectory
+from megatron_dsmath.training.state import State
+from tests.support import training
+from tests.support.ranks import run_ranks
+from tests.support.runs import run_config
+
+COPIES_AT_MOST, SLOWER_AT_MOST = 2.0, 1.3
+ROUNDS = 5
+COPIED_BYTES = 1 << 28  # far beyond the caches
+
+MODEL: dict[str, Any] = {
+    "layers": 22,
+    "hidden_size": 1024,
+    "ffn_hidden_size": 2752,
+    "attention_heads": 16,
+    "key_value_heads": 16,
+    "vocabulary_size": 16384,
+    "max_position_embeddings": 64,
+    "norm_epsilon": 1e-6,
+    "rope_theta": 10000.0,
+    "initial_std": 0.02,
+    "initial_weights": None,
+    "kernels": "torch",
+}
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one process": (1, {}),
+    "TP2": (2, {"parallel__tensor": 2}),
+    "PP2": (2, {"parallel__pipeline": 2}),
+    "DP2, distributed optimizer": (2, {}),
+}
+
+
+class Figures(NamedTuple):
+    """What one rank saw."""
+
+    size_bytes: int
+    copy: tuple[float, float]
+    """Wall and CPU seconds, as everywhere here."""
+    first_save: tuple[float, float]
+    later_saves: list[tuple[float, float]]
+    write_seconds: float
+    step: tuple[float, float]
+    step_during_write: tuple[float, float]
+
+
+def measure(run: RunConfig) -> Figures:
+    """Train and save in this rank."""
+    opened = training.start(run)
+    directory = RunDirectory(Path(run.output))
+    if opened.place.rank == 0:
+        directory.create()
+        directory.ledger.mkdir()
+        Ledger(directory.ledger).steps_file.touch()
+    barrier()
+    job: Any = SimpleNamespace(
+        run=run,
+        topology=opened.place,
+        directory=directory,
+        tokenizer=SimpleNamespace(files=(), fingerprint="0" * 64),
+        pieces=opened.pieces,
+        optimizer=opened.updater,
+        ledger=Ledger(directory.ledger),
+    )
+    alone = best([timed_step(opened, number) for number in range(ROUNDS + 1)][1:])
+    with Saver(job) as saver:
+        saves, writes, disturbed = [], [], []
+        while len(disturbed) < ROUNDS or len(saves) < 4:
+            step = ROUNDS + len(saves) + 1
+            barrier()
+            started, cpu = time.perf_counter(), time.process_time()
+            saver.save(State(step=step))
+            saves.append((time.perf_counter() - started, time.process_time() - cpu))
+            saver.poll()
+            while saver.is_writing:
+                seconds = timed_step(opened, step)
+                saver.poll()
+                if saver.is_writing:  # all of the step fell into the write
+                    disturbed.append(seconds)
+            writes.append(time.perf_counter() - started)
+        size_bytes = saver.size_bytes
+        copying = timed_copy(size_bytes)
+    return Figures(size_bytes, copying, saves[0], saves[1:], min(writes), alone, best(disturbed))
+
+
+def gather(run: RunConfig) -> list[tuple[float, float]]:
+    """The best wall and CPU seconds of listing what a rank saves: megatron-core's way, which gathers, and ours."""
+    opened = training.start(run)
+    opened.step(0)
+    weights = {"piece0": unwrapped(opened.pieces[0]).sharded_state_dict(metadata=SHARDING)}
+    ways: list[Callable[[], object]] = [
+        lambda: opened.updater.sharded_state_dict(weights, is_loading=False, metadata=SHARDING),
+        lambda: state_parts(opened.pieces, opened.updater),
+    ]
+    found: list[list[tuple[float, float]]] = [[], []]
+    for _ in range(3):
+        for way, seconds in zip(ways, found, strict=True):
+            barrier()
+            wall, cpu = time.perf_counter(), time.process_time()
+            way()
+            seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return [best(seconds) for seconds in found]
+
+
+def timed_step(opened: training.Training, number: int) -> tuple[float, float]:
+    """Wall and CPU seconds of one step."""
+    barrier()
+    wall, cpu = time.perf_counter(), time.process_time()
+    opened.step(number)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def best(seconds: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of the first rounds, the shortest wall time and the fewest CPU seconds."""
+    return min(wall for wall, _ in seconds[:ROUNDS]), min(cpu for _, cpu in seconds[:ROUNDS])
+
+
+def timed_copy(size_bytes: int) -> tuple[float, float]:
+    """One copy of so many bytes into a warm buffer, at the best rate seen while all ranks copy."""
+    source, target = torch.ones(COPIED_BYTES, dtype=torch.uint8), torch.zeros(COPIED_BYTES, dtype=torch.uint8)
+    found = []
+    for _ in range(ROUNDS):
+        barrier()
+        started, cpu = time.perf_counter(), time.process_time()
+        target.copy_(source)
+        found.append((time.perf_counter() - started, time.process_time() - cpu))
+    wall, cpu = best(found)
+    return wall * size_bytes / COPIED_BYTES, cpu * size_bytes / COPIED_BYTES
+
+
+def main() -> int:
+    """Print a line a layout; exit 1 where a bar is missed."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--only", default="", help="layouts whose name contains this")
+    options.add_argument("--layers", type=int, default=MODEL["layers"])
+    arguments = options.parse_args()
+    runs = {name: of_layout(overrides, arguments.layers) for name, (_, overrides) in LAYOUTS.items()}
+    held = True
+    for name, (ranks, _) in LAYOUTS.items():
+        if arguments.only not in name:
+            continue
+        with tempfile.TemporaryDirectory(prefix="dsmath-checkpoint-") as folder:
+            run = runs[name].model_copy(update={"output": f"{folder}/run"})
+            figures: list[Figures] = run_ranks(ranks, measure, run, timeout_seconds=600)
+        held &= report(name, run.model.parameters, figures)
+    if arguments.only in "gather":
+        run = of_layout({}, layers=2)  # megatron-core's way takes too much memory for all layers
+        theirs, own = run_ranks(2, gather, run)[0]
+        print(f"DP2, {run.model.parameters / 1e6:.0f}M parameters: listing what is to be saved")
+        print(f"  megatron-core's, which gathers: {theirs[0]:.2f} s, {theirs[1]:.2f} CPU seconds")
+        print(f"  ours, which does not: {own[0]:.3f} s, {own[1]:.3f} CPU seconds; load {os.getloadavg()[0]:.1f}")
+    return 0 if held else 1
+
+
+def of_layout(overrides: dict[str, Any], layers: int) -> RunConfig:
+    """The benchmark's run; two short sequences a step, so that a step is short against the write."""
+    return run_config(
+        **overrides,
+        precision="bf16",
+        model={**MODEL, "layers": layers},
+        data__sequence_length=64,
+        schedule__sequences_per_step=2,
+        parallel__microbatch_sequences=1,
+    )
+
+
+def report(name: str, parameters: int, ranks: list[Figures]) -> bool:
+    """One layout's figures, those of the slowest rank; whether the bars hold."""
+    saves = [best(rank.later_saves) for rank in ranks]
+    copies, copies_cpu = (
+        max(save[kind] / rank.copy[kind] for save, rank in zip(saves, ranks, strict=True)) for kind in (0, 1)
+    )
+    slower, slower_cpu = (
+        max(rank.step_during_write[kind] for rank in ranks) / max(rank.step[kind] for rank in ranks) for kind in (0, 1)
+    )
+    slowest = max(ranks, key=lambda rank: best(rank.later_saves))
+    later = ", ".join(f"{wall:.2f}" for wall, _ in slowest.later_saves)
+    print(f"{name}: {parameters / 1e6:.0f}M parameters, {max(rank.size_bytes for rank in ranks) / 1e9:.2f} GB a rank")
+    print(f"  a save: first {slowest.first_save[0]:.2f} s, later {later} s; a copy {slowest.copy[0]:.2f} s")
+    print(
+        f"  training stands still for {copies:.2f} copies (at most {COPIES_AT_MOST:g}); {copies_cpu:.2f} in CPU seconds"
+    )
+    print(f"  written and published after {slowest.write_seconds:.1f} s")
+    print(
+        f"  a step during the write: {slowest.step_during_write[0]:.2f} s for {slowest.step[0]:.2f}, {slower:.2f} times"
+        f" (at most {SLOWER_AT_MOST:g}); {slower_cpu:.2f} in CPU seconds; load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
+    return copies <= COPIES_AT_MOST and slower <= SLOWER_AT_MOST
+
+
+if __name__ == "__main__":
+    sys.exit(main())
