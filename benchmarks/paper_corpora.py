@@ -48,5 +48,6 @@ def mixture(folder: Path, sequence_length: int = SEQUENCE_LENGTH) -> DataConfig:
         sequence_length=sequence_length,
         attend_across_documents=True,
         corpora=tuple(corpora),
+        conversations=None,
         held_out_share=0.0005,
     )

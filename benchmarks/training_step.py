@@ -22,7 +22,7 @@ import torch
 
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.model import decoder
-from megatron_dsmath.model.loss import sums_by_corpus
+from megatron_dsmath.model.loss import sums_by_group
 from megatron_dsmath.parallel import optimizer as gradients
 from megatron_dsmath.parallel import topology, transformer
 from megatron_dsmath.parallel.pipeline import run_microbatches
@@ -82,7 +82,9 @@ def ours(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Step
     adamw = gradients.build(run, reduced)
     size = run.parallel.microbatch_sequences
     batches = [
-        DeviceBatch(rows, torch.ones(size, rows.size(1) - 1), *torch.zeros(2, size, dtype=torch.long))
+        DeviceBatch(
+            rows, torch.ones(size, rows.size(1) - 1), torch.zeros(size, 1, 1).long(), torch.zeros(size).long(), None
+        )
         for rows in tokens.split(size)
     ]
 
@@ -90,7 +92,7 @@ def ours(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Step
         for piece in reduced:
             piece.zero_grad_buffer()
         adamw.zero_grad()
-        reports = run_microbatches(reduced, batches, lambda nats, batch: sums_by_corpus(nats, batch, 1), backward=True)
+        reports = run_microbatches(reduced, batches, lambda nats, batch: sums_by_group(nats, batch, 1), backward=True)
         gradients.update(adamw, 1e-4, run.optimizer.weight_decay)
         total = torch.stack(reports).sum((0, 1))
         return float(total[0] / total[1])

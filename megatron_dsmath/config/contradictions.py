@@ -149,6 +149,31 @@ def sequences_fit_the_positions(run: RunConfig) -> Iterator[ConfigError]:
         )
 
 
+def documents_are_kept_apart_by_our_kernels(run: RunConfig) -> Iterator[ConfigError]:
+    """TransformerEngine's layers are not told where documents lie."""
+    if not run.data.attend_across_documents and run.model.kernels == "transformer_engine":
+        yield ConfigError(
+            "TransformerEngine's attention would cross the documents of a sample",
+            where="data.attend_across_documents",
+            found="false, model.kernels transformer_engine",
+            expected="true, or model.kernels torch",
+            fix="set model.kernels: torch, which uses torch's flash kernel for documents of varying length",
+        )
+
+
+def a_run_reads_one_kind_of_data(run: RunConfig) -> Iterator[ConfigError]:
+    """Pretraining reads a mixture of corpora, fine-tuning a set of conversations."""
+    corpora, conversations = run.data.corpora, run.data.conversations
+    if bool(corpora) == bool(conversations):
+        yield ConfigError(
+            "a run reads corpora or conversations, one of the two",
+            where="data.conversations" if corpora else "data.corpora",
+            found="both" if corpora else "neither",
+            expected="entries under data.corpora, or data.conversations with a prefix",
+            fix="set data.conversations: null, or data.corpora: []" if corpora else "name the data to train on",
+        )
+
+
 def corpora_have_names_of_their_own(run: RunConfig) -> Iterator[ConfigError]:
     """Metrics are told apart by the corpus' name."""
     names = [corpus.name for corpus in run.data.corpora]
@@ -201,6 +226,8 @@ RULES: tuple[Rule, ...] = (
     overlap_has_an_optimizer_to_overlap,
     microbatches_divide_the_batch,
     sequences_fit_the_positions,
+    documents_are_kept_apart_by_our_kernels,
+    a_run_reads_one_kind_of_data,
     corpora_have_names_of_their_own,
     drops_come_in_order,
 )

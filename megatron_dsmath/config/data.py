@@ -1,6 +1,8 @@
-"""What the model reads: a mixture of corpora, weighted by tokens (paper, section 2.3)."""
+"""What the model reads: a mixture of corpora (paper, section 2.3), or conversations packed into sequences (3.2)."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field, PositiveInt
 
@@ -20,14 +22,27 @@ class CorpusConfig(Section):
     """Refuse a plan that reads the corpus more often than this; null allows any number."""
 
 
+class ConversationsConfig(Section):
+    """A set of examples, as `dsmath sft build` writes it."""
+
+    prefix: str
+    """The prefix of the set."""
+    packing: Literal["next-fit", "best-fit", "split"]
+    """How its examples fill sequences (paper: random concatenation, which is next-fit; record 23)."""
+
+
 class DataConfig(Section):
-    """The mixture and how it is cut into samples."""
+    """Either a mixture or conversations, and how they are cut into samples."""
 
     tokenizer: str
-    """The tokenizer the corpora were made with: a folder, a `tokenizer.json` or a SentencePiece `.model`."""
+    """The tokenizer the data was made with: a folder, a `tokenizer.json` or a SentencePiece `.model`."""
     sequence_length: PositiveInt
     """Tokens a sample trains on; a sample holds one more (paper: 4096)."""
-    corpora: tuple[CorpusConfig, ...] = Field(min_length=1)
-    """The sources of the mixture."""
+    attend_across_documents: bool
+    """Whether a token sees the documents before its own in a sample, as is common in pretraining (record 17)."""
+    corpora: tuple[CorpusConfig, ...]
+    """The sources of the mixture; an empty list with conversations."""
+    conversations: ConversationsConfig | None
+    """The set to fine-tune on; null with a mixture."""
     held_out_share: float = Field(ge=0, lt=0.5)
-    """Share of each corpus kept for validation and never trained on."""
+    """Share of each corpus, or source of conversations, kept for validation and never trained on."""

@@ -67,11 +67,11 @@ def _half_built(section: type[BaseModel], tree: Any, bad: set[Any], place: Locat
         here, inner = (*place, name), section_of(field)
         if not isinstance(tree, dict) or name not in tree or here in bad:
             continue
-        if inner is not None and not is_list(field):
+        if inner is not None and isinstance(tree[name], dict):
             values[name] = _half_built(inner, tree[name], bad, here)
         elif not any(location[: len(here)] == here for location in bad):
             value = _frozen(tree[name])
-            values[name] = tuple(inner.model_construct(**item) for item in value) if inner else value
+            values[name] = tuple(inner.model_construct(**item) for item in value) if inner and is_list(field) else value
     return section.model_construct(_fields_set=set(values), **values)
 
 

@@ -8,6 +8,16 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from megatron_dsmath.config.section import Section
 
+AllowedChange = Literal[
+    "seed",
+    "schedule.sequences_per_step",
+    "data.tokenizer",
+    "data.sequence_length",
+    "data.attend_across_documents",
+    "data.corpora",
+    "data.held_out_share",
+]
+
 
 class CheckpointConfig(Section):
     """When the state is saved; the last step always is."""
@@ -18,15 +28,19 @@ class CheckpointConfig(Section):
     """Save when this much time has passed since the last one; 0 does not (DeepSeek LLM: 5)."""
     keep: int = Field(ge=2)
     """Newest checkpoints kept; older ones are deleted after a newer one is complete."""
+    asynchronous: bool
+    """Train on while a checkpoint is written: a step waits for a copy in memory, which takes as much of it."""
+    allowed_changes: tuple[AllowedChange, ...]
+    """Keys whose change since the checkpoint is meant: of those that decide what is learned from which tokens."""
 
 
 class ValidationConfig(Section):
-    """Loss on each corpus' held-out part."""
+    """Loss on what is held out."""
 
     every_steps: NonNegativeInt
     """Validate after this many steps and after the last; 0 does not."""
     sequences_per_corpus: PositiveInt
-    """Samples of each corpus' held-out part; fewer where it has fewer."""
+    """Samples of each corpus' held-out part, or of the held-out conversations; fewer where there are fewer."""
 
 
 class TrackingConfig(Section):

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import NonNegativeInt
 
 from megatron_dsmath.config.data import DataConfig
+from megatron_dsmath.config.guard import GuardConfig
 from megatron_dsmath.config.model import ModelConfig
 from megatron_dsmath.config.optimizer import OptimizerConfig
 from megatron_dsmath.config.output import CheckpointConfig, TrackingConfig, ValidationConfig
@@ -32,6 +33,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig
     validation: ValidationConfig
     tracking: TrackingConfig
+    guard: GuardConfig
 
     @property
     def tokens_per_step(self) -> int:

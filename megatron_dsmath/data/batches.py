@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +31,20 @@ class Microbatch(NamedTuple):
     document_starts: list[IntArray]
     samples: IntArray
 
+    @property
+    def loss_mask(self) -> npt.NDArray[np.bool_]:
+        """Whether a target is learned, which all of a row are that counts: bool [microbatch, sequence_length]."""
+        return np.repeat(self.corpus[:, None] != PADDING, self.tokens.shape[1] - 1, axis=1)
+
+    @property
+    def groups(self) -> npt.NDArray[np.int32]:
+        """The corpus of each row as the one group of all its targets: int32 [microbatch, 1, 1]."""
+        return self.corpus[:, None, None]
+
+    def without_targets(self) -> Microbatch:
+        """The same, but that nothing of it is learned."""
+        return self._replace(corpus=np.full_like(self.corpus, PADDING))
+
 
 class Batches:
     """The mixture of a run, opened. Nothing it says depends on ranks, microbatches or machine."""
@@ -48,11 +61,25 @@ class Batches:
         """The same run by a later plan, its files opened once."""
         return Batches(plan, self._shards, self._vocabulary_size)
 
-    @property
-    def shares(self) -> tuple[Fraction, ...]:
-        """The share of each of `names` in the newest version's mixture; 0 for a corpus that was removed."""
-        shares = dict(zip(self._newest.names, self._newest.version.blend.shares, strict=True))
-        return tuple(shares.get(name, Fraction(0)) for name in self.names)
+    def validation_loss(self, whole: float, by_name: Mapping[str, float | None]) -> float:
+        """Each corpus is held out with as many samples, so the mean over corpora is weighted as the newest mixture."""
+        shares = zip(self._newest.names, self._newest.version.blend.shares, strict=True)
+        return sum(float(share) * loss for name, share in shares if (loss := by_name[name]) is not None)
+
+    def epochs(self, sample: int) -> dict[str, float]:
+        """How often each corpus was read before `sample`; 2.33 is two and a third."""
+        return {total.name: total.epochs for total in self.plan.totals(sample)}
+
+    def passages(self, sample: int) -> Iterator[dict[str, Any]]:
+        """What a sample holds, document by document."""
+        for corpus, passage in self.mixture(self.plan.version_at(sample)).passages(sample):
+            yield {
+                "corpus": corpus,
+                "shard": str(passage.shard.prefix),
+                "document": passage.document,
+                "first_token": passage.first,
+                "end_token": passage.end,
+            }
 
     def mixture(self, version: int) -> Mixture:
         """A version of the plan, opened."""

@@ -1,4 +1,4 @@
-"""What a batch loses: a sum of nats and a count of tokens, whole and by corpus; dividing comes last.
+"""What a batch loses: a sum of nats and a count of tokens, whole and by group; dividing comes last.
 
 Means of means depend on how a batch is cut; sums and counts do not (Megatron-LM issues 673, 936, 4590).
 """
@@ -18,18 +18,22 @@ class LabelledBatch(Protocol):
         """[microbatch, sequence], 1.0 where the next token is a target."""
 
     @property
-    def corpus(self) -> torch.Tensor:
-        """[microbatch], which corpus each sequence is of."""
+    def groups(self) -> torch.Tensor:
+        """Of which groups its targets are: [microbatch, sequence, groups of each], or 1 for all of a sequence."""
 
 
-def sums_by_corpus(
-    nats: torch.Tensor, batch: LabelledBatch, corpora: int
+def sums_by_group(
+    nats: torch.Tensor, batch: LabelledBatch, groups: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum of nats, the number of target tokens, and both for each corpus.
+    """The sum of nats, the number of target tokens, and both for each of `groups`.
 
-    nats: [microbatch, sequence]. Returns a scalar to differentiate, an integer scalar, and [corpora, 2] in fp64.
+    nats: [microbatch, sequence]. Returns a scalar to differentiate, an integer scalar, and [groups, 2] in fp64.
     """
-    per_sequence = torch.stack([(nats * batch.loss_mask).sum(1), batch.loss_mask.sum(1)], dim=1)  # [microbatch, 2]
-    report = torch.zeros(corpora, 2, dtype=torch.float64, device=nats.device)
-    report.index_add_(0, batch.corpus, per_sequence.detach().double())
+    nats = nats * batch.loss_mask
+    per_sequence = torch.stack([nats.sum(1), batch.loss_mask.sum(1)], dim=1)  # [microbatch, 2]
+    whole_sequences = batch.groups.size(1) == 1
+    parts = per_sequence[:, None] if whole_sequences else torch.stack([nats, batch.loss_mask], dim=2)
+    for_each_group = parts[:, :, None].expand(-1, -1, batch.groups.size(2), -1)
+    report = torch.zeros(groups, 2, dtype=torch.float64, device=nats.device)
+    report.index_add_(0, batch.groups.flatten(), for_each_group.flatten(0, 2).detach().double())
     return per_sequence[:, 0].sum(), per_sequence[:, 1].sum().int(), report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,12 +16,24 @@ def sum_of_reports(reports: list[torch.Tensor], shape: tuple[int, ...], topology
 
     The last stage's tensor-parallel ranks each hold the same reports, so the first of them speaks for all.
     """
-    total = torch.zeros(shape, dtype=torch.float64, device=topology.device)
-    if topology.tensor_rank == 0:
-        for report in reports:
-            total += report
+    total = _own_sum(reports, shape, topology)
     dist.all_reduce(total)
     return total
+
+
+def sum_of_reports_and_norm(
+    reports: list[torch.Tensor], shape: tuple[int, ...], norm: float, topology: Topology
+) -> tuple[torch.Tensor, float]:
+    """`sum_of_reports`, and with the same collective the gradient norm that all ranks go by.
+
+    That is rank 0's, unless some rank's is no finite number: then the agreed one is none either.
+    """
+    spoken = norm if topology.rank == 0 or not math.isfinite(norm) else 0.0
+    last = torch.tensor([spoken], dtype=torch.float64, device=topology.device)
+    words = torch.cat([_own_sum(reports, shape, topology).flatten(), last])
+    dist.all_reduce(words)
+    words = words.cpu()
+    return words[:-1].view(shape), float(words[-1])
 
 
 def sum_of_words(words: torch.Tensor) -> torch.Tensor:
@@ -54,3 +67,11 @@ def from_first_rank(value: Any) -> Any:
 def barrier() -> None:
     """Wait for every rank."""
     dist.barrier()
+
+
+def _own_sum(reports: list[torch.Tensor], shape: tuple[int, ...], topology: Topology) -> torch.Tensor:
+    total = torch.zeros(shape, dtype=torch.float64, device=topology.device)
+    if topology.tensor_rank == 0:
+        for report in reports:
+            total += report
+    return total

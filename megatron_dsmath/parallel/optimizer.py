@@ -163,14 +163,38 @@ def _stand_in_for_apex() -> None:
         clip_grads.multi_tensor_scale_impl = _scale_in_place
 
 
-def update(optimizer: Optimizer, learning_rate: float, weight_decay: float) -> float:
-    """Clip the gradients, apply them at `learning_rate`, and return their norm before clipping."""
+def gradient_norm(optimizer: Optimizer) -> float:
+    """The norm of all gradients together, before clipping; no parameter has changed yet.
+
+    With the distributed optimizer the same on every rank; without it, on the ranks that share a copy of the model.
+    """
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
+
+
+def apply_gradients(optimizer: Optimizer, norm: float, learning_rate: float, weight_decay: float) -> None:
+    """Clip the gradients, whose norm is `norm`, and make one update with them: the second half of mcore's `step`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
         # megatron-core marks norms with a multiplier of 0 and leaves the multiplying to its own scheduler.
         group["weight_decay"] = weight_decay * group["wd_mult"]
-    _, norm, _ = optimizer.step()
-    return float(norm)
+    for part in optimizer.chained_optimizers:
+        if part.config.clip_grad > 0 and not part.is_stub_optimizer:
+            clip_grads.clip_grad_by_total_norm_fp32(part.get_parameters(), part.config.clip_grad, norm)
+    optimizer.step_with_ready_grads()
+
+
+def update(optimizer: Optimizer, learning_rate: float, weight_decay: float) -> float:
+    """Apply the gradients at `learning_rate`, whatever they are, and return their norm before clipping."""
+    norm = gradient_norm(optimizer)
+    apply_gradients(optimizer, norm, learning_rate, weight_decay)
+    return norm
+
+
+def weights_are_finite(optimizer: Optimizer) -> bool:
+    """Whether every weight that this rank updates is a number: with the distributed optimizer, its own share."""
+    largest = torch._foreach_norm(optimizer.get_parameters(), ord=float("inf"))
+    return not largest or bool(torch.stack(largest).isfinite().all())
 
 
 @contextmanager

@@ -33,6 +33,16 @@ class Topology:
     device: torch.device
 
     @property
+    def coordinates(self) -> str:
+        """Its place in each kind of parallelism that is on, for people: `pipeline stage 1 of 2, data 0 of 4`."""
+        kinds = (
+            ("tensor", self.tensor_rank, self.tensor_size),
+            ("pipeline stage", self.pipeline_rank, self.pipeline_size),
+            ("data", self.data_rank, self.data_size),
+        )
+        return ", ".join(f"{kind} {rank} of {size}" for kind, rank, size in kinds if size > 1)
+
+    @property
     def is_first_stage(self) -> bool:
         """Holds the embedding, and so reads tokens."""
         return self.pipeline_rank == 0

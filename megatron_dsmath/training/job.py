@@ -13,11 +13,12 @@ import torch
 
 from megatron_dsmath.checkpoint.weights import check_same_model, open_weights
 from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.data.batches import PADDING, Batches, Microbatch
 from megatron_dsmath.data.ledger.ledger import Ledger
+from megatron_dsmath.data.reading import RunBatches, RunMicrobatch
 from megatron_dsmath.data.tokenizer import Tokenizer
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel import optimizer as gradients
+from megatron_dsmath.parallel.documents import document_bounds
 from megatron_dsmath.parallel.optimizer import Optimizer, ReducedPiece
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.inputs import open_inputs
@@ -26,12 +27,13 @@ from megatron_dsmath.training.state import State
 
 
 class DeviceBatch(NamedTuple):
-    """A microbatch where the model is: `data.batches.Microbatch` as tensors, with its targets marked."""
+    """A microbatch where the model is: `data.reading.RunMicrobatch` as tensors."""
 
     tokens: torch.Tensor  # [microbatch, sequence + 1]
     loss_mask: torch.Tensor  # [microbatch, sequence], 1.0 for a target
-    corpus: torch.Tensor  # [microbatch]
+    groups: torch.Tensor  # [microbatch, sequence or 1, groups of each target], see `model.loss`
     samples: torch.Tensor  # [microbatch], their numbers in the run
+    document_bounds: torch.Tensor | None  # as `parallel.documents` has them; None where attention crosses documents
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Job:
     topology: Topology
     directory: RunDirectory
     tokenizer: Tokenizer
-    batches: Batches
+    batches: RunBatches
     pieces: list[ReducedPiece]
     optimizer: Optimizer
     start: State
@@ -70,19 +72,27 @@ class Job:
             topology.data_rank,
             topology.data_size,
         )
+        if run.parallel.virtual_stages > 1:
+            # The interleaved schedule moves microbatches in groups of the pipeline's length.
+            padding = [drawn[-1].without_targets()] * (-len(drawn) % topology.pipeline_size)
+            drawn = [*drawn, *padding]
         return self._on_device(drawn)
 
-    def _on_device(self, microbatches: Sequence[Microbatch]) -> list[DeviceBatch]:
+    def _on_device(self, microbatches: Sequence[RunMicrobatch]) -> list[DeviceBatch]:
         def place(array: Any) -> torch.Tensor:
             return torch.from_numpy(array).to(self.topology.device, non_blocking=True)
 
-        length = self.run.data.sequence_length
+        def bounds(batch: RunMicrobatch) -> torch.Tensor | None:
+            return None if crosses else place(document_bounds(batch.document_starts, length))
+
+        length, crosses = self.run.data.sequence_length, self.run.data.attend_across_documents
         return [
             DeviceBatch(
                 place(batch.tokens),
-                place(np.repeat(batch.corpus[:, None] != PADDING, length, axis=1).astype(np.float32)),
-                place(np.maximum(batch.corpus, 0).astype(np.int64)),
+                place(batch.loss_mask.astype(np.float32)),
+                place(np.maximum(batch.groups, 0).astype(np.int64)),  # what is not learned adds nothing anywhere
                 place(batch.samples),
+                bounds(batch),
             )
             for batch in microbatches
         ]

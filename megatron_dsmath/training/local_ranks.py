@@ -74,23 +74,27 @@ def _forward_to(processes: Sequence[subprocess.Popen[bytes]]) -> Callable[[int, 
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    deadline = None
+    deadline: float | None = None
+    named: set[int] = set()
     while True:
         codes = [process.poll() for process in processes]
+        _name_killed(codes, named)
         if deadline is None and not {None, EXIT_DONE, EXIT_STOPPED}.issuperset(codes):
             deadline = time.monotonic() + GRACE_SECONDS
-            _name_killed(codes)
         if None not in codes:
             return _common_code(codes)
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
                 process.kill()
+                process.wait()
+            return _common_code([process.returncode for process in processes])
         time.sleep(0.05)
 
 
-def _name_killed(codes: Sequence[int | None]) -> None:
+def _name_killed(codes: Sequence[int | None], named: set[int]) -> None:
     for rank, code in enumerate(codes):
-        if code is not None and code < 0:
+        if code is not None and code < 0 and rank not in named:
+            named.add(rank)
             advice = " (by the system, if memory ran out)" if code == -signal.SIGKILL else ""
             print(f"rank {rank} was killed by {signal.Signals(-code).name}{advice}", file=sys.stderr)
 

@@ -8,25 +8,36 @@ from typing import Any
 METRICS: dict[str, str] = {
     "step": "Completed optimizer steps, from 1.",
     "consumed_tokens": "Tokens trained on since the first step, `sequence_length` a sample.",
-    "consumed_samples": "Samples trained on since the first step; also the number of the next one.",
+    "consumed_samples": "The number of the next sample: those trained on since the first step, and those passed over.",
     "tokens_by_corpus": "Tokens trained on since the first step, as they were counted in the loss.",
     "epochs_by_corpus": "Passes over a corpus since the first step; 2.33 is two and a third.",
     "loss": "Training loss: mean nats per target token over the step's global batch.",
-    "loss_by_corpus": "The same over each corpus' targets; null where the step had none of it.",
+    "loss_by_corpus": "The same by corpus, or by kind, language and source; null where the step had none of it.",
     "grad_norm": "Norm of all gradients together before clipping, in nats per target token per unit of weight.",
+    "loss_sigmas": "Standard deviations by which the loss lies above the mean of the last 128; null before 64 steps.",
+    "grad_norm_sigmas": "The same of the gradient norm.",
+    "spikes": "Steps since the first with either of these above 6.",
+    "rejected_steps": "Steps since the first that were not applied, their data passed over (`guard` in the run file).",
     "learning_rate": "The rate the step's update was made with.",
     "step_seconds": "Wall time of the step, in seconds.",
     "tokens_per_second": "Tokens of the step over its wall time, all devices together.",
     "mfu": "Model FLOP/s over the devices' bf16 peak, attention counted causal; null for a device of unknown peak.",
-    "validation_loss": "Held-out nats per target token, the corpora weighted as the mixture; where it was measured.",
+    "goodput": "Wall time of all steps so far over the time since the first start, restarts and saves included.",
+    "restarts": "Starts after the first; going back to a checkpoint on a rejected step counts as one.",
+    "lost_steps": "Steps that a restart did again, since the first start.",
+    "save_seconds": "Time since the first start in which training stood still for a save, in seconds.",
+    "validation_loss": "Held-out nats per target token, corpora weighted as the mixture; where it was measured.",
     "validation_loss_by_corpus": "The same over each corpus' held-out part.",
 }
 
 _WANDB_GROUPS = {
-    "train": ("loss", "loss_by_corpus", "grad_norm", "learning_rate"),
+    "train": ("loss", "loss_by_corpus", "grad_norm", "learning_rate", "loss_sigmas", "grad_norm_sigmas"),
     "valid": ("validation_loss", "validation_loss_by_corpus"),
     "perf": ("step_seconds", "tokens_per_second", "mfu"),
-    "run": ("step", "consumed_tokens", "consumed_samples", "tokens_by_corpus", "epochs_by_corpus"),
+    "run": (
+        *("step", "consumed_tokens", "consumed_samples", "tokens_by_corpus", "epochs_by_corpus"),
+        *("spikes", "rejected_steps", "goodput", "restarts", "lost_steps", "save_seconds"),
+    ),
 }
 WANDB_NAMES: dict[str, str] = {name: f"{group}/{name}" for group, names in _WANDB_GROUPS.items() for name in names}
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from megatron_dsmath.data.atomic_files import cannot_write
 from megatron_dsmath.errors import OutputError
+from megatron_dsmath.faults import fault_point
 
 Status = Literal["running", "done", "stopped", "failed", "refused"]
 
@@ -55,6 +56,21 @@ class RunDirectory:
     def logs(self) -> Path:
         """Starts of the run, and metrics of steps that a restart did again."""
         return self.root / "logs"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the job that writes here (`training.lock`)."""
+        return self.root / "LOCK"
+
+    @property
+    def attempts(self) -> Path:
+        """Every start, also one that did not come as far as to continue anything (`training.attempts`)."""
+        return self.logs / "attempts.jsonl"
+
+    @property
+    def saves(self) -> Path:
+        """How long training stood still for each save."""
+        return self.logs / "saves.jsonl"
 
     @property
     def wandb(self) -> Path:
@@ -103,7 +119,7 @@ class RunDirectory:
         steps = [_step_of(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()[-2:]]
         return int(max((step for step in steps if step != float("inf")), default=0))
 
-    def say(self, state: Status, exit_code: int | None, step: int, message: str = "") -> None:
+    def say(self, state: Status, exit_code: int | None, step: int, message: str = "", **more: Any) -> None:
         """Replace STATUS.json; `exit_code` is null while the run goes on."""
         facts = {
             "state": state,
@@ -114,20 +130,28 @@ class RunDirectory:
             "host": socket.gethostname(),
             "time_unix": time.time(),
             "message": message,
+            **more,
         }
         replace_text(self.status, json.dumps(facts, indent=1) + "\n")
 
     def state(self) -> Status | None:
         """What STATUS.json says of the run; None where it was never started."""
-        if not self.status.exists():
-            return None
-        state: Status = json.loads(self.status.read_text(encoding="utf-8"))["state"]
+        state: Status | None = self.last_status().get("state")
         return state
+
+    def last_status(self) -> dict[str, Any]:
+        """STATUS.json; empty where the run was never started or the file is no JSON object."""
+        try:
+            status = json.loads(self.status.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
 
 
 def append_row(file: Path, row: dict[str, Any]) -> None:
     """Add one JSON line in a single write, so that a reader never sees half of an earlier one. Raises OutputError."""
     try:
+        fault_point("row.before_append")
         with file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
     except OSError as error:
@@ -139,6 +163,7 @@ def replace_text(file: Path, text: str) -> None:
     scratch = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         scratch.write_text(text, encoding="utf-8")
+        fault_point("file.before_rename")
         scratch.replace(file)
     except OSError as error:
         with suppress(OSError):

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from megatron_dsmath.config import load
@@ -21,10 +22,14 @@ from megatron_dsmath.errors import (
     UsageError,
     show,
 )
+from megatron_dsmath.training.attempts import begin_attempt, require_progress
+from megatron_dsmath.training.goodput import Goodput
 from megatron_dsmath.training.inputs import newest_checkpoint, open_inputs
 from megatron_dsmath.training.interruption import StopRequest
-from megatron_dsmath.training.local_ranks import end_with_parent, run_ranks
+from megatron_dsmath.training.local_ranks import PARENT, end_with_parent, run_ranks
+from megatron_dsmath.training.lock import held, require_free
 from megatron_dsmath.training.run_directory import RunDirectory, Status
+from megatron_dsmath.training.watchdog import Watchdog
 
 _STATES: dict[int, Status] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_REFUSED: "refused"}
 
@@ -32,8 +37,11 @@ _STATES: dict[int, Status] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_R
 def check(path: str, overrides: Sequence[str], world_size: int | None) -> RunConfig:
     """Everything that can be known to be wrong without torch and without a second process."""
     run = load(path, overrides, world_size)
-    open_inputs(run, newest_checkpoint(run))
-    RunDirectory(Path(run.output)).create()
+    directory, checkpoint = RunDirectory(Path(run.output)), newest_checkpoint(run)
+    require_free(directory)
+    open_inputs(run, checkpoint)
+    require_progress(directory, checkpoint)
+    directory.create()
     return run
 
 
@@ -43,9 +51,10 @@ def start(path: str, overrides: Sequence[str], ranks: int | None) -> int:
         _require_startable(ranks)
     if ranks is not None and ranks > 1:
         directory = RunDirectory(Path(check(path, overrides, ranks).output))
-        code = run_ranks(["train", path, *(f"--set={assignment}" for assignment in overrides)], ranks)
-        if directory.state() == "running":  # a rank that was killed could not say how it ended
-            _have_the_last_word(directory, code, "the processes were killed")
+        with held(directory):
+            code = run_ranks(["train", path, *(f"--set={assignment}" for assignment in overrides)], ranks)
+            if directory.state() == "running":  # a rank that was killed could not say how it ended
+                _have_the_last_word(directory, code, "the processes were killed")
         return code
     read = load if "RANK" in os.environ else check  # of a world, whoever started it has checked
     return _be_a_rank(read(path, overrides, _world_size()))
@@ -72,20 +81,9 @@ def _be_a_rank(run: RunConfig) -> int:
     stop.listen()  # a signal is not lost in the seconds in which torch is imported
     end_with_parent()
     directory, rank = RunDirectory(Path(run.output)), int(os.environ.get("RANK", "0"))
-    try:
-        return _take_part(run, stop, directory, rank)
-    except DsmathError as error:
-        code = error.exit_code
-        if _is_first_to_fail():
-            show(error)
-            _have_the_last_word(directory, code, error.what)
-    except BaseException as error:  # some of torch's are no Exception
-        code, message = EXIT_INTERNAL, f"{type(error).__name__}: {error}"
-        if _is_first_to_fail():
-            traceback.print_exc()
-            _have_the_last_word(directory, code, message)
-        else:
-            print(f"rank {rank} ends because another rank failed ({message.splitlines()[0]})", file=sys.stderr)
+    is_owner = rank == 0 and PARENT not in os.environ  # else the process that started the ranks is
+    with held(directory) if is_owner else nullcontext():
+        code = _train_and_say(run, stop, directory, rank)
     sys.stdout.flush()
     sys.stderr.flush()
     if _world_size() > 1:
@@ -93,11 +91,34 @@ def _be_a_rank(run: RunConfig) -> int:
     return code
 
 
-def _take_part(run: RunConfig, stop: StopRequest, directory: RunDirectory, rank: int) -> int:
+def _train_and_say(run: RunConfig, stop: StopRequest, directory: RunDirectory, rank: int) -> int:
+    """Take part, and say once for all ranks how it ended; returns the exit code."""
+    watchdog = Watchdog(run.guard, directory, rank, _world_size())
+    try:
+        return _take_part(run, stop, directory, rank, watchdog)
+    except DsmathError as error:
+        watchdog.stop()
+        code = error.exit_code
+        if _is_first_to_fail():
+            show(error)
+            _have_the_last_word(directory, code, error.what)
+    except BaseException as error:  # some of torch's are no Exception
+        watchdog.stop()
+        code, message = EXIT_INTERNAL, f"{type(error).__name__}: {error}"
+        if _is_first_to_fail():
+            traceback.print_exc()
+            _have_the_last_word(directory, code, message)
+        else:
+            print(f"rank {rank} ends because another rank failed ({message.splitlines()[0]})", file=sys.stderr)
+    return code
+
+
+def _take_part(run: RunConfig, stop: StopRequest, directory: RunDirectory, rank: int, watchdog: Watchdog) -> int:
     """Train until the run is done or all ranks agree to stop."""
     if rank == 0:
-        directory.create()
+        begin_attempt(directory, newest_checkpoint(run))
         directory.say("running", None, directory.last_step())
+    watchdog.start()
     from megatron_dsmath.parallel import collectives, topology
     from megatron_dsmath.training.train import train
 
@@ -111,6 +132,7 @@ def _take_part(run: RunConfig, stop: StopRequest, directory: RunDirectory, rank:
     if rank == 0:
         _have_the_last_word(directory, code, message)
     collectives.barrier()  # the first rank that leaves with 75 makes torchrun end the others
+    watchdog.stop()
     topology.stop()
     return code
 
@@ -131,6 +153,7 @@ def _is_first_to_fail() -> bool:
 
 def _have_the_last_word(directory: RunDirectory, code: int, message: str) -> None:
     try:
-        directory.say(_STATES.get(code, "failed"), code, directory.last_step(), message)
+        goodput = Goodput.of(directory).facts()
+        directory.say(_STATES.get(code, "failed"), code, directory.last_step(), message, **goodput)
     except OutputError as error:
         print(f"{directory.status} could not be written: {error.found}", file=sys.stderr)

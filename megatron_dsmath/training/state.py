@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.data.mixture.plan import Plan
+from megatron_dsmath.data.reading import PLAN
+from megatron_dsmath.data.run_plan import RunPlan
+from megatron_dsmath.training.spikes import Memory
 
 
 @dataclass(frozen=True)
@@ -18,15 +20,17 @@ class State:
     """Completed optimizer steps."""
     next_sample: int = 0
     """The number of the first sample not yet trained on; with the plan the whole state of the data."""
-    plan: Plan | None = None
+    plan: RunPlan | None = None
     """What the run reads, version by version; None before its first start."""
     consumed_tokens: int = 0
     """Tokens trained on, `sequence_length` a sample."""
     tokens_by_corpus: Mapping[str, int] = field(default_factory=dict)
     """The same by corpus, as they were counted in the loss."""
+    memory: Memory = field(default_factory=Memory)
+    """What the guard remembers of the steps before."""
 
-    def after_step(self, run: RunConfig, tokens_by_corpus: Mapping[str, int]) -> State:
-        """The state once one more step, with these tokens, is done."""
+    def after_step(self, run: RunConfig, tokens_by_corpus: Mapping[str, int], memory: Memory) -> State:
+        """The state once one more step, with these tokens, is done; `memory` is the guard's after it."""
         return replace(
             self,
             step=self.step + 1,
@@ -35,7 +39,14 @@ class State:
             tokens_by_corpus={
                 name: tokens + self.tokens_by_corpus.get(name, 0) for name, tokens in tokens_by_corpus.items()
             },
+            memory=memory,
         )
+
+    def passing_over(self, samples: int, memory: Memory) -> State:
+        """The state with the next `samples` passed over, which the plan then says; the run gets no shorter."""
+        assert self.plan is not None
+        plan = self.plan.skipping(self.next_sample, samples)
+        return replace(self, next_sample=self.next_sample + samples, plan=plan, memory=memory)
 
     def as_dict(self) -> dict[str, Any]:
         """For a manifest."""
@@ -45,4 +56,5 @@ class State:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> State:
         """As a manifest has it. Raises ValueError (pydantic's) for a plan that is none."""
-        return cls(**{**facts, "plan": Plan.model_validate(facts.get("plan"), strict=False)})
+        plan = PLAN.validate_python(facts.get("plan"), strict=False)
+        return cls(**{**facts, "plan": plan, "memory": Memory.from_dict(facts.get("memory", {}))})

@@ -2,37 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
-from megatron_dsmath.model.loss import sums_by_corpus
-from megatron_dsmath.parallel.collectives import sum_of_reports
+from megatron_dsmath.faults import fault_factor, fault_point
+from megatron_dsmath.model.loss import sums_by_group
+from megatron_dsmath.parallel.collectives import sum_of_reports, sum_of_reports_and_norm
+from megatron_dsmath.parallel.optimizer import gradient_norm
 from megatron_dsmath.parallel.pipeline import run_microbatches
 from megatron_dsmath.training.job import DeviceBatch, Job
+from megatron_dsmath.training.whereabouts import mark
 
 
-def run_batches(job: Job, batches: Sequence[DeviceBatch], *, backward: bool) -> torch.Tensor:
-    """Nats and target tokens by corpus over the global batch, on every rank: [corpora, 2] in fp64.
+class StepSums(NamedTuple):
+    """What a step's global batch came to; the same on every rank but for `reports`."""
 
-    With `backward`, gradients are left in the optimizer's buffers, divided by the global number of target tokens.
+    loss: float
+    """Nats per target token."""
+    loss_by_corpus: dict[str, float | None]
+    """The same by corpus, or by group of conversations; None where it had no token."""
+    tokens_by_corpus: dict[str, int]
+    """Target tokens."""
+    gradient_norm: float
+    """Before clipping; no finite number if it was none on any rank."""
+    reports: list[torch.Tensor]
+    """Nats and target tokens by name, [names, 2], of each microbatch; only on the last pipeline stage."""
+
+
+def forward_backward(job: Job, batches: Sequence[DeviceBatch]) -> StepSums:
+    """Leave the gradients of the global batch in the optimizer's buffers, divided by its number of target tokens.
+
+    No weight has changed yet. The loss and the norm are agreed on in one collective, so that all ranks judge alike.
     """
-    corpora = len(job.batches.names)
-    if backward:
+    for piece in job.pieces:
+        piece.zero_grad_buffer()
+    job.optimizer.zero_grad()
+    reports = _run(job, batches, backward=True)
+    factor = fault_factor("step.gradients")
+    if factor != 1.0:
         for piece in job.pieces:
-            piece.zero_grad_buffer()
-        job.optimizer.zero_grad()
-    loss_of = partial(sums_by_corpus, corpora=corpora)
-    reports = run_microbatches(job.pieces, batches, loss_of, backward=backward)
-    return sum_of_reports(reports, (corpora, 2), job.topology).cpu()
+            piece.scale_gradients(factor)
+    mark("gradient norm, sum of losses, update")
+    norm = gradient_norm(job.optimizer)
+    totals, norm = sum_of_reports_and_norm(reports, (len(job.batches.names), 2), norm, job.topology)
+    tokens = dict(zip(job.batches.names, map(int, totals[:, 1]), strict=True))
+    return StepSums(*_means(job, totals), tokens, norm, reports)
 
 
-def mean_by_corpus(job: Job, totals: torch.Tensor) -> tuple[float, dict[str, float | None]]:
-    """Nats per target token, over all and by corpus; null where a corpus had no token."""
+def forward(job: Job, batches: Sequence[DeviceBatch]) -> tuple[float, dict[str, float | None]]:
+    """Nats per target token over the batches of all ranks, whole and by corpus; nothing is left behind."""
+    reports = _run(job, batches, backward=False)
+    mark("sum of losses")
+    return _means(job, sum_of_reports(reports, (len(job.batches.names), 2), job.topology).cpu())
+
+
+def _run(job: Job, batches: Sequence[DeviceBatch], *, backward: bool) -> list[torch.Tensor]:
+    loss_of = partial(_loss if backward else sums_by_group, groups=len(job.batches.names))
+    return run_microbatches(job.pieces, _Marked(batches), loss_of, backward=backward)
+
+
+def _loss(nats: torch.Tensor, batch: DeviceBatch, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    factor = fault_factor("step.loss")
+    return sums_by_group(nats if factor == 1.0 else nats * factor, batch, groups)
+
+
+def _means(job: Job, totals: torch.Tensor) -> tuple[float, dict[str, float | None]]:
     nats, tokens = totals.unbind(1)
     means = {
         name: float(nats[index] / tokens[index]) if tokens[index] else None
         for index, name in enumerate(job.batches.names)
     }
+    # Each target is in equally many groups (of conversations: a kind, a language, a source), so it counts once.
     return float(nats.sum() / tokens.sum()), means
+
+
+class _Marked(list[DeviceBatch]):
+    """Microbatches that tell the watchdog when the schedule draws them."""
+
+    def __iter__(self) -> Iterator[DeviceBatch]:
+        for number, batch in enumerate(super().__iter__(), 1):
+            mark(f"microbatch {number} of {len(self)}")
+            fault_point("microbatch.begin")
+            yield batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +11,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from megatron_dsmath.errors import InternalError
+from megatron_dsmath.training.goodput import Goodput
+from megatron_dsmath.training.guard import Judgement
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.run_directory import append_row
 from megatron_dsmath.training.state import State
+from megatron_dsmath.training.step import StepSums
 from megatron_dsmath.training.throughput import model_flops_utilization
 from megatron_dsmath.training.weights_and_biases import WeightsAndBiases
+from megatron_dsmath.training.whereabouts import enter
 
 Row = dict[str, Any]
 
@@ -28,44 +30,39 @@ class Tracker:
     def __init__(self, job: Job, wandb: WeightsAndBiases | None, progress: Progress | None) -> None:
         self.job, self.wandb, self.progress = job, wandb, progress
         self.task = progress.add_task("", total=job.run.schedule.steps, line="") if progress else None
+        self.goodput = self._goodput()
+        self.next_step = 0
         self.flops_per_token = job.run.model.flops_per_token(job.run.data.sequence_length)
         device = job.topology.device
         self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
-    def row(
-        self,
-        state: State,
-        loss: float,
-        loss_by_corpus: dict[str, float | None],
-        grad_norm: float,
-        learning_rate: float,
-        step_seconds: float,
-    ) -> Row:
-        """One step as metrics.jsonl has it (`training.metric_names`). Raises InternalError when it lost its numbers."""
-        if not math.isfinite(loss + grad_norm):
-            raise InternalError(
-                "the loss or the gradient is no number",
-                where=f"step {state.step}",
-                found=f"loss {loss}, gradient norm {grad_norm}",
-                expected="finite numbers",
-                fix="the newest checkpoint is from before this step: lower the learning rate, or look at the data",
-            )
+    def row(self, state: State, sums: StepSums, judgement: Judgement, learning_rate: float, step_seconds: float) -> Row:
+        """One step as metrics.jsonl has it (`training.metric_names`)."""
+        if state.step != self.next_step:  # the first step, or one after going back to a checkpoint
+            self.goodput = self._goodput()
+        self.goodput.add_step(step_seconds)
+        self.next_step = state.step + 1
         tokens_per_second = self.job.run.tokens_per_step / step_seconds
         return {
             "step": state.step,
             "consumed_tokens": state.consumed_tokens,
             "consumed_samples": state.next_sample,
-            "loss": loss,
-            "loss_by_corpus": loss_by_corpus,
+            "loss": sums.loss,
+            "loss_by_corpus": sums.loss_by_corpus,
             "tokens_by_corpus": dict(state.tokens_by_corpus),
-            "epochs_by_corpus": {total.name: total.epochs for total in self.job.batches.plan.totals(state.next_sample)},
-            "grad_norm": grad_norm,
+            "epochs_by_corpus": self.job.batches.epochs(state.next_sample),
+            "grad_norm": sums.gradient_norm,
+            "loss_sigmas": judgement.sigmas[0],
+            "grad_norm_sigmas": judgement.sigmas[1],
+            "spikes": state.memory.spikes,
+            "rejected_steps": state.memory.rejected_steps,
             "learning_rate": learning_rate,
             "step_seconds": step_seconds,
             "tokens_per_second": tokens_per_second,
             "mfu": model_flops_utilization(
                 tokens_per_second, self.flops_per_token, self.device_name, self.job.topology.world_size
             ),
+            **self.goodput.facts(),
         }
 
     def log(self, row: Row) -> None:
@@ -75,11 +72,23 @@ class Tracker:
         append_row(self.job.directory.metrics, row)
         if row["step"] % self.job.run.tracking.console_every_steps == 0 or "validation_loss" in row:
             self._show(row)
-            self.job.directory.say("running", None, row["step"])
+            self.job.directory.say("running", None, row["step"], **self.goodput.facts())
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=row["step"], line=_line(row))
         if self.wandb is not None:
             self.wandb.log(row)
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """The section in which the state after `step` is saved, and how long training stands still for it."""
+        enter("save", step)
+        started = time.perf_counter()
+        yield
+        if self.job.topology.rank == 0:
+            self.goodput.add_save(self.job.directory, step, time.perf_counter() - started)
+
+    def _goodput(self) -> Goodput:
+        return Goodput(time.time()) if self.job.topology.rank else Goodput.of(self.job.directory)
 
     def _show(self, row: Row) -> None:
         if self.progress is None:

@@ -8,16 +8,19 @@ from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.errors import StoppedOnRequest
 from megatron_dsmath.parallel import topology
 from megatron_dsmath.parallel.collectives import any_rank
-from megatron_dsmath.parallel.optimizer import update
+from megatron_dsmath.parallel.optimizer import apply_gradients
 from megatron_dsmath.schedule.learning_rate import learning_rate
-from megatron_dsmath.training.checkpointing import is_due, newest, restore, save
+from megatron_dsmath.training.checkpointing import Saver
+from megatron_dsmath.training.guard import judge, require_finite_weights, set_aside
 from megatron_dsmath.training.interruption import StopRequest
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.ledger import hash_of_step, record
+from megatron_dsmath.training.resuming import newest, restore
 from megatron_dsmath.training.state import State
-from megatron_dsmath.training.step import mean_by_corpus, run_batches
+from megatron_dsmath.training.step import forward_backward
 from megatron_dsmath.training.tracking import open_tracker
 from megatron_dsmath.training.validation import validate
+from megatron_dsmath.training.whereabouts import HERE, enter
 
 
 def train(run: RunConfig, stop: StopRequest) -> State:
@@ -26,28 +29,39 @@ def train(run: RunConfig, stop: StopRequest) -> State:
     Raises StoppedOnRequest where `stop` was made on any rank before the last step was done; the state is saved.
     """
     place = topology.start(run.parallel, run.seed)
+    HERE.topology = place.coordinates
     checkpoint = newest(run, place)
     job = open_job(run, place, checkpoint)
     state = restore(job, checkpoint)
-    with open_tracker(job, state) as tracker:
+    with open_tracker(job, state) as tracker, Saver(job) as saver:
         stopping = any_rank(stop.made, place)
         while state.step < run.schedule.steps and not stopping:
+            enter("step", state.step)
             started = time.perf_counter()
             batches = job.step_batches(state.next_sample)
-            totals = run_batches(job, batches, backward=True)
+            sums = forward_backward(job, batches)
             tokens_hash = hash_of_step(batches, place)
+            judgement = judge(run.guard, state, sums)
+            if judgement.action != "apply":
+                saver.finish()
+                state = set_aside(job, state, batches, sums, judgement)
+                continue
             rate = learning_rate(run.schedule, state.step)
-            grad_norm = update(job.optimizer, rate, run.optimizer.weight_decay)
-            loss, loss_by_corpus = mean_by_corpus(job, totals)
-            state = state.after_step(run, dict(zip(job.batches.names, map(int, totals[:, 1]), strict=True)))
+            apply_gradients(job.optimizer, sums.gradient_norm, rate, run.optimizer.weight_decay)
+            state = state.after_step(run, sums.tokens_by_corpus, judgement.memory)
             record(job, state, tokens_hash)
-            row = tracker.row(state, loss, loss_by_corpus, grad_norm, rate, time.perf_counter() - started)
+            row = tracker.row(state, sums, judgement, rate, time.perf_counter() - started)
             if _validation_is_due(run, state.step):
+                enter("validation", state.step)
                 row |= validate(job)
             tracker.log(row)
+            saver.poll()
             stopping = any_rank(stop.made, place)
-            if stopping or is_due(job, state):
-                save(job, state)
+            if stopping or saver.is_due(state):
+                with tracker.saving(state.step):
+                    require_finite_weights(job, state.step)
+                    saver.save(state)
+    enter("end", state.step)
     if state.step < run.schedule.steps:
         raise StoppedOnRequest(
             "the run was asked to stop",

@@ -108,6 +108,20 @@ CONTRADICTIONS: dict[str, tuple[Edits, str, str, str, str]] = {
         "4096, model.max_position_embeddings 2048",
         "model.max_position_embeddings: 4096",
     ),
+    "documents kept apart by kernels that cannot": (
+        [("across_documents: true", "across_documents: false"), ("kernels: torch", "kernels: transformer_engine")],
+        "data.attend_across_documents",
+        "attend_across_documents: false",
+        "model.kernels transformer_engine",
+        "model.kernels: torch",
+    ),
+    "corpora and conversations": (
+        [("conversations: null", "conversations: {prefix: data/instruct, packing: next-fit}")],
+        "data.conversations",
+        "conversations: {prefix",
+        "both",
+        "data.conversations: null",
+    ),
     "two corpora of one name": (
         [("name: github_code", "name: arxiv")],
         "data.corpora.3.name",

@@ -14,9 +14,7 @@ from megatron_dsmath.config import dump, load
 from megatron_dsmath.config.dialect import write
 from megatron_dsmath.config.source import read
 from megatron_dsmath.errors import DsmathError, Refusals
-from tests.support.seeded import PAPER_RUN
-
-RUN_FILES = sorted(PAPER_RUN.parents[1].rglob("*.yaml"))
+from tests.support.seeded import PAPER_RUN, RUN_FILES
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.stem)

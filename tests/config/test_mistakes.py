@@ -37,7 +37,14 @@ SEEDED = {
     "one checkpoint": ("keep: 3", "keep: 1", "checkpoint.keep", "1", "greater than or equal to 2", "in this range"),
     "a space in a name": ("name: arxiv", "name: ar xiv", "data.corpora.2.name", "ar xiv", "letters", "leave every"),
     "a path that is no list": ("[data/arxiv/*]", "a/*", "data.corpora.2.paths", "a/*", "a list", "write [one, two]"),
-    "an empty list": ("[data/arxiv/*]", "[]", "data.corpora.2.paths", "[]", "a list of at least one", "add one"),
+    "an empty list": (
+        "paths: [data/arxiv/*]",
+        "paths: []",
+        "data.corpora.2.paths",
+        "[]",
+        "a list of at least one",
+        "add one",
+    ),
     "a wrong value in a list": ("[data/arxiv/*]", "[1]", "data.corpora.2.paths.0", "1", "text", "Prefixes of"),
     "a word for a list": ("layers: null", "layers: even", "parallel.stage_layers", "even", "a list or null", "[7, 8"),
     "a number for a drop": ("{after: 0.8, factor: 0.316}", "0.8", "schedule.drops.0", "0.8", "a section", "key: value"),
@@ -80,7 +87,7 @@ def test_a_missing_section_names_itself(tmp_path: Path) -> None:
     run = seeded(tmp_path, ("validation:\n  every_steps: 500\n  sequences_per_corpus: 256\n", ""))
     error = run.refusal()
     assert error.where == f"{run.path}: validation"
-    assert "held-out part" in str(error.expected)
+    assert "held out" in str(error.expected)
 
 
 def test_a_value_in_place_of_a_section_is_one_mistake_not_one_for_each_key(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ import yaml
 
 from megatron_dsmath.config import dump, load
 from megatron_dsmath.schedule.learning_rate import first_step_after
-from tests.support.seeded import PAPER_RUN
+from tests.support.seeded import PAPER_RUN, RUN_FILES
 
 CONFIGS = PAPER_RUN.parents[1]
-RUN_FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.stem)
@@ -26,8 +25,8 @@ def test_every_run_file_loads_and_names_its_schema_for_editors(path: Path) -> No
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_pretraining_run_shows_70_keys_at_most(path: Path) -> None:
-    assert len(_leaves(yaml.safe_load(dump(load(path))))) <= 70
+def test_a_pretraining_run_shows_80_keys_at_most(path: Path) -> None:
+    assert len(_leaves(yaml.safe_load(dump(load(path))))) <= 80
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def test_a_removed_corpus_keeps_its_name_and_loses_its_share(data: Path) -> None
     later = mixture(corpus("prose", 1.0, data / "prose"), corpus("math", 3.0, data / "math"))
     batches = opened(planned(later, planned(config(data)), next_sample=48))
     assert batches.names == ("math", "code", "prose")
-    assert batches.shares == (Fraction(3, 4), 0, Fraction(1, 4))
+    assert batches.validation_loss(9.0, {"math": 2.0, "code": 5.0, "prose": 4.0}) == 0.75 * 2.0 + 0.25 * 4.0
     rows = in_order([batches.at(48, 40, 40, 0, 1)])
     assert Counter(corpus for _, corpus, _, _ in rows) == {0: 30, 2: 10}
 

@@ -102,6 +102,12 @@ def test_a_run_stopped_before_it_wrote_a_status_had_nothing_to_save(launch: Laun
     assert launch.stop(launch.start("torchrun.sh", "run.yaml"), signal.SIGTERM) == 75
 
 
+@pytest.mark.fault(
+    "S16",
+    injected="file names with spaces, quotes, `$()`, newlines",
+    where="launch scripts",
+    holds="handed on as they are",
+)
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_no_name_is_read_as_shell(launch: Launch, name: str) -> None:
     run_file, argument = f"./{name}", f"output={name}"

@@ -4,36 +4,36 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_dsmath.model.loss import sums_by_corpus
+from megatron_dsmath.model.loss import sums_by_group
 
 
 class Batch(NamedTuple):
     loss_mask: torch.Tensor
-    corpus: torch.Tensor
+    groups: torch.Tensor
 
 
 NATS = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0], [64.0, 128.0, 256.0]])
 BATCH = Batch(
     loss_mask=torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]),
-    corpus=torch.tensor([1, 0, 2]),
+    groups=torch.tensor([1, 0, 2])[:, None, None],
 )
 
 
 def test_sums_and_counts_are_those_of_the_targets() -> None:
-    nats, tokens, report = sums_by_corpus(NATS, BATCH, corpora=4)
+    nats, tokens, report = sums_by_group(NATS, BATCH, groups=4)
     assert nats.item() == 1 + 4 + 8 + 16 + 32
     assert tokens.item() == 5
     assert report.tolist() == [[56.0, 3.0], [5.0, 2.0], [0.0, 0.0], [0.0, 0.0]]
 
 
 def test_sequences_of_one_corpus_add_up() -> None:
-    _, _, report = sums_by_corpus(NATS, BATCH._replace(corpus=torch.tensor([0, 0, 0])), corpora=1)
+    _, _, report = sums_by_group(NATS, BATCH._replace(groups=torch.zeros(3, 1, 1).long()), groups=1)
     assert report.tolist() == [[61.0, 5.0]]
 
 
 def test_counts_are_whole_numbers_and_the_report_keeps_more_digits() -> None:
     """megatron-core adds the counts up as integers; 10 million tokens of 10 nats leave fp32 one digit."""
-    _, tokens, report = sums_by_corpus(NATS, BATCH, corpora=3)
+    _, tokens, report = sums_by_group(NATS, BATCH, groups=3)
     assert tokens.dtype == torch.int32
     assert report.dtype == torch.float64
     assert not report.requires_grad
@@ -41,16 +41,16 @@ def test_counts_are_whole_numbers_and_the_report_keeps_more_digits() -> None:
 
 def test_a_token_that_is_no_target_has_no_gradient() -> None:
     nats = NATS.clone().requires_grad_()
-    sums_by_corpus(nats, BATCH, corpora=3)[0].backward()
+    sums_by_group(nats, BATCH, groups=3)[0].backward()
     assert nats.grad is not None
     assert torch.equal(nats.grad, BATCH.loss_mask)
 
 
 def test_a_batch_may_be_cut_anywhere() -> None:
-    whole = sums_by_corpus(NATS, BATCH, corpora=3)
+    whole = sums_by_group(NATS, BATCH, groups=3)
     for cut in (1, 2):
         parts = [
-            sums_by_corpus(NATS[rows], Batch(BATCH.loss_mask[rows], BATCH.corpus[rows]), corpora=3)
+            sums_by_group(NATS[rows], Batch(BATCH.loss_mask[rows], BATCH.groups[rows]), groups=3)
             for rows in (slice(None, cut), slice(cut, None))
         ]
         for one, other, both in zip(*parts, whole, strict=True):

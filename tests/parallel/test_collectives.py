@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,13 @@ import torch
 
 from megatron_dsmath.config.parallel import ParallelConfig
 from megatron_dsmath.parallel import topology
-from megatron_dsmath.parallel.collectives import any_rank, from_first_rank, gather, sum_of_reports
+from megatron_dsmath.parallel.collectives import (
+    any_rank,
+    from_first_rank,
+    gather,
+    sum_of_reports,
+    sum_of_reports_and_norm,
+)
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
 
@@ -33,6 +40,32 @@ def summed(parallel: ParallelConfig) -> list[float]:
 )
 def test_each_report_counts_once_on_every_rank(ranks: int, parallel: dict[str, Any], expected: float) -> None:
     assert run_ranks(ranks, summed, run_config(**parallel).parallel) == [[expected, expected]] * ranks
+
+
+def agreed(parallel: ParallelConfig, norms: list[float]) -> tuple[list[float], float]:
+    """Each rank with a norm of its own."""
+    place = topology.start(parallel, seed=1)
+    totals, norm = sum_of_reports_and_norm([torch.full((2,), 1.0)], (2,), norms[place.rank], place)
+    return totals.tolist(), norm
+
+
+@pytest.mark.parametrize("parallel", [{}, {"parallel__tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+    ("norms", "norm"),
+    [
+        ([0.1, 0.3], 0.1),  # to the last bit: nothing is added to it
+        ([0.1, math.inf], math.inf),
+        ([math.inf, 0.3], math.inf),
+        ([0.1, math.nan], math.nan),
+        ([math.nan, math.inf], math.nan),
+    ],
+)
+def test_all_ranks_go_by_one_norm_and_it_is_none_where_any_is(
+    parallel: dict[str, Any], norms: list[float], norm: float
+) -> None:
+    total = 1.0 if parallel else 2.0
+    found = run_ranks(2, agreed, run_config(**parallel).parallel, norms)
+    assert str(found) == str([([total, total], norm)] * 2)  # as text, for NaN is not equal to itself
 
 
 def tell(parallel: ParallelConfig) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(folder: Path) -> Path:
-    import_folder(folder, folder.parent / "imported")
+    import_folder(folder, folder.parent / "imported", gate=False)
     return folder.parent / "imported"
 
 

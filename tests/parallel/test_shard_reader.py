@@ -67,6 +67,12 @@ class Exploit:
         return self.reduced
 
 
+@pytest.mark.fault(
+    "S12",
+    injected="five pickles that run a program as `.metadata`",
+    where="reading weights (export, import)",
+    holds="refused by name, and the program does not run",
+)
 @pytest.mark.parametrize(
     ("function", "name"),
     [
@@ -90,6 +96,12 @@ def test_a_description_that_runs_a_program_is_refused_and_does_not_run(
         check_metadata(folder)
 
 
+@pytest.mark.fault(
+    "S12",
+    injected="a pickle in a shard's place",
+    where="reading weights",
+    holds="refused, and the program does not run",
+)
 def test_a_tensor_file_that_runs_a_program_is_refused_and_does_not_run(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "ran"
     file = folder / "__0_0.distcp"
@@ -126,6 +138,12 @@ def test_a_missing_or_truncated_tensor_file_is_named(folder: Path) -> None:
     assert "no such file" in refusal(folder)
 
 
+@pytest.mark.fault(
+    "S14",
+    injected="a shard's name that leads out of the checkpoint",
+    where="reading weights",
+    holds="refused",
+)
 def test_a_path_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "__0_0.distcp", tmp_path / "elsewhere")
 

@@ -34,7 +34,12 @@ def corpus(name: str, weight: float, *prefixes: Path, max_epochs: float | None =
 
 def mixture(*corpora: CorpusConfig, sequence_length: int = 4, held_out_share: float = 0.0) -> DataConfig:
     return DataConfig(
-        tokenizer="tokenizer", sequence_length=sequence_length, corpora=corpora, held_out_share=held_out_share
+        tokenizer="tokenizer",
+        sequence_length=sequence_length,
+        attend_across_documents=True,
+        corpora=corpora,
+        conversations=None,
+        held_out_share=held_out_share,
     )
 
 

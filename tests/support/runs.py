@@ -28,10 +28,12 @@ TREE: dict[str, Any] = {
     "data": {
         "tokenizer": "tokenizer",
         "sequence_length": 32,
+        "attend_across_documents": True,
         "corpora": [
             {"name": "mathematics", "weight": 3.0, "paths": ["data/mathematics"]},
             {"name": "code", "weight": 1.0, "paths": ["data/code"]},
         ],
+        "conversations": None,
         "held_out_share": 0.1,
     },
     "schedule": {
@@ -53,9 +55,17 @@ TREE: dict[str, Any] = {
         "recompute": "none",
         "microbatch_sequences": 2,
     },
-    "checkpoint": {"every_steps": 4, "every_minutes": 0.0, "keep": 2},
+    "checkpoint": {"every_steps": 4, "every_minutes": 0.0, "keep": 2, "asynchronous": True, "allowed_changes": []},
     "validation": {"every_steps": 5, "sequences_per_corpus": 4},
     "tracking": {"console_every_steps": 1, "wandb": "disabled", "wandb_project": "test"},
+    "guard": {
+        "non_finite": "stop",
+        "spike": "flag",
+        "rewind_steps": 3,
+        "setup_timeout_seconds": 300.0,
+        "step_timeout_seconds": 60.0,
+        "save_timeout_seconds": 300.0,
+    },
 }
 
 

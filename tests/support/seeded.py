@@ -12,6 +12,7 @@ from megatron_dsmath.config import load
 from megatron_dsmath.errors import ConfigError, DsmathError, Refusals
 
 PAPER_RUN = Path(__file__).parents[2] / "configs/pretrain/deepseekmath_base_7b.yaml"
+RUN_FILES = sorted(path for path in PAPER_RUN.parents[1].rglob("*.yaml") if path.parent.name != "recipes")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.model import decoder, loss
 from megatron_dsmath.model.parameters import parameters
 from megatron_dsmath.parallel import collectives, optimizer, pipeline, shards, topology
+from megatron_dsmath.parallel.documents import document_bounds
 from megatron_dsmath.schedule.learning_rate import learning_rate
 from megatron_dsmath.training.job import DeviceBatch
 
@@ -52,7 +54,7 @@ class Training(NamedTuple):
             for piece in self.pieces:
                 piece.zero_grad_buffer()
             self.updater.zero_grad()
-        loss_of = partial(loss.sums_by_corpus, corpora=CORPORA)
+        loss_of = partial(loss.sums_by_group, groups=CORPORA)
         reports = pipeline.run_microbatches(self.pieces, self.share(step), loss_of, backward=backward)
         return collectives.sum_of_reports(reports, (CORPORA, 2), self.place).cpu()
 
@@ -63,17 +65,16 @@ class Training(NamedTuple):
         return Figures(float(nats / tokens), optimizer.update(self.updater, rate, self.run.optimizer.weight_decay))
 
     def share(self, step: int) -> list[DeviceBatch]:
-        """This rank's microbatches; every data-parallel rank has every `data_size`-th."""
+        """This rank's microbatches of a step."""
         size = self.run.parallel.microbatch_sequences
-        batch = [tensor.to(self.place.device) for tensor in global_batch(self.run, step)]
-        whole = [DeviceBatch(*parts) for parts in zip(*(tensor.split(size) for tensor in batch), strict=True)]
-        return whole[self.place.data_rank :: self.place.data_size]
+        return microbatches(global_batch(self.run, step), size, self.place)
 
 
 def global_batch(run: RunConfig, step: int) -> DeviceBatch:
     """Sequences that count up by a stride, with some noise: something to learn, and in each another share of targets.
 
-    The first sequence has none at all, as padding at the end of a validation set.
+    The first sequence has none at all, as padding at the end of a validation set. Where attention stays within
+    documents, the last is a single one and the others begin with one of a single token.
     """
     generator = torch.Generator().manual_seed(step)
     sequences, length, vocabulary = run.schedule.sequences_per_step, run.data.sequence_length, run.model.vocabulary_size
@@ -87,7 +88,27 @@ def global_batch(run: RunConfig, step: int) -> DeviceBatch:
     tokens = torch.where(noise, draw(vocabulary, sequences, length + 1), tokens)
     shares = torch.linspace(0, 1, sequences)[:, None]
     loss_mask = (torch.rand(sequences, length, generator=generator) < shares).float()
-    return DeviceBatch(tokens, loss_mask, draw(CORPORA, sequences), torch.arange(sequences) + step * sequences)
+    groups, samples = draw(CORPORA, sequences, 1, 1), torch.arange(sequences) + step * sequences
+    if run.data.attend_across_documents:
+        return DeviceBatch(tokens, loss_mask, groups, samples, None)
+    document_starts = [np.unique([0, 1, *draw(length + 1, 2).tolist()]) for _ in range(sequences - 1)]
+    bounds = torch.from_numpy(document_bounds([*document_starts, np.zeros(1, np.int64)], length))
+    return DeviceBatch(tokens, loss_mask, groups, samples, bounds)
+
+
+def microbatches(batch: DeviceBatch, size: int, place: topology.Topology) -> list[DeviceBatch]:
+    """This rank's part of a global batch; every data-parallel rank has every `data_size`-th microbatch."""
+    first_rows = range(place.data_rank * size, len(batch.tokens), place.data_size * size)
+    return [_rows(batch, first, first + size, place.device) for first in first_rows]
+
+
+def _rows(batch: DeviceBatch, first: int, end: int, device: torch.device) -> DeviceBatch:
+    tokens, loss_mask, groups, samples = (tensor[first:end].to(device) for tensor in batch[:4])
+    bounds, length = batch.document_bounds, batch.loss_mask.size(1)
+    if bounds is not None:
+        inside = (first * length <= bounds) & (bounds <= end * length)
+        bounds = (bounds[inside] - first * length).to(device)
+    return DeviceBatch(tokens, loss_mask, groups, samples, bounds)
 
 
 def start(run: RunConfig, weights: Path | None = None) -> Training:
@@ -139,12 +160,22 @@ def load_and_train(run: RunConfig, folder: Path, again: Path, steps: tuple[int, 
 
 
 def save(training: Training, folder: Path) -> None:
-    """As a checkpoint of the loop does."""
-    if training.place.rank == 0:
-        folder.mkdir(parents=True)
+    """As a checkpoint of the loop does, without the process that writes it."""
+    save_shards(folder, training.pieces, training.updater, training.place)
+
+
+def save_shards(
+    folder: Path, pieces: list[optimizer.ReducedPiece], updater: optimizer.Optimizer, place: topology.Topology
+) -> None:
+    """The files of every rank into a new folder."""
+    snapshots = shards.Snapshots(pieces, updater, place)
+    memory = mmap(-1, max(1, snapshots.size_bytes))
+    snapshots.prepare(memory)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in snapshots.take(memory).items():
+        (folder / name).write_bytes(content)
+    (folder / snapshots.file_name).write_bytes(memory[: snapshots.size_bytes])
     collectives.barrier()
-    with optimizer.parameters_in_place(training.pieces):
-        shards.save(folder, training.pieces, training.updater)
 
 
 def parts(training: Training, tensors: Mapping[str, torch.Tensor]) -> Parts:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from megatron_dsmath.config.run import RunConfig
 
 Row = dict[str, Any]
-WALL_TIME = {"step_seconds", "tokens_per_second", "mfu"}
+WALL_TIME = {"step_seconds", "tokens_per_second", "mfu", "goodput", "restarts", "lost_steps", "save_seconds"}
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one process": (1, {}),
@@ -46,9 +46,9 @@ def train_run(run: RunConfig) -> None:
 
 
 def train_until_killed(run: RunConfig, after_step: int) -> None:
-    """The same; SIGKILL comes once the row of `after_step` is in metrics.jsonl."""
+    """The same; SIGKILL comes once the row of `after_step` is in metrics.jsonl, and what was due before is saved."""
     _after(after_step, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    train_run(run)
+    train_run(run.model_copy(update={"checkpoint": run.checkpoint.model_copy(update={"asynchronous": False})}))
 
 
 def dsmath(arguments: list[str], signal_after: tuple[int, int, int] | None = None) -> Ending:
@@ -68,6 +68,12 @@ def dsmath(arguments: list[str], signal_after: tuple[int, int, int] | None = Non
     return Ending(code, out.getvalue(), err.getvalue())
 
 
+def with_fault(fault: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function` in this rank, with the fault that DSMATH_FAULT would inject (`megatron_dsmath.faults`)."""
+    os.environ["DSMATH_FAULT"] = fault
+    return function(*arguments)
+
+
 def _after(step: int, act: Callable[[], None]) -> None:
     """Act once the row of `step` is written; step 0 is when the run says that it starts."""
     from megatron_dsmath.training.run_directory import RunDirectory
@@ -80,8 +86,8 @@ def _after(step: int, act: Callable[[], None]) -> None:
         if row["step"] == step:
             act()
 
-    def said(self: RunDirectory, *status: Any) -> None:
-        say(self, *status)
+    def said(self: RunDirectory, *status: Any, **more: Any) -> None:
+        say(self, *status, **more)
         if step == 0:
             act()
 

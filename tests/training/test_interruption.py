@@ -12,7 +12,7 @@ import pytest
 from megatron_dsmath.training.interruption import SIGNALS, held
 from tests.support.corpora import write_run_file
 from tests.support.ranks import run_ranks
-from tests.training.ranks import Row, dsmath, numbers_of, rows_of, status_of
+from tests.training.ranks import Row, dsmath, numbers_of, rows_of, status_of, with_fault
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
@@ -50,6 +50,31 @@ def test_a_signal_while_the_run_starts_is_not_lost_and_nothing_is_saved(inputs: 
     assert not (output / "metrics.jsonl").exists()
     assert list((output / "checkpoints").iterdir()) == []
     assert (status_of(output)["state"], status_of(output)["step"]) == ("stopped", 0)
+
+
+@pytest.mark.fault("R8")
+@pytest.mark.parametrize(
+    ("fault", "last_step", "checkpoints"),
+    [
+        ("terminate:setup.begin:rank=1", 0, []),
+        ("terminate:step.begin:rank=1:step=4", 5, ["step_3", "step_5"]),
+        ("terminate:validation.begin:rank=1", 4, ["step_3", "step_4"]),
+        ("terminate:save.begin:rank=0:step=3", 4, ["step_3", "step_4"]),
+        ("terminate:save.begin", 4, ["step_3", "step_4"]),
+    ],
+    ids=["set-up", "step", "validation", "save", "all ranks, in the save and in the one it asks for"],
+)
+def test_in_every_phase_all_ranks_agree_on_one_step_and_save_once(
+    fault: str, last_step: int, checkpoints: list[str], inputs: Path, tmp_path: Path
+) -> None:
+    run_file, output = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml"), tmp_path / "run"
+    endings = run_ranks(2, with_fault, fault, dsmath, ["train", str(run_file)])
+    assert [ending.code for ending in endings] == [75, 75]
+    assert sum(ending.err.count("error[stopped-on-request]") for ending in endings) == 1
+    assert sorted(folder.name for folder in (output / "checkpoints").glob("step_*")) == checkpoints
+    assert all((output / "checkpoints" / name / "MANIFEST.json").is_file() for name in checkpoints)
+    status = status_of(output)
+    assert (status["state"], status["exit_code"], status["step"]) == ("stopped", 75, last_step)
 
 
 def test_a_signal_after_the_last_step_finds_the_run_done(inputs: Path, tmp_path: Path) -> None:

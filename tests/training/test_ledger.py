@@ -58,7 +58,8 @@ def test_a_kill_a_resume_and_another_layout_leave_no_trace_in_the_ledger(
 
 def test_a_mixture_that_changes_at_a_checkpoint_goes_on_with_data_not_seen_yet(inputs: Path, tmp_path: Path) -> None:
     run_ranks(1, train_run, small_run(inputs, tmp_path, schedule__steps=3))
-    run_ranks(1, train_run, small_run(inputs, tmp_path, schedule__steps=9, data__corpora__0__weight=1.0))
+    changed = {"data__corpora__0__weight": 1.0, "checkpoint__allowed_changes": ["data.corpora"]}
+    run_ranks(1, train_run, small_run(inputs, tmp_path, schedule__steps=9, **changed))
     found = audit(tmp_path)
     assert found.faults == ()
     assert found.versions == 2

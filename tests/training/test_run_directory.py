@@ -109,6 +109,12 @@ def test_a_disk_that_takes_no_byte_is_refused_and_keeps_no_probe(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.fault(
+    "R5",
+    injected="STATUS.json cannot be written",
+    where="the file alone",
+    holds="one error; the old one stays",
+)
 def test_a_status_that_cannot_be_written_leaves_the_old_one(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,10 +84,10 @@ def dsmath_with_slow_last_words(arguments: list[str], output: Path) -> tuple[End
     """Asked to stop after step 1; with STATUS.json as it stood when this rank could leave."""
     say = RunDirectory.say
 
-    def said_slowly(self: RunDirectory, state: Status, *facts: Any) -> None:
+    def said_slowly(self: RunDirectory, state: Status, *facts: Any, **more: Any) -> None:
         if state != "running":
             time.sleep(1)
-        say(self, state, *facts)
+        say(self, state, *facts, **more)
 
     RunDirectory.say = said_slowly  # type: ignore[method-assign]
     ending = dsmath(arguments, (signal.SIGTERM, 0, 1))

@@ -144,6 +144,12 @@ def test_a_missing_package_stops_nothing(
     assert capsys.readouterr().err.startswith("W&B is off for this run")
 
 
+@pytest.mark.fault(
+    "R18",
+    injected="W&B hangs at the end",
+    where="one process",
+    holds="not waited for",
+)
 def test_a_slow_end_is_not_waited_for(
     wandb: Callable[..., StandIn],
     directory: RunDirectory,
@@ -214,6 +220,12 @@ def train_with_a_failing_record(run_file: str) -> Ending:
     return dsmath(["train", run_file])
 
 
+@pytest.mark.fault(
+    "R18",
+    injected="W&B fails",
+    where="one process",
+    holds="said once; the run goes on, metrics.jsonl is whole",
+)
 def test_training_goes_on_where_w_and_b_fails(inputs: Path, tmp_path: Path) -> None:
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", schedule__steps=3, **OFFLINE_RUN)
     (ending,) = run_ranks(1, train_with_a_failing_record, str(run_file))

@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_dsmath.data.ledger.ledger import LedgerRow
 from megatron_dsmath.data.mixture.plan import Plan
+from megatron_dsmath.data.run_plan import RunPlan
 from megatron_dsmath.errors import DataError
 
 
@@ -29,7 +30,7 @@ class CorpusAccount:
 
 @dataclass(frozen=True)
 class Accounts:
-    """All corpora, and what is wrong with the order of the rows."""
+    """All corpora (none of a run on conversations), and what is wrong with the order of the rows."""
 
     corpora: tuple[CorpusAccount, ...]
     skipped_samples: int
@@ -38,12 +39,12 @@ class Accounts:
     faults: tuple[DataError, ...]
 
 
-def account(plan: Plan, rows: Sequence[LedgerRow]) -> Accounts:
+def account(plan: RunPlan, rows: Sequence[LedgerRow]) -> Accounts:
     """Count what the rows say; there is no fault when each step follows the one before, as the plan has it."""
     breaks = list(_breaks(plan, rows))
     end = rows[-1].end_sample if rows else 0
     return Accounts(
-        corpora=tuple(_corpora(plan, rows, end)),
+        corpora=tuple(_corpora(plan, rows, end)) if isinstance(plan, Plan) else (),
         skipped_samples=sum(version.skipped_samples for version in plan.versions if version.first_sample <= end),
         repeated_samples=-sum(min(missing, 0) for missing, _ in breaks),
         missing_samples=sum(max(missing, 0) for missing, _ in breaks),
@@ -51,7 +52,7 @@ def account(plan: Plan, rows: Sequence[LedgerRow]) -> Accounts:
     )
 
 
-def _breaks(plan: Plan, rows: Sequence[LedgerRow]) -> Iterator[tuple[int, DataError]]:
+def _breaks(plan: RunPlan, rows: Sequence[LedgerRow]) -> Iterator[tuple[int, DataError]]:
     """What is wrong with the order of the rows, and how many samples are missing there (negative: repeated)."""
     next_step, next_sample = 1, 0
     for row in rows:

@@ -7,21 +7,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megatron_dsmath.config import load
-from megatron_dsmath.data.batches import Batches
 from megatron_dsmath.data.indexed.inspection import verify
 from megatron_dsmath.data.ledger.accounts import Accounts, account
 from megatron_dsmath.data.ledger.ledger import Ledger, LedgerRow
+from megatron_dsmath.data.ledger.on_disk import OnDisk, on_disk, place_of
 from megatron_dsmath.data.ledger.step_hash import differing_sample, sample_hashes, step_hash
-from megatron_dsmath.data.mixture.mixture import Mixture
 from megatron_dsmath.data.mixture.permutation import IntArray, Words
-from megatron_dsmath.data.mixture.shards import Shards
 from megatron_dsmath.errors import DataError, DsmathError, IndexedDatasetError
 
 SAMPLES_AT_ONCE = 256
@@ -69,41 +67,38 @@ def audit(run: Path, first_step: int = 1, last_step: int | None = None) -> Audit
     accounts = account(plan, rows)
     asked = [row for row in rows if first_step <= row.step <= (last_step or row.step)]
     try:
-        wrong_steps = _wrong_steps(Batches(plan, Shards(None), vocabulary_size), asked)
+        wrong_steps = _wrong_steps(on_disk(plan, None, vocabulary_size), asked)
         faults: list[DsmathError] = list(islice(wrong_steps, MOST_FAULTS))
     except DsmathError as error:  # a file that does not open
         faults = [error]
     return Audit(len(rows), len(plan.versions), accounts, (*accounts.faults[:MOST_FAULTS], *faults))
 
 
-def _wrong_steps(batches: Batches, rows: Sequence[LedgerRow]) -> Iterator[DsmathError]:
+def _wrong_steps(disk: OnDisk, rows: Sequence[LedgerRow]) -> Iterator[DsmathError]:
     """One fault for each of the rows whose hash is not that of its samples."""
     whole: dict[Path, bool] = {}
     for row in _shown(rows):
-        mixture = batches.mixture(batches.plan.version_at(row.first_sample))
         samples = np.arange(row.first_sample, row.end_sample)
         try:
-            hashes = _hashes(mixture, samples, samples)
+            hashes = _hashes(disk, samples, samples)
         except IndexedDatasetError as error:  # a token beyond the vocabulary: it names file and document
             yield error
             continue
         if step_hash(hashes, samples) != row.hash:
-            yield _difference(mixture, row, hashes, samples, partial(_changed_files, mixture, whole))
+            yield _difference(disk, row, hashes, samples, partial(_changed_files, disk, whole))
 
 
-def _hashes(mixture: Mixture, read: IntArray, samples: IntArray) -> Words:
+def _hashes(disk: OnDisk, read: IntArray, samples: IntArray) -> Words:
     """The hashes that the tokens of the samples `read` have as `samples`, both int64 [n]: uint64 [n]."""
     blocks = []
     for first in range(0, len(read), SAMPLES_AT_ONCE):
         part = slice(first, first + SAMPLES_AT_ONCE)
-        places = zip(*(column.tolist() for column in mixture.locate(read[part])), strict=True)
-        tokens = [mixture.training[corpus].tokens(epoch, start) for corpus, epoch, start in places]
-        blocks.append(sample_hashes(np.stack(tokens), samples[part]))
+        blocks.append(sample_hashes(disk.tokens(read[part]), samples[part]))
     return np.concatenate(blocks)
 
 
 def _difference(
-    mixture: Mixture, row: LedgerRow, hashes: Words, samples: IntArray, changed_files: Callable[[IntArray], str]
+    disk: OnDisk, row: LedgerRow, hashes: Words, samples: IntArray, changed_files: Callable[[IntArray], str]
 ) -> DataError:
     """As exactly as the hash tells: one sample, the step before in place of this one, or several of its samples.
 
@@ -114,13 +109,14 @@ def _difference(
     if place is not None:
         return DataError(
             "a sample is not on the disk as it was trained on",
-            where=f"step {row.step}, sample {samples[place]:,}: {_source(mixture, int(samples[place]))}",
+            where=f"step {row.step}, sample {samples[place]:,}: {place_of(disk, int(samples[place]))}",
             found=changed_files(samples[[place]]) or f"other tokens, and {NO_CHANGED_FILE}",
             expected="the tokens that entered the forward pass",
             fix="put a changed file back as it was",
         )
     before = samples - row.samples
-    if before[0] >= mixture.version.first_sample and step_hash(_hashes(mixture, before, samples), samples) == row.hash:
+    version = disk.plan.versions[disk.plan.version_at(row.first_sample)]
+    if before[0] >= version.first_sample and step_hash(_hashes(disk, before, samples), samples) == row.hash:
         return DataError(
             "a step was trained on the samples of the step before",
             where=f"step {row.step}",
@@ -136,24 +132,11 @@ def _difference(
     )
 
 
-def _source(mixture: Mixture, sample: int) -> str:
-    """Where a sample lies: "corpus math: data/math_0.bin documents 3 to 5"."""
-    passages = list(mixture.passages(sample))
-    files = []
-    for prefix, part in groupby(passages, key=lambda entry: entry[1].shard.prefix):
-        documents = [passage.document for _, passage in part]
-        first, last = documents[0], documents[-1]
-        files.append(
-            f"{prefix}.bin " + (f"document {first:,}" if first == last else f"documents {first:,} to {last:,}")
-        )
-    return f"corpus {passages[0][0]}: {', '.join(files)}"
-
-
-def _changed_files(mixture: Mixture, whole: dict[Path, bool], samples: IntArray) -> str:
+def _changed_files(disk: OnDisk, whole: dict[Path, bool], samples: IntArray) -> str:
     """Which of the files that hold these samples are not what their sidecars say; `whole` remembers those compared."""
     changed: dict[str, list[int]] = {}
     for sample in samples.tolist():
-        for name, prefix in dict.fromkeys((name, passage.shard.prefix) for name, passage in mixture.passages(sample)):
+        for name, prefix in dict.fromkeys((passage.name, passage.prefix) for passage in disk.passages(sample)):
             if prefix not in whole:
                 print(f"comparing {prefix}.bin with its sidecar", file=sys.stderr, flush=True)
                 whole[prefix] = verify(prefix).holds

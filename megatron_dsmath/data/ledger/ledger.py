@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from megatron_dsmath.config.section import Section
 from megatron_dsmath.data.atomic_files import AtomicFiles, cannot_write
 from megatron_dsmath.data.ledger.step_hash import StepHash
-from megatron_dsmath.data.mixture.plan import Count, Plan
+from megatron_dsmath.data.reading import PLAN
+from megatron_dsmath.data.run_plan import Count, RunPlan
 from megatron_dsmath.errors import DataError
 
 Read = TypeVar("Read", bound=Section)
@@ -45,7 +47,7 @@ class Ledger:
         self.plan_file = folder / "plan.json"
         self.steps_file = folder / "steps.jsonl"
 
-    def write_plan(self, plan: Plan) -> None:
+    def write_plan(self, plan: RunPlan) -> None:
         """Replace the plan as a whole."""
         files = AtomicFiles(self.plan_file)
         try:
@@ -78,14 +80,15 @@ class Ledger:
         except OSError as error:
             raise cannot_write(self.steps_file, error) from error
 
-    def plan(self) -> Plan:
+    def plan(self) -> RunPlan:
         """The plan. Raises DataError where there is none or it is damaged."""
-        return _parsed(Plan, _content(self.plan_file), self.plan_file)
+        return _parsed(PLAN.validate_json, _content(self.plan_file), self.plan_file)
 
     def rows(self) -> list[LedgerRow]:
         """Every whole row as it stands; a torn last line, as of a killed run, is no row. Raises DataError."""
         *lines, _ = _content(self.steps_file).split(b"\n")
-        return [_parsed(LedgerRow, line, f"{self.steps_file}:{number}") for number, line in enumerate(lines, 1)]
+        places = ((line, f"{self.steps_file}:{number}") for number, line in enumerate(lines, 1))
+        return [_parsed(LedgerRow.model_validate_json, line, where) for line, where in places]
 
 
 def _content(path: Path) -> bytes:
@@ -101,15 +104,15 @@ def _content(path: Path) -> bytes:
         ) from None
 
 
-def _parsed(kind: type[Read], text: bytes, where: object) -> Read:
+def _parsed(parse: Callable[[bytes], Read], text: bytes, where: object) -> Read:
     try:
-        return kind.model_validate_json(text)
+        return parse(text)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(
             "the ledger is damaged",
             where=where,
             found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "),
-            expected=f"a {kind.__name__} as `dsmath train` wrote it",
+            expected="what `dsmath train` wrote",
             fix="restore the file; without it the run cannot be audited",
         ) from None

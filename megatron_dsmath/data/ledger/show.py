@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_dsmath.config import load
-from megatron_dsmath.data.batches import Batches
 from megatron_dsmath.data.ledger.ledger import Ledger
-from megatron_dsmath.data.mixture.shards import Shards
+from megatron_dsmath.data.ledger.on_disk import on_disk
 from megatron_dsmath.data.tokenizer import load_tokenizer
 from megatron_dsmath.errors import UsageError
 
@@ -19,6 +18,7 @@ from megatron_dsmath.errors import UsageError
 class ShownPassage:
     """What a sample holds of one document: its tokens from `first_token` to before `end_token`, as text.
 
+    Of conversations, a document is an example, and `corpus` its source.
     A passage may begin or end within a character; what is left of it stands as U+FFFD.
     """
 
@@ -48,14 +48,13 @@ def step_passages(run: Path, step: int) -> Iterator[ShownPassage]:
             expected=f"1 to {max(rows)}" if rows else "a run that has made a step",
         )
     tokenizer = load_tokenizer(config.data.tokenizer)
-    batches = Batches(ledger.plan(), Shards(tokenizer.fingerprint), config.model.vocabulary_size)
-    mixture = batches.mixture(batches.plan.version_at(rows[step].first_sample))
+    disk = on_disk(ledger.plan(), tokenizer.fingerprint, config.model.vocabulary_size)
     for sample in range(rows[step].first_sample, rows[step].end_sample):
-        for corpus, passage in mixture.passages(sample):
+        for passage in disk.passages(sample):
             yield ShownPassage(
                 sample,
-                corpus,
-                str(passage.shard.prefix),
+                passage.name,
+                str(passage.prefix),
                 passage.document,
                 passage.first,
                 passage.end,

@@ -6,12 +6,11 @@ mixture goes on with data that was not seen yet; docs/data_plan.md explains it w
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -19,9 +18,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from megatron_dsmath.config.section import Section
 from megatron_dsmath.data.mixture.blend import Blend
 from megatron_dsmath.data.mixture.samples import samples_per_epoch
+from megatron_dsmath.data.run_plan import Count, RunPlan, VersionStart, require_order
 
 NEVER = 2**63 - 1  # the end of a version that no other follows
-Count = Annotated[int, Field(ge=0, lt=2**48)]  # of tokens, documents, samples: products and sums stay within int64
 
 
 class Shard(Section):
@@ -56,12 +55,9 @@ class Standing(Section):
     """What that epoch is cut from."""
 
 
-class Version(Section):
+class Version(VersionStart):
     """A mixture, and from which sample of the run on it is drawn."""
 
-    first_sample: Count
-    skipped_samples: Count
-    """The samples right before `first_sample` that were passed over."""
     end_sample: Count
     """Where the run was to end."""
     sequence_length: PositiveInt
@@ -84,7 +80,7 @@ class CorpusTotal:
     epochs: float
 
 
-class Plan(Section):
+class Plan(RunPlan):
     """All versions of a run's data, in order, and the shards they speak of."""
 
     arithmetic: Literal[1] = 1
@@ -110,24 +106,13 @@ class Plan(Section):
             parts = chain.from_iterable((corpus.shards, corpus.epoch_shards) for corpus in version.corpora)
             if not all(self.samples_per_epoch(part, version.sequence_length) for part in parts):
                 raise ValueError("a corpus has no sample")
-        firsts = [version.first_sample for version in self.versions]
-        if firsts != sorted(firsts) or firsts[:1] not in ([], [0]):
-            raise ValueError("the versions do not begin at 0 and rise")
+        require_order(self.versions)
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every corpus of any version, in the order in which they came."""
         return tuple(dict.fromkeys(corpus.name for version in self.versions for corpus in version.corpora))
-
-    def version_at(self, sample: int) -> int:
-        """The version from which `sample` is drawn, and with it a step that begins there."""
-        return bisect_right(self.versions, sample, key=lambda version: version.first_sample) - 1
-
-    def after_skips(self, sample: int) -> int:
-        """`sample`, or the end of the skipped samples that begin with it."""
-        begins = (version for version in self.versions if version.first_sample - version.skipped_samples == sample)
-        return max((version.first_sample for version in begins), default=sample)
 
     def last_version_with(self, name: str, sample: int) -> int | None:
         """The newest version before or at `sample` that reads a corpus; None where none does."""
@@ -162,7 +147,7 @@ class Plan(Section):
         return tuple(totals.values())
 
     def skipping(self, next_sample: int, samples: int) -> Plan:
-        """This plan, but that the `samples` from `next_sample` on are passed over; the run gets no shorter by it."""
+        """See `RunPlan`."""
         place, first = len(self.versions) - 1, next_sample + samples
         last = self.versions[place]
         version = Version(

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_dsmath.config.data import ConversationsConfig, DataConfig
 from megatron_dsmath.data.conversations.batch_encoding import Options
+from megatron_dsmath.data.conversations.batches import PackedBatches
 from megatron_dsmath.data.conversations.build import build
 from megatron_dsmath.data.conversations.examples import Examples
+from megatron_dsmath.data.conversations.plan import plan_conversations
 from megatron_dsmath.data.conversations.sources import Source
 from tests.support.small_tokenizer import write_small_tokenizer
 
@@ -44,3 +47,16 @@ def small_set(folder: Path, count: int = 60, *, passes: tuple[float, ...] = (1.0
     ]
     build(sources, tokenizer, folder / "set", Options(**{"sequence_length": 256, **options}))
     return Examples(folder / "set")
+
+
+def open_set(examples: Examples, sequence_length: int, seed: int, held_out_share: float = 0.0) -> PackedBatches:
+    """The set as a run reads it, packed by next-fit."""
+    config = DataConfig(
+        tokenizer="tokenizer",
+        sequence_length=sequence_length,
+        attend_across_documents=False,
+        corpora=(),
+        conversations=ConversationsConfig(prefix=str(examples.prefix), packing="next-fit"),
+        held_out_share=held_out_share,
+    )
+    return PackedBatches(plan_conversations(config, seed, examples), examples, vocabulary_size=320)

@@ -7,9 +7,13 @@ from megatron_dsmath.data.conversations.batches import PackedBatches, PackedMicr
 from megatron_dsmath.data.conversations.examples import Examples
 from megatron_dsmath.data.conversations.packed import PADDING
 from megatron_dsmath.errors import LayoutError
-from tests.data.conversations.sets import small_set
+from tests.data.conversations.sets import open_set, small_set
 
 LENGTH, SEED = 256, 5
+
+
+def opened(examples: Examples, held_out_share: float) -> PackedBatches:
+    return open_set(examples, LENGTH, SEED, held_out_share)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +23,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
 
 @pytest.fixture(scope="module")
 def batches(examples: Examples) -> PackedBatches:
-    return PackedBatches(examples, LENGTH, SEED, "next-fit", held_out_share=0.2)
+    return opened(examples, held_out_share=0.2)
 
 
 def joined(microbatches: list[PackedMicrobatch]) -> list[tuple[int, list[int], list[bool]]]:
@@ -82,7 +86,7 @@ def test_validation_reads_the_held_out_once_whatever_the_ranks(batches: PackedBa
 
 
 def test_nothing_held_out_is_no_validation(examples: Examples) -> None:
-    assert PackedBatches(examples, LENGTH, SEED, "next-fit").validation(8, 2, 0, 1) == []
+    assert opened(examples, held_out_share=0.0).validation(8, 2, 0, 1) == []
 
 
 def test_padding_rows_have_no_group(batches: PackedBatches) -> None:

@@ -1,0 +1,1 @@
+"""CONVERSATIONS TO BATCHES: rows in many forms to tokens, loss masks, and sequences packed anew each epoch."""

@@ -1,0 +1,102 @@
+"""Files of conversations to a set of examples: in parallel, in order, whole or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from megatron_dsmath.data.conversations.batch_encoding import TOO_LONG, BatchEncoder, Options
+from megatron_dsmath.data.conversations.examples import Examples, ExampleWriter, labels_path, targets_path
+from megatron_dsmath.data.conversations.packing import POLICIES
+from megatron_dsmath.data.conversations.report import SetReport, report_on
+from megatron_dsmath.data.conversations.row_batches import row_batches
+from megatron_dsmath.data.conversations.sources import Source, source_files
+from megatron_dsmath.data.conversations.tally import Tally
+from megatron_dsmath.data.indexed.dataset import bin_path, dtype_for, idx_path
+from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path
+from megatron_dsmath.data.input_checks import require_apart, require_usable
+from megatron_dsmath.data.lines import require_content
+from megatron_dsmath.data.progress import Progress, Report
+from megatron_dsmath.data.tokenizer import Tokenizer
+from megatron_dsmath.data.worker_processes import map_in_order
+from megatron_dsmath.errors import DataError, UsageError
+
+
+def build(
+    sources: Sequence[Source],
+    tokenizer: str | Path,
+    out: str | Path,
+    options: Options,
+    *,
+    workers: int = 1,
+    expected_examples: int | None = None,
+    report_progress: Report | None = None,
+) -> SetReport:
+    """Build the set `out` from every row of `sources`; the same for any number of `workers`.
+
+    A bad row raises its DataError ("fail"), or goes with its reason to OUT.bad_lines.jsonl ("skip").
+    `expected_examples`: what the report compares the set with. Raises UsageError, DataError, TokenizerError,
+    OutputError, DependencyError; then nothing is left of the output.
+    """
+    started = time.monotonic()
+    require_usable(workers, options.bad_lines)
+    _require_known(options)
+    files = source_files(sources, skip_bad_rows=options.bad_lines == "skip")
+    paths, prefix, quarantine = [file.path for file in files], Path(out), Path(f"{out}.bad_lines.jsonl")
+    outputs = [bin_path(prefix), idx_path(prefix), sidecar_path(prefix), targets_path(prefix), labels_path(prefix)]
+    require_apart(paths, [*outputs, quarantine])
+    input_bytes = sum(require_content(path) for path in paths)
+    start = partial(BatchEncoder, Path(tokenizer), options, tuple(sources), tuple(files))
+    worker = start()  # here too, so that a tokenizer that does not load is refused before a process or file is there
+    batches = row_batches(paths)
+    results = map_in_order(start, batches, workers) if workers > 1 else (worker(batch) for batch in batches)
+    tally = Tally(len(sources))
+    skip = options.bad_lines == "skip"
+    with ExampleWriter(prefix, dtype_for(worker.tokenizer.vocabulary_size), quarantine if skip else None) as writer:
+        with closing(results):
+            for result in results:
+                tally.set_aside(result, writer)
+                writer.add(result.examples, tally.labels(result))
+                if report_progress is not None:
+                    read_bytes = result.read_bytes
+                    report_progress(Progress(writer.example_count, writer.token_count, read_bytes, input_bytes))
+        if not writer.example_count:
+            raise DataError(
+                "the input holds no example",
+                where=", ".join(map(str, paths[:3])),
+                found=f"{sum(tally.bad_lines):,} bad lines, {tally.dropped:,} examples dropped",
+                expected="at least one conversation that fits",
+                fix="--bad-lines fail names the first bad line; a longer --sequence-length drops fewer",
+            )
+        writer.facts = _facts(worker.tokenizer, paths, sum(tally.bad_lines))
+        writer.group = tally.facts(sources, files, options, tokenizer, expected_examples)
+    if not skip:
+        quarantine.unlink(missing_ok=True)  # of an earlier build: it would contradict the sidecar
+    return report_on(Examples(prefix), seconds=time.monotonic() - started)
+
+
+def _facts(tokenizer: Tokenizer, paths: Sequence[Path], bad_lines: int) -> Facts:
+    return {
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "tokenizer": {
+            "name": f"{tokenizer.path.resolve().parent.name}/{tokenizer.path.name}",
+            "fingerprint": tokenizer.fingerprint,
+            "end_of_document": tokenizer.end_of_document,
+            "begin_of_document": tokenizer.begin_of_document,
+        },
+        "bad_lines": bad_lines,
+        "files": [path.name for path in paths],
+    }
+
+
+def _require_known(options: Options) -> None:
+    for flag, found, expected, is_right in (
+        ("--sequence-length", options.sequence_length, "2 or more", options.sequence_length >= 2),
+        ("--packing", options.packing, ", ".join(POLICIES), options.packing in POLICIES),
+        ("--too-long", options.too_long, ", ".join(TOO_LONG), options.too_long in TOO_LONG),
+    ):
+        if not is_right:
+            raise UsageError("a flag has a wrong value", where=flag, found=repr(found), expected=expected)

@@ -1,0 +1,136 @@
+"""The samples of a run as they lie on the disk now, for those who check or show them: of a mixture or of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from megatron_dsmath.data.batches import Batches
+from megatron_dsmath.data.conversations.batches import PackedBatches
+from megatron_dsmath.data.conversations.examples import Examples, labels_path, targets_path
+from megatron_dsmath.data.conversations.plan import ConversationPlan, require_same_set
+from megatron_dsmath.data.indexed.sidecar import sha256_of
+from megatron_dsmath.data.mixture.permutation import IntArray
+from megatron_dsmath.data.mixture.plan import Plan
+from megatron_dsmath.data.mixture.shards import Shards
+from megatron_dsmath.data.run_plan import RunPlan
+from megatron_dsmath.errors import DataError
+
+
+class StoredPassage(NamedTuple):
+    """What a sample holds of one document or example; `name`: its corpus, or its source."""
+
+    name: str
+    prefix: Path
+    document: int
+    first: int
+    end: int
+    tokens: IntArray
+
+
+class OnDisk(Protocol):
+    """How the samples of a run are read back."""
+
+    plan: RunPlan
+
+    def tokens(self, samples: IntArray) -> IntArray:
+        """Their tokens, of one version of the plan: int64 [n] to int64 [n, sequence_length + 1].
+
+        Raises IndexedDatasetError for a token beyond the vocabulary.
+        """
+
+    def passages(self, sample: int) -> Iterator[StoredPassage]:
+        """What a sample holds, in order."""
+
+
+class MixtureOnDisk:
+    """The corpora of a plan."""
+
+    def __init__(self, plan: Plan, shards: Shards, vocabulary_size: int) -> None:
+        """Open those of the newest version. Raises as `Shards.planned`."""
+        self.plan: RunPlan = plan
+        self._batches = Batches(plan, shards, vocabulary_size)
+
+    def tokens(self, samples: IntArray) -> IntArray:
+        """See `OnDisk`."""
+        mixture = self._batches.mixture(self.plan.version_at(int(samples[0])))
+        places = zip(*(column.tolist() for column in mixture.locate(samples)), strict=True)
+        return np.stack([mixture.training[corpus].tokens(epoch, start) for corpus, epoch, start in places])
+
+    def passages(self, sample: int) -> Iterator[StoredPassage]:
+        """See `OnDisk`."""
+        for corpus, passage in self._batches.mixture(self.plan.version_at(sample)).passages(sample):
+            _, document, first, end, tokens = passage
+            yield StoredPassage(corpus, passage.shard.prefix, document, first, end, tokens)
+
+
+class ConversationsOnDisk:
+    """The set of a plan."""
+
+    def __init__(self, plan: ConversationPlan, shards: Shards, vocabulary_size: int) -> None:
+        """Open it. Raises as `Examples`, and DataError where it is another set."""
+        self.plan: RunPlan = plan
+        shards.open(plan.prefix)
+        examples = Examples(plan.prefix)
+        require_same_set(plan, examples)
+        _require_unchanged(plan)
+        self._batches = PackedBatches(plan, examples, vocabulary_size)
+
+    def tokens(self, samples: IntArray) -> IntArray:
+        """See `OnDisk`."""
+        return np.stack([self._batches.read(sample).tokens for sample in samples.tolist()])
+
+    def passages(self, sample: int) -> Iterator[StoredPassage]:
+        """See `OnDisk`; a document is an example."""
+        examples = self._batches.examples
+        for example, first, count in self._batches.training.pieces(sample):
+            source = examples.names("source")[examples.column("source")[example]]
+            tokens = examples.read(example, first, count)[0].astype(np.int64)
+            yield StoredPassage(source, examples.prefix, example, first, first + count, tokens)
+
+
+def _require_unchanged(plan: ConversationPlan) -> None:
+    """Raise DataError where masks or labels are not what the run read; tokens are checked by the hash of their step."""
+    for path, expected in (
+        (targets_path(plan.prefix), plan.sha256.targets),
+        (labels_path(plan.prefix), plan.sha256.labels),
+    ):
+        found = sha256_of(path)
+        if found != expected:
+            raise DataError(
+                "a file was changed since the run read it",
+                where=path,
+                found=f"sha256 {found}",
+                expected=f"sha256 {expected}",
+                fix="put a changed file back as it was",
+            )
+
+
+def on_disk(plan: RunPlan, fingerprint: str | None, vocabulary_size: int) -> OnDisk:
+    """The samples of a plan; `fingerprint` of the tokenizer they must be of, None compares none."""
+    shards = Shards(fingerprint)
+    if isinstance(plan, ConversationPlan):
+        return ConversationsOnDisk(plan, shards, vocabulary_size)
+    assert isinstance(plan, Plan)
+    return MixtureOnDisk(plan, shards, vocabulary_size)
+
+
+def place_of(disk: OnDisk, sample: int) -> str:
+    """Where a sample lies: "corpus math: data/math_0.bin documents 3 to 5"."""
+    passages = list(disk.passages(sample))
+    files = []
+    for prefix, part in groupby(passages, key=lambda passage: passage.prefix):
+        numbers = [passage.document for passage in part]
+        first, last = numbers[0], numbers[-1]
+        if isinstance(disk.plan, ConversationPlan):
+            files.append(f"{prefix}.bin examples {', '.join(map(str, numbers))}")
+        else:
+            files.append(
+                f"{prefix}.bin " + (f"document {first:,}" if first == last else f"documents {first:,} to {last:,}")
+            )
+    held = "conversations" if isinstance(disk.plan, ConversationPlan) else f"corpus {passages[0].name}"
+    return f"{held}: {', '.join(files)}"

@@ -1,0 +1,68 @@
+"""Every start of a run, and a stop to restarts that get nowhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from megatron_dsmath.errors import EXIT_REFUSED, RunError
+from megatron_dsmath.training.run_directory import RunDirectory, append_row
+
+MOST_RESTARTS = 3  # in a row that end before a new checkpoint (as nvidia-resiliency-ext)
+FAILED = ("failed", "running")  # `running`: killed before it could say more
+
+
+def require_progress(directory: RunDirectory, checkpoint: Path | None) -> None:
+    """Raise RunError where a start and MOST_RESTARTS restarts in a row went on from `checkpoint` and failed.
+
+    The refusal ends the row: whoever starts the run again has as many tries anew.
+    """
+    failures = _failures_in_a_row(directory, _step_of(checkpoint))
+    if failures <= MOST_RESTARTS:
+        return
+    last = directory.last_status()
+    error = RunError(
+        "the run fails again and again before it can save",
+        where=directory.root,
+        found=f"{failures} starts from step {_step_of(checkpoint)} failed, the last after step {last.get('step')}: "
+        f"{last.get('message') or 'killed'}",
+        expected=f"a new checkpoint within {MOST_RESTARTS} restarts",
+        fix="correct the cause (logs/ may name it) and start it once more: the count begins anew",
+    )
+    directory.say("refused", EXIT_REFUSED, directory.last_step(), f"{error.what}: {error.found}")
+    raise error
+
+
+def begin_attempt(directory: RunDirectory, checkpoint: Path | None) -> None:
+    """Write down a start that goes on from `checkpoint`, and how the one before ended. Raises as `require_progress`."""
+    require_progress(directory, checkpoint)
+    directory.create()
+    last = directory.last_status()
+    row = {
+        "time_unix": time.time(),
+        "from_step": _step_of(checkpoint),
+        "after": last.get("state"),
+        "message": last.get("message"),
+    }
+    append_row(directory.attempts, row)
+
+
+def _failures_in_a_row(directory: RunDirectory, from_step: int) -> int:
+    """How many starts from `from_step` failed one after the other, up to the last one."""
+    if not directory.attempts.exists():
+        return 0
+    count, ending = 0, directory.state()
+    for line in reversed(directory.attempts.read_text(encoding="utf-8").splitlines()):
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn
+            continue
+        if ending not in FAILED or row["from_step"] != from_step:
+            break
+        count, ending = count + 1, row["after"]
+    return count
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))

@@ -1,0 +1,71 @@
+"""How much of a run's life was training: from what its directory keeps, so that it survives restarts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_dsmath.training.run_directory import RunDirectory, append_row
+
+
+@dataclass
+class Goodput:
+    """Sums over all starts of a run so far. Built from its files once; then each step and each save is added."""
+
+    first_start_unix: float
+    restarts: int = 0
+    """Starts after the first; going back to a checkpoint on a rejected step counts as one."""
+    lost_steps: int = 0
+    """Steps that a restart did again."""
+    useful_seconds: float = 0.0
+    """Wall time of the steps that stand in metrics.jsonl."""
+    save_seconds: float = 0.0
+    """Wall time in which training stood still for a save."""
+
+    @classmethod
+    def of(cls, directory: RunDirectory) -> Goodput:
+        """Read it from logs/starts.jsonl, logs/saves.jsonl and metrics.jsonl; a torn line counts for nothing."""
+        starts = list(_rows(directory.logs / "starts.jsonl"))
+        return cls(
+            first_start_unix=starts[0]["time_unix"] if starts else time.time(),
+            restarts=max(0, len(starts) - 1),
+            lost_steps=sum(start.get("rows_done_again", 0) for start in starts),
+            useful_seconds=sum(row.get("step_seconds", 0.0) for row in _rows(directory.metrics)),
+            save_seconds=sum(row["seconds"] for row in _rows(directory.saves)),
+        )
+
+    def add_step(self, seconds: float) -> None:
+        """One more step, which takes its place in metrics.jsonl."""
+        self.useful_seconds += seconds
+
+    def add_save(self, directory: RunDirectory, step: int, seconds: float) -> None:
+        """One more save, written down in logs/saves.jsonl."""
+        self.save_seconds += seconds
+        append_row(directory.saves, {"step": step, "seconds": seconds, "time_unix": time.time()})
+
+    def facts(self) -> dict[str, Any]:
+        """As metrics.jsonl and STATUS.json have it; `goodput` is useful over wall time, null before it has any."""
+        wall_seconds = time.time() - self.first_start_unix
+        return {
+            "goodput": min(1.0, self.useful_seconds / wall_seconds) if wall_seconds > 0 else None,
+            "restarts": self.restarts,
+            "lost_steps": self.lost_steps,
+            "save_seconds": self.save_seconds,
+        }
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.exists():
+        return
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row

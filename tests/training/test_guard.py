@@ -1,0 +1,254 @@
+"""Numbers that are none: never applied on any rank, never saved, written down; and what each policy goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.data.ledger.audit import audit
+from megatron_dsmath.training.state import State
+from tests.support.corpora import small_run, write_run_file
+from tests.support.ranks import run_ranks
+from tests.training.ranks import LAYOUTS, dsmath, numbers_of, read_rows, rows_of, status_of, train_run, with_fault
+
+# A step is 8 samples in microbatches of 2, checkpoints come after steps 3, 6 and 9.
+SKIP = {"guard__non_finite": "skip"}
+REWIND = {"guard__non_finite": "rewind", "guard__rewind_steps": 3, "checkpoint__asynchronous": False}
+
+
+def written_down(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted((run / "logs").glob("rejected_*.json"))]
+
+
+def saved_steps(run: Path) -> list[str]:
+    return sorted(folder.name for folder in (run / "checkpoints").glob("step_*"))
+
+
+@pytest.mark.fault("R12")
+@pytest.mark.parametrize("fault", ["nan:step.loss:rank=1:count=14", "infinity:step.gradients:rank=1:count=4"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"parallel__distributed_optimizer": False},  # nothing but the joint sum tells the other copy
+        {"parallel__tensor": 2},
+        {"parallel__pipeline": 2},
+    ],
+    ids=str,
+)
+def test_a_number_that_is_none_on_one_rank_stops_all_before_any_weight_changes(
+    layout: dict[str, Any], fault: str, inputs: Path, tmp_path: Path
+) -> None:
+    if "loss" in fault and not layout.keys() & {"parallel__tensor", "parallel__pipeline"}:
+        fault = fault.replace("count=14", "count=8")  # a data-parallel rank has half of the microbatches
+    run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", **layout)
+    endings = run_ranks(2, with_fault, fault, dsmath, ["train", str(run_file)])
+    assert [ending.code for ending in endings] == [70, 70]
+    said = "".join(ending.err for ending in endings)
+    assert said.count("the loss or the gradient is no number") == 1
+    assert "Traceback" not in said
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2, 3]
+    assert saved_steps(tmp_path / "run") == ["step_3"]
+    assert (status_of(tmp_path / "run")["state"], status_of(tmp_path / "run")["exit_code"]) == ("failed", 70)
+    (facts,) = written_down(tmp_path / "run")
+    assert (facts["step"], facts["cause"], facts["first_sample"], facts["samples"]) == (4, "non_finite", 24, 8)
+
+
+def test_what_was_in_the_batch_is_written_down_with_who_saw_it_first(inputs: Path, tmp_path: Path) -> None:
+    run_ranks(2, with_fault, "nan:step.loss:rank=1:count=4", train_until_rejected, small_run(inputs, tmp_path))
+    (facts,) = written_down(tmp_path)
+    # Step 2: rank 1 has the second and the fourth microbatch of 2; its count 4 is the fourth, samples 14 and 15.
+    assert (facts["step"], facts["samples_without_finite_loss"]) == (2, [14, 15])
+    assert (facts["loss"], facts["grad_norm"]) == ("nan", "nan")
+    assert facts["first_bad_gradient_by_rank"].keys() == {"0", "1"}
+    passages = facts["passages"]
+    assert {passage["sample"] for passage in passages} == set(range(8, 16))
+    assert {Path(passage["shard"]).name for passage in passages} == {"mathematics", "code"}
+    for sample in range(8, 16):  # the documents of a sample hold its 33 tokens, one after the other
+        held = [passage["end_token"] - passage["first_token"] for passage in passages if passage["sample"] == sample]
+        assert sum(held) == 33
+
+
+def train_until_rejected(run: RunConfig) -> None:
+    from megatron_dsmath.errors import InternalError
+
+    with suppress(InternalError):
+        train_run(run)
+
+
+def train_passing_over_step_3(run: RunConfig) -> None:
+    """The same decision without any bad number."""
+    from megatron_dsmath.training import train
+    from megatron_dsmath.training.guard import Judgement
+
+    judge = train.judge
+
+    def judged(guard: Any, state: State, sums: Any) -> Judgement:
+        if state.next_sample == 16:
+            return Judgement("non_finite", "skip", (None, None), state.memory.after_rejection(2, spiked=False))
+        return judge(guard, state, sums)
+
+    train.judge = judged  # type: ignore[attr-defined]
+    train_run(run)
+
+
+@pytest.mark.fault(
+    "R12",
+    injected="the same where the run file says `skip`",
+    where="one process, DP2",
+    holds="the step leaves no trace in weights or moments; the ledger's audit holds",
+)
+@pytest.mark.parametrize("layout", ["one process, bf16", "data 2"])
+def test_skipped_data_leaves_no_trace_in_weights_or_moments(layout: str, inputs: Path, tmp_path: Path) -> None:
+    ranks, overrides = LAYOUTS[layout]
+    run_ranks(
+        ranks, with_fault, "nan:step.gradients:count=3", train_run, small_run(inputs, tmp_path, **SKIP, **overrides)
+    )
+    run_ranks(ranks, train_passing_over_step_3, small_run(inputs, tmp_path / "told", **SKIP, **overrides))
+    rows = rows_of(tmp_path)
+    assert numbers_of(rows) == numbers_of(rows_of(tmp_path / "told"))
+    assert [(row["step"], row["consumed_samples"], row["rejected_steps"]) for row in rows[1:4]] == [
+        (2, 16, 0),
+        (3, 32, 1),
+        (4, 40, 1),
+    ]
+    found = audit(tmp_path)
+    assert found.holds
+    assert (found.steps, found.accounts.skipped_samples) == (9, 8)
+
+
+def test_a_run_killed_after_a_skip_resumes_bitwise(inputs: Path, tmp_path: Path) -> None:
+    saved_at_once = SKIP | {"checkpoint__asynchronous": False}
+    whole, killed = (small_run(inputs, tmp_path / name, **saved_at_once) for name in ("whole", "killed"))
+    fault = "nan:step.gradients:count=5"
+    run_ranks(1, with_fault, fault, train_run, whole)
+    with pytest.raises(RuntimeError, match="rank 0 died"):
+        run_ranks(1, train_with_fault_until_killed, fault, killed, 7)
+    run_ranks(1, train_run, killed)
+    assert numbers_of(rows_of(tmp_path / "killed")) == numbers_of(rows_of(tmp_path / "whole"))
+
+
+def train_with_fault_until_killed(fault: str, run: RunConfig, step: int) -> None:
+    from tests.training.ranks import train_until_killed
+
+    with_fault(fault, train_until_killed, run, step)
+
+
+@pytest.mark.fault(
+    "R12",
+    injected="the same where the run file says `rewind`",
+    where="one process, DP2",
+    holds="the run goes on as a new process from that checkpoint would, with the data between passed over",
+)
+@pytest.mark.parametrize("layout", ["one process", "data 2"])
+def test_rewinding_continues_as_a_new_process_from_that_checkpoint_with_the_data_between_passed_over(
+    layout: str, inputs: Path, tmp_path: Path
+) -> None:
+    ranks, overrides = LAYOUTS[layout]
+    run = small_run(inputs, tmp_path / "run", **REWIND, **overrides)
+    run_ranks(ranks, with_fault, "nan:step.gradients:count=8", train_run, run)
+    rows = rows_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert [row["consumed_samples"] for row in rows] == [8, 16, 24, *range(72, 72 + 6 * 8, 8)]  # step 8 ended at 64
+    assert rows[-1]["lost_steps"] == 4  # 4 to 7
+    found = audit(tmp_path / "run")
+    assert found.holds
+    assert found.accounts.skipped_samples == 64 - 24
+    assert [row["step"] for row in read_rows(tmp_path / "run" / "logs" / "metrics_before_start_1.jsonl")] == [
+        4,
+        5,
+        6,
+        7,
+    ]
+
+    again = small_run(inputs, tmp_path / "again", **REWIND, **overrides)
+    run_ranks(ranks, with_fault, "raise:step.begin:step=3", fails, again)
+    manifest = tmp_path / "again" / "checkpoints" / "step_3" / "MANIFEST.json"
+    facts = json.loads(manifest.read_text())
+    state = State.from_dict(facts["state"])
+    state = state.passing_over(40, state.memory.after_rejection(7, spiked=False))
+    manifest.write_text(json.dumps({**facts, "state": state.as_dict(), "next_sample": state.next_sample}))
+    run_ranks(ranks, train_run, again)
+    assert numbers_of(rows_of(tmp_path / "again")) == numbers_of(rows)
+
+
+def fails(run: RunConfig) -> None:
+    from megatron_dsmath.faults import InjectedFaultError
+
+    with pytest.raises(InjectedFaultError):
+        train_run(run)
+
+
+def test_without_a_checkpoint_that_old_rewinding_is_not_possible(inputs: Path, tmp_path: Path) -> None:
+    run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", **REWIND)
+    (ending,) = run_ranks(1, with_fault, "nan:step.gradients:count=5", dsmath, ["train", str(run_file)])
+    assert ending.code == 70
+    assert "there is no checkpoint to go back to" in ending.err
+
+
+@pytest.mark.parametrize(("policy", "tried"), [(SKIP, 3), (REWIND, 3)], ids=["skip", "rewind"])
+def test_what_is_not_the_data_s_fault_is_not_tried_for_ever(
+    policy: dict[str, Any], tried: int, inputs: Path, tmp_path: Path
+) -> None:
+    """From step 8 on every gradient is bad."""
+    run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", **policy)
+    (ending,) = run_ranks(1, dsmath_with_bad_gradients_after, 7, ["train", str(run_file)])
+    assert ending.code == 70
+    assert f"{tried} times passed over already" in ending.err
+    assert len(written_down(tmp_path / "run")) == tried + 1
+
+
+def dsmath_with_bad_gradients_after(step: int, arguments: list[str]) -> Any:
+    from megatron_dsmath.training import step as step_module
+    from megatron_dsmath.training import train
+
+    enter, at = train.enter, [0]
+
+    def entered(section: Any, now: int) -> None:
+        at[0] = now
+        enter(section, now)
+
+    def factor(_point: str) -> float:
+        return math.nan if at[0] >= step else 1.0
+
+    train.enter, step_module.fault_factor = entered, factor  # type: ignore[attr-defined]
+    return dsmath(arguments)
+
+
+@pytest.mark.fault(
+    "R12",
+    injected="a weight that is no number",
+    where="one process",
+    holds="nothing is saved, the rank is named",
+)
+def test_a_weight_that_is_no_number_is_not_saved(inputs: Path, tmp_path: Path) -> None:
+    run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml")
+    endings = run_ranks(2, dsmath_with_a_bad_weight, ["train", str(run_file)])
+    assert [ending.code for ending in endings] == [70, 70]
+    assert "a weight is no number" in endings[0].err + endings[1].err
+    assert "step 6, rank 1" in endings[0].err + endings[1].err
+    assert saved_steps(tmp_path / "run") == ["step_3"]
+
+
+def dsmath_with_a_bad_weight(arguments: list[str]) -> Any:
+    """On rank 1, after the sixth update: nothing has computed with it when the save comes."""
+    import os
+
+    from megatron_dsmath.training import train
+
+    apply_gradients, updates = train.apply_gradients, [0]
+
+    def applied(optimizer: Any, *numbers: float) -> None:
+        apply_gradients(optimizer, *numbers)
+        updates[0] += 1
+        if updates[0] == 6 and os.environ["RANK"] == "1":
+            optimizer.get_parameters()[-1].data.view(-1)[0] = math.nan
+
+    train.apply_gradients = applied  # type: ignore[attr-defined]
+    return dsmath(arguments)
