@@ -36,11 +36,11 @@ def _convert(options: argparse.Namespace) -> object:
     if way == ("hf", "dsmath"):
         from megatron_dsmath.checkpoint.from_huggingface import import_folder
 
-        return import_folder(options.input, options.output)
+        return import_folder(options.input, options.output, gate=not options.no_gate)
     if way == ("dsmath", "hf"):
         from megatron_dsmath.checkpoint.to_huggingface import export
 
-        return export(options.input, options.output)
+        return export(options.input, options.output, gate=not options.no_gate)
     if options.source == "megatron":
         return _from_megatron(options)
     raise UsageError(
@@ -58,7 +58,14 @@ def _from_megatron(options: argparse.Namespace) -> object:
             expected="a Hugging Face config.json, or a folder with one and the tokenizer",
             fix="--model-config models/deepseek-7b/config.json",
         )
-    return convert(options.input, options.output, options.target, options.model_config, options.vocabulary_size)
+    return convert(
+        options.input,
+        options.output,
+        options.target,
+        options.model_config,
+        options.vocabulary_size,
+        gate=not options.no_gate,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="with --from megatron: keep N rows of the embedding, cut off padding",
     )
+    parser.add_argument("--no-gate", action="store_true", help="compare no logits with transformers, and record that")
     return parser
 
 

@@ -27,7 +27,6 @@ BOUNDS = {
     "maximum": "{} at most",
     "pattern": "matching `{}`",
 }
-
 Schema = dict[str, Any]
 
 
@@ -118,7 +117,10 @@ def _wandb_name(name: str) -> str:
 def _sections(section: Schema, schema: Schema, place: str = "") -> Iterator[tuple[str, Schema]]:
     yield place, section
     for key, value in section["properties"].items():
-        inner = value.get("items", value).get("$ref")
+        inner = next(
+            (choice["$ref"] for choice in (value.get("items", value), *value.get("anyOf", [])) if "$ref" in choice),
+            None,
+        )
         if inner:
             below = f"{place}.{key}" if place else key
             yield from _sections(_resolve(inner, schema), schema, f"{below}[]" if "items" in value else below)

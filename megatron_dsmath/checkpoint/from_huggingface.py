@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from megatron_dsmath.checkpoint import logit_gate
 from megatron_dsmath.checkpoint.foreign_files import inside, read_json
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, model_from
+from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
 from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles
 from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids, tokenizer_files
-from megatron_dsmath.checkpoint.weight_reader import WeightReader, require_all
+from megatron_dsmath.checkpoint.weight_reader import SafetensorsWeights, require_all
 from megatron_dsmath.checkpoint.weights_checkpoint import write_weights_checkpoint
 from megatron_dsmath.errors import ConversionError
 
@@ -20,7 +20,7 @@ from megatron_dsmath.errors import ConversionError
 _BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-class HuggingFaceFolder(WeightReader):
+class HuggingFaceFolder(SafetensorsWeights):
     """A folder with a `LlamaForCausalLM`: config.json, safetensors weights, tokenizer files.
 
     `skipped`: tensors of the folder that are not weights of the model (rotary frequencies of old exports).
@@ -46,17 +46,6 @@ class HuggingFaceFolder(WeightReader):
         found = {name: tensor.shape for name, tensor in self._files.tensors.items() if name not in self.skipped}
         require_all(path, self.model, found)
 
-    def dtype(self, name: str) -> torch.dtype:
-        """What a tensor is stored in."""
-        return self._files.tensors[name].dtype
-
-    def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
-        return self._files.read(name, part)
-
-    def close(self) -> None:
-        """Release the files."""
-        self._files.close()
-
 
 @dataclass(frozen=True)
 class Imported:
@@ -66,24 +55,31 @@ class Imported:
     parameters: int
     precision: str
     skipped: tuple[str, ...]
+    logits: LogitVerdict
 
     def __str__(self) -> str:
         lines = [f"{self.checkpoint}: {self.parameters:,} parameters in {self.precision}"]
         if self.skipped:
             lines.append(f"left out: {len(self.skipped)} rotary_emb.inv_freq buffers, which follow from rope_theta")
+        lines.append(f"logits: {self.logits}")
         lines.append("licence: the weights keep theirs (DeepSeek's are under the DeepSeek Model License)")
         return "\n".join(lines)
 
 
-def import_folder(folder: Path, out: Path) -> Imported:
+def import_folder(folder: Path, out: Path, gate: bool = True) -> Imported:
     """Make the checkpoint `out` (weights, step 0) of a Hugging Face folder, every value as it is.
 
-    Raises ConversionError for a folder that is not whole or not ours, TokenizerError, and OutputError when `out` is
-    not empty or cannot be written. Nothing is left of an import that fails.
+    `gate`: compare the logits of the checkpoint with those that transformers computes from the folder. Raises
+    ConversionError for a folder that is not whole or not ours or computes other logits, TokenizerError, and OutputError
+    when `out` is not empty or cannot be written. Nothing is left of an import that fails.
     """
+
+    def compare(checkpoint: Path) -> LogitVerdict:
+        return logit_gate.compare(source, [checkpoint], folder, folder / CONFIG) if gate else logit_gate.NOT_ASKED
+
     source = HuggingFaceFolder(folder)
     try:
-        manifest = write_weights_checkpoint(source, out)
+        manifest, verdict = write_weights_checkpoint(source, out, compare)
     finally:
         source.close()
-    return Imported(out, source.model.parameters, manifest.precision, source.skipped)
+    return Imported(out, source.model.parameters, manifest.precision, source.skipped, verdict)

@@ -6,13 +6,15 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from megatron_dsmath.checkpoint import logit_gate, weights_checkpoint
 from megatron_dsmath.checkpoint.foreign_files import read_json
 from megatron_dsmath.checkpoint.from_huggingface import Imported
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, model_from
+from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
 from megatron_dsmath.checkpoint.to_huggingface import Exported, write_huggingface
 from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids, tokenizer_files
 from megatron_dsmath.checkpoint.training_checkpoint import ShardedWeights
-from megatron_dsmath.checkpoint.weights_checkpoint import described, write_weights_checkpoint
+from megatron_dsmath.checkpoint.weights_checkpoint import described
 from megatron_dsmath.errors import CheckpointError, ConversionError
 from megatron_dsmath.parallel.shard_metadata import METADATA
 
@@ -26,7 +28,7 @@ def open_megatron(path: Path, model_config: Path, vocabulary_size: int | None = 
     keeps the shape in a pickle. `vocabulary_size`, which must be that configuration's, allows rows of padding beyond
     it to be cut off. Raises CheckpointError and ConversionError.
     """
-    config = model_config / CONFIG if model_config.is_dir() else model_config
+    config = config_file(model_config)
     content = read_json(config)
     model = model_from(content, config)
     if vocabulary_size not in (None, model.vocabulary_size):
@@ -43,17 +45,37 @@ def open_megatron(path: Path, model_config: Path, vocabulary_size: int | None = 
 
 
 def convert(
-    path: Path, out: Path, target: Literal["dsmath", "hf"], model_config: Path, vocabulary_size: int | None = None
+    path: Path,
+    out: Path,
+    target: Literal["dsmath", "hf"],
+    model_config: Path,
+    vocabulary_size: int | None = None,
+    *,
+    gate: bool = True,
 ) -> Imported | Exported:
     """Make a checkpoint (`dsmath`) or a Hugging Face folder (`hf`) of a Megatron-LM checkpoint; see `open_megatron`.
 
-    Raises also TokenizerError, and OutputError when `out` is not empty or cannot be written.
+    `gate`: compare the logits of the fused weights with those that transformers computes from what is written. Raises
+    also TokenizerError, and OutputError when `out` is not empty or cannot be written.
     """
     weights = open_megatron(path, model_config, vocabulary_size)
+    ours: list[object] = [path, "--model-config", model_config]
+    if vocabulary_size is not None:
+        ours += ["--vocabulary-size", vocabulary_size]
     if target == "hf":
-        return write_huggingface(weights, described(weights), out)
-    manifest = write_weights_checkpoint(weights, out)
-    return Imported(out, manifest.model.parameters, manifest.precision, skipped=())
+        return write_huggingface(weights, described(weights), out, ours if gate else None)
+
+    def compare(checkpoint: Path) -> LogitVerdict:
+        theirs = checkpoint / weights_checkpoint.FOLDER, config_file(model_config)
+        return logit_gate.compare(weights, ours, *theirs) if gate else logit_gate.NOT_ASKED
+
+    manifest, verdict = weights_checkpoint.write_weights_checkpoint(weights, out, compare)
+    return Imported(out, manifest.model.parameters, manifest.precision, (), verdict)
+
+
+def config_file(model_config: Path) -> Path:
+    """The config.json that is meant: itself, or the one in a folder."""
+    return model_config / CONFIG if model_config.is_dir() else model_config
 
 
 def _iteration(path: Path) -> Path:

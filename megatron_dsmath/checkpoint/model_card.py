@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_dsmath.checkpoint.foreign_files import read_json
+from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
 from megatron_dsmath.checkpoint.manifest import Manifest
+from megatron_dsmath.errors import ConversionError
 
 
-def model_card(title: str, manifest: Manifest) -> str:
-    """The card in Markdown, with the header that model hubs read."""
+def model_card(title: str, manifest: Manifest, logits: LogitVerdict, scores: Mapping[str, float]) -> str:
+    """The card in Markdown, with the header that model hubs read. `scores`: by benchmark, as they were handed over."""
     model, trained = manifest.model, manifest.kind == "training"
     base = manifest.state.get("source") or model.initial_weights  # a path, whose folders are nobody's business
     base = Path(str(base)).name if base else "none: first weights drawn from a seed"
@@ -26,12 +30,14 @@ def model_card(title: str, manifest: Manifest) -> str:
         ("precision of training" if trained else "precision", manifest.precision),
         ("optimizer steps", f"{manifest.step:,}"),
         ("tokens seen", f"{manifest.consumed_tokens:,}"),
+        ("logits", logits),
         ("software", ", ".join(f"{name} {number}" for name, number in manifest.software.items())),
     ]
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "license: other", "---", ""]
     lines += [f"# {title}", "", "A `LlamaForCausalLM` written by `dsmath export-hf`.", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts]
     lines += _data(manifest.state.get("tokens_by_corpus"))
+    lines += _scores(scores)
     lines += [
         "",
         "## Licence",
@@ -40,6 +46,34 @@ def model_card(title: str, manifest: Manifest) -> str:
         "under the DeepSeek Model License, which binds copies and derivatives too: pass it on with them.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """A number for each benchmark, of a JSON file. Raises ConversionError when it is anything else."""
+    scores = read_json(path)
+    for name, score in scores.items():
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise ConversionError(
+                "a score is no number",
+                where=f"{path}: {name}",
+                found=score,
+                expected='a number for each benchmark: {"gsm8k": 64.2, "math": 36.2}',
+                fix="write the scores so",
+            )
+    return scores
+
+
+def _scores(scores: Mapping[str, float]) -> list[str]:
+    if not scores:
+        return []
+    return [
+        "",
+        "## Scores",
+        "",
+        "| benchmark | score |",
+        "|---|---|",
+        *(f"| {name} | {scores[name]:g} |" for name in scores),
+    ]
 
 
 def _data(tokens_by_corpus: object) -> list[str]:

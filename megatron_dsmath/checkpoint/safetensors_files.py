@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -121,11 +122,18 @@ class SafetensorsFiles:
             where=self.folder,
             found=f"pickles, which may run any program when they are read: {pickles[0]}" if pickles else "no weights",
             expected=f"{SINGLE}, or {INDEX} and its files",
-            fix="get the safetensors version of the model, or convert these where you trust them: load with "
-            "transformers and call save_pretrained(folder, safe_serialization=True)"
+            fix=f"get the model's safetensors files, or write them beside these where you trust them: "
+            f"{save_as_safetensors(self.folder)}"
             if pickles
             else "name the folder that holds the weights",
         )
+
+
+def save_as_safetensors(folder: Path) -> str:
+    """The command by which transformers writes safetensors files beside the pickles of a folder."""
+    path = repr(str(folder.absolute()))
+    program = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({path}, dtype='auto')"
+    return shlex.join(["python", "-c", f"{program}.save_pretrained({path})"])
 
 
 def _dtype(file: Path, name: str, code: str) -> torch.dtype:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from megatron_dsmath.checkpoint import store, whole_directory
+from megatron_dsmath.checkpoint import logit_gate, store, whole_directory
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, config_from
+from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
 from megatron_dsmath.checkpoint.manifest import Manifest, read_manifest
-from megatron_dsmath.checkpoint.model_card import model_card
+from megatron_dsmath.checkpoint.model_card import model_card, read_scores
 from megatron_dsmath.checkpoint.safetensors_writer import size_bytes, write_safetensors
 from megatron_dsmath.checkpoint.tokenizer_files import tokenizer_file, write_beside_weights
 from megatron_dsmath.checkpoint.weight_reader import DTYPES, WeightReader, require_finite
 from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.checkpoint.weights_checkpoint import precision_of
+from megatron_dsmath.data.conversations.template import DEEPSEEKMATH_JINJA
+from megatron_dsmath.model.parameters import Shape
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -31,6 +35,7 @@ class Exported:
     parameters: int
     precision: str
     tokenizer: str | None
+    logits: LogitVerdict
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.parameters:,} parameters in {self.precision}, of step {self.step:,}"]
@@ -38,29 +43,48 @@ class Exported:
             lines.append("tokenizer: none was with the weights")
         elif self.tokenizer.endswith(".model"):
             lines.append(f"tokenizer: {self.tokenizer}, for sentencepiece itself; transformers may give other ids")
+        lines.append(f"logits: {self.logits}")
         return "\n".join(lines)
 
 
-def export(checkpoint: Path, out: Path, precision: Precision | None = None) -> Exported:
+def export(
+    checkpoint: Path,
+    out: Path,
+    precision: Precision | None = None,
+    *,
+    gate: bool = True,
+    scores: Path | None = None,
+) -> Exported:
     """Make the Hugging Face folder `out` of a checkpoint, or of the newest one of a run; None keeps the precision.
 
-    Raises CheckpointError for a checkpoint that is not whole, and OutputError when `out` is not empty or cannot be
-    written. Nothing is left of an export that fails.
+    `gate`: compare the logits that transformers computes from the folder with the checkpoint's, unless `precision`
+    rounds its values. `scores`: a JSON file with a number for each benchmark, for the model card. Raises
+    CheckpointError for a checkpoint that is not whole, ConversionError where logits differ, and OutputError when `out`
+    is not empty or cannot be written. Nothing is left of an export that fails.
     """
     whole_directory.require_absent(out)
+    by_benchmark = read_scores(scores) if scores else {}
     found = store.locate(checkpoint)
     weights = open_weights(found)
     try:
-        manifest = read_manifest(found)
-        return write_huggingface(weights, manifest, out, precision)
+        ours = [found] if gate else None
+        return write_huggingface(weights, read_manifest(found), out, ours, precision, by_benchmark)
     finally:
         weights.close()
 
 
 def write_huggingface(
-    weights: WeightReader, manifest: Manifest, out: Path, precision: Precision | None = None
+    weights: WeightReader,
+    manifest: Manifest,
+    out: Path,
+    ours: Sequence[object] | None,
+    precision: Precision | None = None,
+    scores: Mapping[str, float] | None = None,
 ) -> Exported:
-    """Write `weights` as a Hugging Face folder whose card tells what `manifest` says; as `export`, which see."""
+    """Write `weights` as a Hugging Face folder whose card tells what `manifest` says; as `export`, which see.
+
+    `ours`: what names the weights to `own_logits`; None compares no logits.
+    """
     dtype = None if precision is None else DTYPES[precision]
     tensors = {name: (shape, dtype or weights.dtype(name)) for name, shape in weights.shapes.items()}
     kept = precision or precision_of(weights)
@@ -73,12 +97,30 @@ def write_huggingface(
 
     with whole_directory.whole_directory(out) as folder:
         write_safetensors(folder, tensors, converted)
-        write_beside_weights(weights, folder)
+        write_beside_weights(weights, folder, _chat_template(manifest))
         config = config_from(weights.model, kept, weights.special_token_ids)
         _write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-        _write(folder / "README.md", model_card(out.absolute().name, manifest))
+        verdict = _verdict(weights, tensors, folder, ours)
+        _write(folder / "README.md", model_card(out.absolute().name, manifest, verdict, scores or {}))
     engine = tokenizer_file(weights.tokenizer_files)
-    return Exported(out, manifest.step, weights.model.parameters, kept, engine.name if engine else None)
+    return Exported(out, manifest.step, weights.model.parameters, kept, engine.name if engine else None, verdict)
+
+
+def _chat_template(manifest: Manifest) -> str | None:
+    """The template that conversations were written with; None where none were, or with the tokenizer's own."""
+    plan = manifest.state.get("plan")
+    is_ours = isinstance(plan, Mapping) and plan.get("template") == "deepseekmath"
+    return DEEPSEEKMATH_JINJA if is_ours else None
+
+
+def _verdict(
+    weights: WeightReader, tensors: Mapping[str, tuple[Shape, torch.dtype]], folder: Path, ours: Sequence[object] | None
+) -> LogitVerdict:
+    if ours is None:
+        return logit_gate.NOT_ASKED
+    if any(dtype not in (weights.dtype(name), torch.float32) for name, (_, dtype) in tensors.items()):
+        return LogitVerdict(skipped="its values were rounded to another precision")
+    return logit_gate.compare(weights, ours, folder, folder / CONFIG)
 
 
 def _write(path: Path, text: str) -> None:

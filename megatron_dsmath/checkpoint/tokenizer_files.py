@@ -51,12 +51,21 @@ def special_token_ids(files: Sequence[Path], config: Mapping[str, Any] | None = 
     return {key: value for key, value in ids.items() if value is not None}
 
 
-def write_beside_weights(weights: WeightReader, folder: Path) -> None:
-    """Copy the tokenizer files of `weights` into `folder`; generation settings are written where none came along."""
+def write_beside_weights(weights: WeightReader, folder: Path, chat_template: str | None = None) -> None:
+    """Copy the tokenizer files of `weights` into `folder`; generation settings are written where none came along.
+
+    A `chat_template` in Jinja takes the place of the tokenizer's own, where a tokenizer_config.json can hold it.
+    """
     folder.mkdir(exist_ok=True)
     for file in weights.tokenizer_files:
         shutil.copyfile(file, folder / file.name)
         sync(folder / file.name)
+    config = folder / "tokenizer_config.json"
+    if chat_template is not None and config.exists():
+        (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would be preferred
+        facts = {**read_json(config), "chat_template": chat_template}
+        config.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        sync(config)
     path = folder / GENERATION
     if not path.exists():
         settings = {"_from_model_config": True, **weights.special_token_ids}

@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 
-from megatron_dsmath.checkpoint.weight_reader import PRECISIONS, WeightReader, require_layers, wrong_shape
+from megatron_dsmath.checkpoint.weight_reader import (
+    PRECISIONS,
+    WeightReader,
+    require_finite,
+    require_layers,
+    wrong_shape,
+)
 from megatron_dsmath.config.model import ModelConfig
 from megatron_dsmath.errors import ConversionError
 from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
@@ -57,11 +63,18 @@ class ShardedWeights(WeightReader):
         """Forget the tensors read last."""
         self._unfused.cache_clear()
 
+    def read_fused(self, parameter: Parameter) -> torch.Tensor:
+        """A whole parameter as the ranks wrote it: never taken apart, so that a forward of it shows how that went."""
+        tensor = self._stored(parameter)
+        require_finite(self.path, parameter.ours, tensor)
+        return tensor
+
     def _unfuse(self, parameter: Parameter) -> tuple[torch.Tensor, ...]:
+        return parameter.unfuse(self._stored(parameter), self.model.key_value_heads)
+
+    def _stored(self, parameter: Parameter) -> torch.Tensor:
         tensor = self._shards.read(self._names[parameter.ours])
-        if parameter.is_vocabulary:
-            tensor = tensor[: self.model.vocabulary_size]
-        return parameter.unfuse(tensor, self.model.key_value_heads)
+        return tensor[: self.model.vocabulary_size] if parameter.is_vocabulary else tensor
 
     def _stored_name(self, ours: str) -> str:
         for end, stored in TRANSFORMER_ENGINE_NAMES.items():

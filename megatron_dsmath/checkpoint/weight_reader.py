@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from megatron_dsmath.checkpoint.manifest import Precision
+from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles
 from megatron_dsmath.config.model import ModelConfig
 from megatron_dsmath.errors import ConversionError
-from megatron_dsmath.model.parameters import Shape, parameters
+from megatron_dsmath.model.parameters import Parameter, Shape, parameters
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
@@ -61,9 +62,30 @@ class WeightReader(ABC):
         shape = self.shapes[name]
         return self.read(name, shape, tuple(slice(None) for _ in shape))
 
+    def read_fused(self, parameter: Parameter) -> torch.Tensor:
+        """A whole parameter as the decoder holds it; raises what `read` does."""
+        return parameter.fuse([self.read_whole(name) for name in parameter.theirs], self.model.key_value_heads)
+
     @abstractmethod
     def close(self) -> None:
         """Release what is open."""
+
+
+class SafetensorsWeights(WeightReader):
+    """Weights in safetensors files under Hugging Face's names."""
+
+    _files: SafetensorsFiles
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What a tensor is stored in."""
+        return self._files.tensors[name].dtype
+
+    def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
+        return self._files.read(name, part)
+
+    def close(self) -> None:
+        """Release the files."""
+        self._files.close()
 
 
 def tensor_shapes(model: ModelConfig) -> dict[str, Shape]:

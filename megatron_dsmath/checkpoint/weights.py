@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_dsmath.checkpoint import store, training_checkpoint
 from megatron_dsmath.checkpoint.from_huggingface import HuggingFaceFolder
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG
+from megatron_dsmath.checkpoint.manifest import Manifest
 from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
 from megatron_dsmath.checkpoint.weights_checkpoint import WeightsCheckpoint, files_of
@@ -35,7 +36,11 @@ def open_weights(path: Path, rank: int = 0, size: int = 1) -> WeightReader:
     if (path / CONFIG).exists():
         return HuggingFaceFolder(path)
     checkpoint = store.locate(path)
-    manifest = store.verify(checkpoint, rank, size)
+    return open_checkpoint(checkpoint, store.verify(checkpoint, rank, size))
+
+
+def open_checkpoint(checkpoint: Path, manifest: Manifest) -> WeightReader:
+    """Open the weights of a checkpoint that was compared with its manifest. Raises ConversionError, CheckpointError."""
     if manifest.kind == "weights":
         return WeightsCheckpoint(checkpoint, manifest)
     files = files_of(checkpoint, manifest)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from megatron_dsmath.checkpoint import store, tokenizer_files, whole_directory
+from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
 from megatron_dsmath.checkpoint.manifest import MANIFEST, Manifest, Precision
 from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles
 from megatron_dsmath.checkpoint.safetensors_writer import size_bytes, write_safetensors
-from megatron_dsmath.checkpoint.weight_reader import PRECISIONS, WeightReader, require_all
+from megatron_dsmath.checkpoint.weight_reader import PRECISIONS, SafetensorsWeights, WeightReader, require_all
 from megatron_dsmath.errors import ConversionError
 
 FOLDER = "weights"
 
 
-class WeightsCheckpoint(WeightReader):
+class WeightsCheckpoint(SafetensorsWeights):
     """The weights of a checkpoint of the kind `weights`."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -27,17 +27,6 @@ class WeightsCheckpoint(WeightReader):
         self._files = SafetensorsFiles(path / FOLDER)
         found = {name: tensor.shape for name, tensor in self._files.tensors.items()}
         require_all(path, self.model, found)
-
-    def dtype(self, name: str) -> torch.dtype:
-        """What a tensor is stored in."""
-        return self._files.tensors[name].dtype
-
-    def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
-        return self._files.read(name, part)
-
-    def close(self) -> None:
-        """Release the files."""
-        self._files.close()
 
 
 def files_of(checkpoint: Path, manifest: Manifest) -> tuple[Path, ...]:
@@ -76,10 +65,13 @@ def described(weights: WeightReader) -> Manifest:
     )
 
 
-def write_weights_checkpoint(weights: WeightReader, out: Path) -> Manifest:
+def write_weights_checkpoint(
+    weights: WeightReader, out: Path, compare: Callable[[Path], LogitVerdict]
+) -> tuple[Manifest, LogitVerdict]:
     """Write a checkpoint of step 0 at `out`, tensor by tensor, whole or not at all; returns its manifest.
 
-    Raises TokenizerError, OutputError, and what reading `weights` raises.
+    `compare` is handed the directory, complete but without its final name; what it raises leaves no checkpoint, what
+    it returns stands in the manifest. Raises TokenizerError, OutputError, and what reading `weights` raises.
     """
     manifest = described(weights)
     tensors = {name: (shape, weights.dtype(name)) for name, shape in weights.shapes.items()}
@@ -89,7 +81,12 @@ def write_weights_checkpoint(weights: WeightReader, out: Path) -> Manifest:
         (folder / FOLDER).mkdir()
         write_safetensors(folder / FOLDER, tensors, weights.read_whole)
         tokenizer_files.write_beside_weights(weights, folder / tokenizer_files.FOLDER)
-        manifest = manifest.model_copy(update={"files": store.hashes(folder)})
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        whole_directory.sync(folder / MANIFEST)
+        manifest = _written(folder, manifest.model_copy(update={"files": store.hashes(folder)}))
+        verdict = compare(folder)
+        return _written(folder, manifest.model_copy(update={"logit_gate": verdict})), verdict
+
+
+def _written(folder: Path, manifest: Manifest) -> Manifest:
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    whole_directory.sync(folder / MANIFEST)
     return manifest

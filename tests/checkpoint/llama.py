@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+from megatron_dsmath.checkpoint.huggingface_config import config_from
+from megatron_dsmath.checkpoint.safetensors_writer import write_safetensors
+from megatron_dsmath.checkpoint.weight_reader import tensor_shapes
+from megatron_dsmath.config.model import ModelConfig
 from tests.support.small_tokenizer import write_small_tokenizer
 
 SHAPE = {
@@ -41,6 +45,40 @@ def write_llama_with_tokenizer(folder: Path, **shape: Any) -> Path:
     """The same with a tokenizer, and a vocabulary that holds it and some padding, as DeepSeek's does."""
     write_llama(folder, **{"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 1, **shape})
     return write_small_tokenizer(folder)
+
+
+def deepseek_shape(layers: int, narrower: int = 1) -> ModelConfig:
+    """DeepSeekMath 7B (config.json of deepseek-math-7b-base) of fewer layers, every width divided by `narrower`."""
+    return ModelConfig(
+        layers=layers,
+        hidden_size=4096 // narrower,
+        ffn_hidden_size=11008 // narrower,
+        attention_heads=32 // narrower,
+        key_value_heads=32 // narrower,
+        vocabulary_size=102_400 // narrower,
+        max_position_embeddings=4096,
+        norm_epsilon=1e-6,
+        rope_theta=10000.0,
+        initial_std=0.006,
+        initial_weights=None,
+        kernels="torch",
+    )
+
+
+def write_random(folder: Path, model: ModelConfig) -> int:
+    """Random bf16 weights, norms too, one tensor in memory at a time; returns their bytes."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(name: str) -> torch.Tensor:
+        weights = torch.empty(tensor_shapes(model)[name])
+        if weights.dim() == 1:
+            return weights.uniform_(0.5, 1.5, generator=generator).bfloat16()
+        return weights.normal_(0.0, model.initial_std, generator=generator).bfloat16()
+
+    write_safetensors(folder, {name: (shape, torch.bfloat16) for name, shape in tensor_shapes(model).items()}, draw)
+    (folder / "config.json").write_text(json.dumps(config_from(model, "bf16", {})))
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def edit_config(folder: Path, **changes: Any) -> None:

@@ -20,16 +20,41 @@ def logits(run: RunConfig, weights: Path, tokens: list[list[int]]) -> Any:
         return piece(torch.tensor(tokens), None, None, labels=None).numpy()
 
 
+def gate_logits(arguments: list[str], ids: list[list[int]], plant: str | None) -> Any:
+    """Our side of the logit gate, as its own process computes it; `plant` joins the decoder's matrices wrongly."""
+    import json
+    import tempfile
+
+    import numpy as np
+
+    from megatron_dsmath.checkpoint import own_logits
+    from megatron_dsmath.model.parameters import Parameter
+
+    fuse = Parameter.fuse
+    faulty = {"keys before queries": "grouped", "up above gate": "stacked", None: None}[plant]
+
+    def swapped(self: Parameter, tensors: list[torch.Tensor], groups: int) -> torch.Tensor:
+        first, *rest = tensors
+        return fuse(self, [rest[0], first, *rest[1:]] if self.join == faulty else tensors, groups)
+
+    Parameter.fuse = swapped  # type: ignore[method-assign, assignment] # this process is forked for one call
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder) / "ids.json", Path(folder) / "logits.npy"
+        request.write_text(json.dumps(ids))
+        assert own_logits.main([*arguments, str(request), str(answer)]) == 0
+        return np.load(answer)
+
+
 def save_training_shards(run: RunConfig, weights: Path, folder: Path) -> None:
     """Weights and optimizer state as a training run saves them."""
-    from megatron_dsmath.parallel import optimizer, shards
+    from megatron_dsmath.parallel import optimizer
+    from tests.support.training import save_shards
 
     pieces, place = _load(run, weights)
     reduced = optimizer.reduce_gradients(run, pieces, place.data_size)
     updater = optimizer.build(run, reduced)
     optimizer.update(updater, learning_rate=0.0, weight_decay=0.0)  # the moments come with the first step
-    folder.mkdir(parents=True, exist_ok=True)
-    shards.save(folder, reduced, updater)
+    save_shards(folder, reduced, updater, place)
 
 
 def save_as_megatron(run: RunConfig, weights: Path, folder: Path, rename: dict[str, str], per_layer: bool) -> None:

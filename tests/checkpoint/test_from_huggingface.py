@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +75,7 @@ TOLERANCE = 1e-5
 )
 def test_logits_of_an_import_equal_those_of_transformers(tmp_path: Path, shape: dict[str, int]) -> None:
     folder = write_llama(tmp_path / "hf", **shape)
-    import_folder(folder, tmp_path / "checkpoint")
+    import_folder(folder, tmp_path / "checkpoint", gate=False)
     (ours,) = run_ranks(1, logits, run_of(folder), tmp_path / "checkpoint", TOKENS)
     theirs = their_logits(folder, TOKENS)
     assert theirs.std() > 0.1
@@ -81,7 +84,7 @@ def test_logits_of_an_import_equal_those_of_transformers(tmp_path: Path, shape: 
 
 def test_two_tensor_parallel_ranks_hold_halves_of_the_same_logits(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "hf", vocab_size=98)
-    import_folder(folder, tmp_path / "checkpoint")
+    import_folder(folder, tmp_path / "checkpoint", gate=False)
     halves = run_ranks(2, logits, run_of(folder, parallel__tensor=2), tmp_path / "checkpoint", TOKENS)
     ours = torch.cat([torch.from_numpy(half) for half in halves], dim=-1)
     torch.testing.assert_close(ours, their_logits(folder, TOKENS), atol=TOLERANCE, rtol=0)
@@ -90,7 +93,7 @@ def test_two_tensor_parallel_ranks_hold_halves_of_the_same_logits(tmp_path: Path
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_checkpoint_holds_the_folders_tensors_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = write_llama(tmp_path / "hf", dtype=dtype)
-    import_folder(folder, tmp_path / "checkpoint")
+    import_folder(folder, tmp_path / "checkpoint", gate=False)
     assert same_bits(tensors_of(tmp_path / "checkpoint" / "weights"), tensors_of(folder))
 
 
@@ -110,7 +113,7 @@ def test_deepseeks_configuration_is_the_paper_model(shared_data: Path) -> None:
 
 def test_the_buffers_of_old_exports_are_left_out_and_reported(folder: Path, tmp_path: Path) -> None:
     change(folder, lambda tensors: tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
-    report = import_folder(folder, tmp_path / "checkpoint")
+    report = import_folder(folder, tmp_path / "checkpoint", gate=False)
     assert report.skipped == ("model.layers.0.self_attn.rotary_emb.inv_freq",)
     assert "inv_freq" in str(report)
 
@@ -118,7 +121,7 @@ def test_the_buffers_of_old_exports_are_left_out_and_reported(folder: Path, tmp_
 def test_special_ids_of_the_configuration_survive_without_generation_settings(folder: Path, tmp_path: Path) -> None:
     (folder / "generation_config.json").unlink()
     edit_config(folder, bos_token_id=11, eos_token_id=[12, 13])
-    import_folder(folder, tmp_path / "checkpoint")
+    import_folder(folder, tmp_path / "checkpoint", gate=False)
     settings = json.loads((tmp_path / "checkpoint/tokenizer/generation_config.json").read_text())
     assert (settings["bos_token_id"], settings["eos_token_id"]) == (11, [12, 13])
 
@@ -214,6 +217,25 @@ def test_pickles_are_refused_with_the_remedy(folder: Path, tmp_path: Path) -> No
     refused(folder, tmp_path, "pytorch_model.bin", "save_pretrained")
 
 
+@pytest.mark.long
+def test_the_remedy_for_pickles_is_a_command_that_works(folder: Path, tmp_path: Path) -> None:
+    """In parts with an index, as the largest pickled models come."""
+    weights = tensors_of(folder)
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    files = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+    for file, part in files.items():
+        torch.save({name: weights[name] for name in part}, folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, part in files.items() for name in part}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConversionError) as caught:
+        import_folder(folder, tmp_path / "checkpoint", gate=False)
+    command = shlex.split((caught.value.fix or "").split("you trust them: ")[1])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    import_folder(folder, tmp_path / "checkpoint", gate=False)
+    assert same_bits(tensors_of(tmp_path / "checkpoint" / "weights"), weights)
+
+
 def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     refused(folder, tmp_path, "no weights")
@@ -288,13 +310,13 @@ def test_an_output_that_holds_something_is_left_alone(whole: Path, tmp_path: Pat
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
-        import_folder(whole, out)
+        import_folder(whole, out, gate=False)
     assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_a_place_that_cannot_be_written_is_refused(whole: Path) -> None:
     with pytest.raises(OutputError, match="/proc"):
-        import_folder(whole, Path("/proc/checkpoint"))
+        import_folder(whole, Path("/proc/checkpoint"), gate=False)
 
 
 @pytest.fixture
@@ -308,7 +330,7 @@ def small_files() -> Iterator[None]:
 
 def test_a_write_that_fails_half_way_leaves_nothing(whole: Path, tmp_path: Path, small_files: None) -> None:
     with pytest.raises(OutputError, match="File too large"):
-        import_folder(whole, tmp_path / "checkpoint")
+        import_folder(whole, tmp_path / "checkpoint", gate=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -318,12 +340,12 @@ def test_a_disk_too_small_is_known_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
     parameters = HuggingFaceFolder(whole).model.parameters
     with pytest.raises(OutputError, match=f"{4 * parameters:,} bytes free"):
-        import_folder(whole, tmp_path / "checkpoint")
+        import_folder(whole, tmp_path / "checkpoint", gate=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_import_is_a_checkpoint_that_verifies(whole: Path, tmp_path: Path) -> None:
-    import_folder(whole, tmp_path / "checkpoint")
+    import_folder(whole, tmp_path / "checkpoint", gate=False)
     manifest = store.verify(tmp_path / "checkpoint")
     assert (manifest.kind, manifest.step, manifest.precision) == ("weights", 0, "fp32")
     assert manifest.model == HuggingFaceFolder(whole).model
@@ -333,7 +355,7 @@ def refused(folder: Path, tmp_path: Path, *words: str, kind: type[DsmathError] =
     """One error that says all of `words`, exit code 78, and nothing written."""
     before = sorted(tmp_path.iterdir())
     with pytest.raises(kind) as caught:
-        import_folder(folder, tmp_path / "checkpoint")
+        import_folder(folder, tmp_path / "checkpoint", gate=False)
     text = caught.value.text()
     assert [word for word in words if word not in text] == [], text
     assert re.match(r"error\[\w+\]: ", text)

@@ -59,13 +59,13 @@ def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_iteration_of_the_tracker_becomes_a_huggingface_folder(folder: Path, saved: Path, tmp_path: Path) -> None:
-    convert(saved, tmp_path / "out", "hf", folder / "config.json")
+    convert(saved, tmp_path / "out", "hf", folder / "config.json", gate=False)
     assert same_bits(tensors_of(tmp_path / "out"), tensors_of(folder))
     assert HuggingFaceFolder(tmp_path / "out").model == HuggingFaceFolder(folder).model
 
 
 def test_it_becomes_a_checkpoint_of_ours(folder: Path, saved: Path, tmp_path: Path) -> None:
-    convert(saved, tmp_path / "out", "dsmath", folder)
+    convert(saved, tmp_path / "out", "dsmath", folder, gate=False)
     assert store.verify(tmp_path / "out").kind == "weights"
     assert same_bits(tensors_of(tmp_path / "out/weights"), tensors_of(folder))
 

@@ -12,6 +12,7 @@ import torch
 from megatron_dsmath.checkpoint import store, to_huggingface
 from megatron_dsmath.checkpoint.from_huggingface import import_folder
 from megatron_dsmath.checkpoint.manifest import MANIFEST, Manifest
+from megatron_dsmath.checkpoint.source_commit import source_commit
 from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.errors import CheckpointError, ConversionError, OutputError
@@ -31,22 +32,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("checkpoint") / "imported"
-    import_folder(folder, out)
+    import_folder(folder, out, gate=False)
     return out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_import_then_export_is_bitwise_equal(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = write_llama(tmp_path / "hf", dtype=dtype, shard="100KB")
-    import_folder(folder, tmp_path / "checkpoint")
-    export(tmp_path / "checkpoint", tmp_path / "out")
+    import_folder(folder, tmp_path / "checkpoint", gate=False)
+    export(tmp_path / "checkpoint", tmp_path / "out", gate=False)
     assert same_bits(tensors_of(tmp_path / "out"), tensors_of(folder))
 
 
 def test_export_writes_the_file_that_transformers_writes_byte_for_byte(
     folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    export(checkpoint, tmp_path / "out")
+    export(checkpoint, tmp_path / "out", gate=False)
     name = "model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
@@ -56,7 +57,7 @@ def test_the_exported_folder_generates_in_transformers_with_no_edit(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    export(checkpoint, tmp_path / "out")
+    export(checkpoint, tmp_path / "out", gate=False)
     texts = []
     for path in (folder, tmp_path / "out"):
         model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
@@ -71,13 +72,13 @@ def test_the_exported_folder_generates_in_transformers_with_no_edit(
 def test_every_value_of_the_configuration_survives(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
-    export(checkpoint, tmp_path / "out")
+    export(checkpoint, tmp_path / "out", gate=False)
     ours, theirs = (AutoConfig.from_pretrained(path).to_dict() for path in (tmp_path / "out", folder))
     assert {key for key in theirs if ours[key] != theirs[key]} <= {"_name_or_path", "transformers_version"}
 
 
 def test_tokenizer_and_generation_settings_travel_unchanged(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
-    export(checkpoint, tmp_path / "out")
+    export(checkpoint, tmp_path / "out", gate=False)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
@@ -89,7 +90,7 @@ def test_large_models_are_cut_into_files_that_transformers_joins(
 
     write = to_huggingface.write_safetensors
     monkeypatch.setattr(to_huggingface, "write_safetensors", lambda *arguments: write(*arguments, shard_bytes=50_000))
-    export(checkpoint, tmp_path / "out")
+    export(checkpoint, tmp_path / "out", gate=False)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert files[0].name == f"model-00001-of-{len(files):05}.safetensors" and len(files) > 2
     assert all(file.stat().st_size < 60_000 for file in files)  # 50,000 and the header
@@ -98,7 +99,7 @@ def test_large_models_are_cut_into_files_that_transformers_joins(
 
 
 def test_another_precision_is_written_when_it_is_asked_for(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
-    export(checkpoint, tmp_path / "out", "fp32")
+    export(checkpoint, tmp_path / "out", "fp32", gate=False)
     expected = {name: tensor.float() for name, tensor in tensors_of(folder).items()}
     assert same_bits(tensors_of(tmp_path / "out"), expected)
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
@@ -111,9 +112,9 @@ def test_values_that_a_narrower_precision_cannot_hold_are_named(tmp_path: Path) 
     tensors = tensors_of(folder)
     tensors["lm_head.weight"][0, 0] = HUGE
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    import_folder(folder, tmp_path / "checkpoint")
+    import_folder(folder, tmp_path / "checkpoint", gate=False)
     with pytest.raises(ConversionError, match=r"lm_head\.weight in fp16"):
-        export(tmp_path / "checkpoint", tmp_path / "out", "fp16")
+        export(tmp_path / "checkpoint", tmp_path / "out", "fp16", gate=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -124,8 +125,9 @@ def training_run(folder: Path, root: Path, **overrides: Any) -> Path:
     incomplete = store.begin(root / "checkpoints", 40)
     run_ranks(run.parallel.model_size, save_training_shards, run, folder, incomplete / "shards")
     (incomplete / "tokenizer").mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(folder / name, incomplete / "tokenizer" / name)
+    for file in open_weights(folder).tokenizer_files:
+        if file.name != "generation_config.json":
+            shutil.copyfile(file, incomplete / "tokenizer" / file.name)
     manifest = Manifest(
         kind="training",
         step=40,
@@ -150,7 +152,7 @@ def run_directory(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_the_newest_checkpoint_of_a_run_is_exported_with_its_tokenizer(
     folder: Path, run_directory: Path, tmp_path: Path
 ) -> None:
-    report = export(run_directory, tmp_path / "out")
+    report = export(run_directory, tmp_path / "out", gate=False)
     assert (report.step, report.precision) == (40, "bf16")
     assert same_bits(tensors_of(tmp_path / "out"), tensors_of(folder))
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -160,9 +162,10 @@ def test_the_newest_checkpoint_of_a_run_is_exported_with_its_tokenizer(
 
 
 def test_the_card_tells_what_was_trained_and_whose_licence_binds(run_directory: Path, tmp_path: Path) -> None:
-    export(run_directory, tmp_path / "out")
+    export(run_directory, tmp_path / "out", gate=False)
     card = (tmp_path / "out/README.md").read_text()
     for fact in (
+        f"commit {source_commit()}",
         "| optimizer steps | 40 |",
         "| tokens seen | 10,240 |",
         "| mathematics | 7,680 |",
@@ -172,6 +175,21 @@ def test_the_card_tells_what_was_trained_and_whose_licence_binds(run_directory: 
     assert str(run_directory.parent) not in card  # no path of this machine
 
 
+def test_scores_that_are_handed_over_stand_in_the_card(run_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text('{"gsm8k": 64.2, "math": 36.2}')
+    export(run_directory, tmp_path / "out", gate=False, scores=tmp_path / "scores.json")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| gsm8k | 64.2 |" in card and "| math | 36.2 |" in card
+
+
+@pytest.mark.parametrize("content", ["", "[64.2]", '{"gsm8k": "64.2"}', '{"gsm8k": NaN}', '{"gsm8k": true}'])
+def test_scores_that_are_no_numbers_are_refused(run_directory: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(ConversionError, match=r"scores\.json"):
+        export(run_directory, tmp_path / "out", gate=False, scores=tmp_path / "scores.json")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_flipped_bit_is_found_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:
     spoiled = Path(shutil.copytree(checkpoint, tmp_path / "spoiled"))
     file = spoiled / "weights/model.safetensors"
@@ -179,25 +197,25 @@ def test_a_flipped_bit_is_found_before_anything_is_written(checkpoint: Path, tmp
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        export(spoiled, tmp_path / "out")
+        export(spoiled, tmp_path / "out", gate=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint"):
-        export(tmp_path, tmp_path / "out")
+        export(tmp_path, tmp_path / "out", gate=False)
 
 
 def test_a_folder_that_holds_something_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
-        export(checkpoint, tmp_path)
+        export(checkpoint, tmp_path, gate=False)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_an_empty_folder_is_filled(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    export(checkpoint, tmp_path / "out")
+    export(checkpoint, tmp_path / "out", gate=False)
     assert (tmp_path / "out/config.json").exists()
 
 
@@ -219,14 +237,14 @@ def test_a_kill_at_any_file_leaves_no_folder(
     process = os.fork()
     if process == 0:
         whole_directory.sync = safetensors_writer.sync = die
-        export(checkpoint, tmp_path / "out")
+        export(checkpoint, tmp_path / "out", gate=False)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["out.incomplete"]
-    export(checkpoint, tmp_path / "out")
+    export(checkpoint, tmp_path / "out", gate=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_manifest_is_no_part_of_the_folder(checkpoint: Path, tmp_path: Path) -> None:
-    export(checkpoint, tmp_path / "out")
+    export(checkpoint, tmp_path / "out", gate=False)
     assert not (tmp_path / "out" / MANIFEST).exists()

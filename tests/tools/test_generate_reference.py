@@ -15,10 +15,9 @@ import yaml
 from megatron_dsmath import errors
 from megatron_dsmath.config import dump, load
 from megatron_dsmath.config.keys import keys
-from tests.support.seeded import PAPER_RUN
+from tests.support.seeded import PAPER_RUN, RUN_FILES
 
 REPOSITORY = PAPER_RUN.parents[2]
-RUN_FILES = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
 
 def _load_tool() -> ModuleType:
@@ -78,7 +77,8 @@ def _rows_under(page: str, key: str) -> list[str]:
         ("parallel.stage_layers", "list of whole numbers (above 0) or `null`"),
         ("parallel.sequence", "true or false"),
         ("data.corpora.name", "text (matching `^[A-Za-z0-9_.-]+$`)"),
-        ("data.corpora", "list of sections, at least one"),
+        ("data.corpora", "list of sections"),
+        ("data.conversations", "section or `null`"),
         ("data.held_out_share", "number (0 or more, below 0.5)"),
         ("data.corpora.max_epochs", "number (above 0) or `null`; may be left out"),
     ],
@@ -125,7 +125,7 @@ def test_the_schema_accepts_every_run_file(path: Path, validator: jsonschema.Dra
         ("model.layrs", 30),
         ("precision", "fp16"),
         ("optimizer.beta1", 1.0),
-        ("data.corpora", []),
+        ("data.corpora", None),
         ("parallel.stage_layers", [7, "8"]),
         ("optimizer", None),
     ],

@@ -1,0 +1,94 @@
+"""Logits as training computes them, of a checkpoint on the disk: a process of its own, for the logit gate.
+
+A process of its own, because megatron-core wants a world of ranks and, here, to be told that there is no GPU; and
+because what calls a conversion may be a rank of another world.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_dsmath.checkpoint.from_megatron import open_megatron
+from megatron_dsmath.checkpoint.manifest import read_manifest
+from megatron_dsmath.checkpoint.streamed_forward import rows_in_fp32, stream_weights
+from megatron_dsmath.checkpoint.weight_reader import WeightReader
+from megatron_dsmath.checkpoint.weights import open_checkpoint
+from megatron_dsmath.config.parallel import ParallelConfig
+from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.errors import EXIT_DONE, DsmathError, show
+from megatron_dsmath.model.parameters import Parameter, parameters
+
+_ONE_PROCESS = ParallelConfig(
+    tensor=1,
+    sequence=False,
+    pipeline=1,
+    virtual_stages=1,
+    stage_layers=None,
+    distributed_optimizer=False,
+    overlap_communication=False,
+    recompute="none",
+    microbatch_sequences=1,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the logits of stored weights as a .npy file; returns an exit code."""
+    parser = argparse.ArgumentParser(prog="own_logits")
+    parser.add_argument("stored", type=Path, help="a checkpoint's directory, or Megatron-LM's with --model-config")
+    parser.add_argument("--model-config", type=Path)
+    parser.add_argument("--vocabulary-size", type=int)
+    parser.add_argument("ids", type=Path, help="JSON, a list of lists of one length")
+    parser.add_argument("logits", type=Path, help="the .npy file to write")
+    options = parser.parse_args(arguments)
+    try:
+        if options.model_config is None:
+            weights = open_checkpoint(options.stored, read_manifest(options.stored))
+        else:
+            weights = open_megatron(options.stored, options.model_config, options.vocabulary_size)
+        np.save(options.logits, own_logits(weights, json.loads(options.ids.read_text())).numpy())
+    except DsmathError as error:
+        return show(error)
+    return EXIT_DONE
+
+
+@torch.no_grad()
+def own_logits(weights: WeightReader, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Logits [sequence, position, word] in fp32, whatever the precision of the stored weights.
+
+    The decoder is the one that trains; its weights are those of one module at a time. Raises what reading them does.
+    """
+    from megatron_dsmath.model import decoder
+    from megatron_dsmath.parallel import topology
+
+    model = weights.model.model_copy(update={"kernels": "torch"})
+    # Data, schedule and optimizer decide nothing about a forward pass, and stored weights do not say them.
+    sections: dict[str, Any] = {"model": model, "parallel": _ONE_PROCESS, "precision": "fp32"}
+    run = RunConfig.model_construct(**sections)
+    place = topology.start(run.parallel, seed=0)
+    with torch.device("meta"):
+        (piece,) = decoder.build(run, place)
+    table = {parameter.ours: parameter for parameter in parameters(model)}
+    stream_weights(piece, lambda name: _in_fp32(weights, table[name]))
+    logits: torch.Tensor = piece(torch.tensor(ids), None, None, labels=None)
+    topology.stop()
+    return logits
+
+
+def _in_fp32(weights: WeightReader, parameter: Parameter) -> torch.Tensor:
+    if parameter.join != "alone":
+        return weights.read_fused(parameter).float()
+    (name,), (shape,) = parameter.theirs, parameter.shapes
+    rest = tuple(slice(None) for _ in shape[1:])
+    return rows_in_fp32(shape, lambda rows: weights.read(name, shape, (rows, *rest)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

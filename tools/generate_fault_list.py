@@ -1,0 +1,92 @@
+"""Write docs/faults.md: every fault that a test injects, as the test's own mark says it.
+
+python tools/generate_fault_list.py           write it
+python tools/generate_fault_list.py --check   write nothing; exit 1 if it is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE
+from megatron_dsmath.faults import KINDS, POINTS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGE = REPOSITORY / "docs" / "faults.md"
+NOTE = "<!-- Written by tools/generate_fault_list.py from the marks of the tests; edits are lost. -->"
+NOT_COVERED = {
+    "R9": "SLURM's time limit: the launch scripts are tested against stand-ins for its commands, not as a fault here",
+    "R14": "a wrong result that is a finite number: nothing is computed twice, so it is not told from the data's "
+    "([0021](decisions/0021-guard-watchdog-lock.md)); what differs between ranks that read the same is found",
+    "R28": "host memory that runs out: the kill that follows is R1's; only the staging buffer is refused with its size",
+}
+
+
+def page() -> str:
+    """Every fault that a test injects, as the test's mark says it, and where and how to inject one's own."""
+    rows = [(row, text["injected"], text["where"], text["holds"], "<br>".join(tests)) for row, text, tests in _faults()]
+    lines = [
+        "# Faults, and what holds",
+        NOTE,
+        "Each line is a test that injects the fault: the reduced set runs with every change (`make test`), all of it "
+        "with `make test-faults`, which prints how many were injected and survived. *Bit for bit* compares with a run "
+        "that nothing disturbed: every number of every step, the ledger of tokens, the bytes of the last checkpoint "
+        "(weights, moments) and the state in its manifest. R and S are the numbers by which the tests speak of a row.",
+        _table(("", "injected", "where", "what holds", "test"), rows),
+        "## Not covered",
+        _table(("", "why"), list(NOT_COVERED.items())),
+        "## Injecting one",
+        "`DSMATH_FAULT=KIND:POINT` in the environment, then `:rank=N`, `:step=N` (completed steps), `:count=N` (the "
+        "N-th time) as wanted: `DSMATH_FAULT=kill:checkpoint.before_rename:rank=0:count=2 dsmath train RUN.yaml`. "
+        "`dsmath doctor --fault-points` prints these tables.",
+        _table(("point", "what is true there"), [(f"`{point}`", fact) for point, fact in POINTS.items()]),
+        _table(("kind", "what happens"), [(f"`{kind}`", fact) for kind, fact in KINDS.items()]),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _faults() -> list[tuple[str, dict[str, str], list[str]]]:
+    """Row, text and tests of each fault: a mark without a text is one more test of its row's first."""
+    told: list[tuple[str, dict[str, str], list[str]]] = []
+    more: list[tuple[str, str]] = []
+    for file in sorted((REPOSITORY / "tests").rglob("test_*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                    row = ast.literal_eval(mark.args[0])
+                    text = {word.arg or "": ast.literal_eval(word.value) for word in mark.keywords}
+                    test = f"[{file.stem}]({Path('..') / file.relative_to(REPOSITORY)})"
+                    told.append((row, text, [test])) if text else more.append((row, test))
+    told.sort(key=lambda fault: (fault[0][0], int(fault[0][1:]), "faults/" not in fault[2][0]))
+    for row, test in more:
+        tests = next(tests for name, _, tests in told if name == row)
+        tests.extend([] if test in tests else [test])
+    return told
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is stale")
+    text = page()
+    if not parser.parse_args(arguments).check:
+        partial = PAGE.with_name(f"{PAGE.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(PAGE)
+    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+        print(f"{PAGE} is stale: run python tools/generate_fault_list.py", file=sys.stderr)
+        return EXIT_ANSWER_IS_NO
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
