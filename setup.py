@@ -53,7 +53,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["megatron_dsmath", "megatron_dsmath.*"]),
-    package_data={"megatron_dsmath": ["py.typed", "quickstart/*.yaml"]},
+    package_data={
+        "megatron_dsmath": [
+            "py.typed",
+            "quickstart/*.yaml",
+            "evaluation/protocols/*.yaml",
+            "evaluation/protocols/prompts/*",
+            "evaluation/results/*.json",
+        ]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["dsmath = megatron_dsmath.cli:main"]},

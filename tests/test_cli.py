@@ -38,6 +38,12 @@ def test_the_verbs_of_the_interface_that_are_there() -> None:
     words = {" ".join(verb) for verb in VERBS}
     expected = {
         "doctor",
+        "evaluate",
+        "grade",
+        "sandbox",
+        "sft build",
+        "sft show",
+        "verify-layouts",
         "quickstart",
         "train",
         "report",

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from megatron_dsmath.checkpoint import store, whole_directory
 from megatron_dsmath.checkpoint.background_writer import BackgroundWriter
 from megatron_dsmath.checkpoint.manifest import FileEntry, Manifest
+from megatron_dsmath.errors import InternalError
 from megatron_dsmath.faults import fault_point
 from megatron_dsmath.parallel.collectives import any_rank, from_first_rank, gather
+from megatron_dsmath.parallel.optimizer import weights_are_finite
 from megatron_dsmath.parallel.shards import Snapshots
 from megatron_dsmath.training.changes import deciding_keys
 from megatron_dsmath.training.job import Job
@@ -83,9 +85,11 @@ class Saver:
     def save(self, state: State) -> None:
         """Copy the state and have it written to `checkpoints/step_N`, which is there once it is whole.
 
-        Waits for the checkpoint before, if that is still being written, and says so.
+        Waits for the checkpoint before, if that is still being written, and says so. Raises InternalError where a
+        weight is no number.
         """
         self._wait_for_the_one_before(state)
+        _require_finite_weights(self._job, state.step)
         folder = Path(from_first_rank(str(self._begin(state)) if self._is_first else ""))
         try:
             self._copy(state, folder)
@@ -180,6 +184,19 @@ class Saver:
             before = folder.name.partition(".")[0]
             seconds = time.monotonic() - started
             print(f"step {state.step} waited {seconds:.1f} s to be saved, until {before} was written", flush=True)
+
+
+def _require_finite_weights(job: Job, step: int) -> None:
+    """Raise InternalError on all ranks if a weight is no number on any: such a state is not worth saving."""
+    bad = [str(rank) for rank, good in enumerate(gather(weights_are_finite(job.optimizer), job.topology)) if not good]
+    if bad:
+        raise InternalError(
+            "a weight is no number",
+            where=f"step {step}, rank {', '.join(bad)}",
+            expected="finite weights: the loss and the gradients were",
+            fix="nothing was saved; run it again: it goes on from its newest checkpoint. If it is the same rank again, "
+            "look at its machine",
+        )
 
 
 def layout(job: Job) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from megatron_dsmath.config.guard import GuardConfig
 from megatron_dsmath.errors import InternalError
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel.collectives import from_first_rank, gather
-from megatron_dsmath.parallel.optimizer import weights_are_finite
 from megatron_dsmath.training.inputs import open_inputs
 from megatron_dsmath.training.job import DeviceBatch, Job
 from megatron_dsmath.training.resuming import restore
@@ -71,19 +70,6 @@ def set_aside(job: Job, state: State, batches: Sequence[DeviceBatch], sums: Step
     if job.topology.rank == 0:
         print(f"step {state.step + 1} is not applied ({judgement.cause}: {numbers}): {judgement.action}", flush=True)
     return _skip(job, state, memory) if judgement.action == "skip" else _rewind(job, state, memory)
-
-
-def require_finite_weights(job: Job, step: int) -> None:
-    """Raise InternalError on all ranks if a weight is no number on any: such a state is not worth saving."""
-    bad = [str(rank) for rank, good in enumerate(gather(weights_are_finite(job.optimizer), job.topology)) if not good]
-    if bad:
-        raise InternalError(
-            "a weight is no number",
-            where=f"step {step}, rank {', '.join(bad)}",
-            expected="finite weights: the loss and the gradients were",
-            fix="nothing was saved; run it again: it goes on from its newest checkpoint. If it is the same rank again, "
-            "look at its machine",
-        )
 
 
 def _skip(job: Job, state: State, memory: Memory) -> State:

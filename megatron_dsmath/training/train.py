@@ -11,7 +11,7 @@ from megatron_dsmath.parallel.collectives import any_rank
 from megatron_dsmath.parallel.optimizer import apply_gradients
 from megatron_dsmath.schedule.learning_rate import learning_rate
 from megatron_dsmath.training.checkpointing import Saver
-from megatron_dsmath.training.guard import judge, require_finite_weights, set_aside
+from megatron_dsmath.training.guard import judge, set_aside
 from megatron_dsmath.training.interruption import StopRequest
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.ledger import hash_of_step, record
@@ -59,7 +59,6 @@ def train(run: RunConfig, stop: StopRequest) -> State:
             stopping = any_rank(stop.made, place)
             if stopping or saver.is_due(state):
                 with tracker.saving(state.step):
-                    require_finite_weights(job, state.step)
                     saver.save(state)
     enter("end", state.step)
     if state.step < run.schedule.steps:

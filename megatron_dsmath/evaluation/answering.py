@@ -1,0 +1,159 @@
+"""A batch of problems to the model's answers: asked, its programs run, asked again. A state for each problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from megatron_dsmath.data.conversations.conversation import Message
+from megatron_dsmath.data.conversations.encoding import ConversationEncoder
+from megatron_dsmath.data.conversations.template import DeepSeekMathTemplate
+from megatron_dsmath.data.tokenizer import Tokenizer
+from megatron_dsmath.evaluation.benchmarks import Problem
+from megatron_dsmath.evaluation.generation.backend import Backend, Completion, Decoding, Request, seed_of
+from megatron_dsmath.evaluation.generation.continuation import Continuation, first_stop
+from megatron_dsmath.evaluation.protocol import QUESTION, Protocol
+from megatron_dsmath.evaluation.sandbox.outcome import Limits, Outcome
+from megatron_dsmath.evaluation.sandbox.pool import Sandbox
+from megatron_dsmath.evaluation.tools import CALL, answering_program, programs_so_far, told
+
+
+class Program(NamedTuple):
+    """What was run, and how it ended."""
+
+    text: str
+    outcome: Outcome
+
+
+@dataclass
+class Answer:
+    """A problem, asked for one of its samples: the state it is in, and at the end all that was said."""
+
+    problem: Problem
+    sample: int
+    prompt: str
+    ids: list[int]
+    """The prompt and all that followed, as the model reads it."""
+    output: str = ""
+    """All that followed the prompt: the model's text and what its programs printed."""
+    programs: list[Program] = field(default_factory=list)
+    calls: int = 0
+    """How often the model asked for its programs to be run."""
+    new_tokens: int = 0
+    """Written by the model."""
+    end: str = "length"
+    """Of the last round: end of text, stop, length."""
+    prediction: str = ""
+    """What is graded."""
+
+
+class Respondent:
+    """A model that is asked as a protocol says."""
+
+    def __init__(self, backend: Backend, tokenizer: Tokenizer, protocol: Protocol, sandbox: Sandbox | None) -> None:
+        """`sandbox`: where programs run; None in mode cot."""
+        self._backend, self._tokenizer, self._protocol, self._sandbox = backend, tokenizer, protocol, sandbox
+        self._encoder = ConversationEncoder(DeepSeekMathTemplate(tokenizer), tokenizer)
+        self._continuation = Continuation(tokenizer)
+
+    def answers(self, asked: Sequence[tuple[Problem, int]], sampled: bool) -> list[Answer]:
+        """An answer for each problem and sample number, in their order.
+
+        `sampled`: at the protocol's sampling temperature. Each draws its own numbers; but which of them share a batch
+        may change the last digit of a logit, so the same batches are needed for the same answers.
+        """
+        answers = [self._begin(problem, sample) for problem, sample in asked]
+        rounds = self._protocol.tools.rounds if self._protocol.tools and self._protocol.mode == "tool" else 1
+        going_on = answers
+        for number in range(rounds):
+            self._write_on(going_on, number, sampled)
+            if self._protocol.mode == "tool":
+                self._run_programs([answer for answer in going_on if answer.end == "stop"])
+            going_on = [answer for answer in going_on if answer.end != "end of text"]
+            if not going_on:
+                break
+        if self._protocol.mode == "program":
+            self._run_answering_programs(answers)
+        else:
+            for answer in answers:
+                answer.prediction = answer.output
+        return answers
+
+    def _begin(self, problem: Problem, sample: int) -> Answer:
+        question = self._protocol.prompt_of(problem).text.replace(QUESTION, problem.question.strip())
+        if self._protocol.template is None:
+            begin = self._tokenizer.begin_of_document
+            ids = [*([] if begin is None else [begin]), *self._tokenizer.encode(question)]
+            return Answer(problem, sample, question, ids)
+        ids = self._encoder.prompt([Message("user", question)])
+        return Answer(problem, sample, self._tokenizer.decode(ids), ids)
+
+    def _write_on(self, answers: Sequence[Answer], number: int, sampled: bool) -> None:
+        decoding, is_tool = self._protocol.decoding, self._protocol.mode == "tool"
+        groups: dict[tuple[str, ...], list[Answer]] = {}
+        for answer in answers:
+            stop = (*self._protocol.prompt_of(answer.problem).stop, *([CALL] if is_tool else []))
+            groups.setdefault(stop, []).append(answer)
+        for stop, group in groups.items():
+            requests = [
+                Request(answer.ids, seed_of(decoding.seed, *answer.problem[:2], answer.sample, number))
+                for answer in group
+            ]
+            temperature = decoding.sampling_temperature if sampled else decoding.temperature
+            completions = self._backend.generate(
+                requests, Decoding(decoding.new_tokens, stop, temperature, decoding.top_p)
+            )
+            for answer, completion in zip(group, completions, strict=True):
+                self._take(answer, completion, stop)
+
+    def _take(self, answer: Answer, completion: Completion, stop: tuple[str, ...]) -> None:
+        """Add what the model wrote, up to the stop text: a call stays, a text of the prompt's is cut off."""
+        text, ids = self._continuation.text(completion.ids), completion.ids
+        answer.end, answer.new_tokens = completion.end, answer.new_tokens + len(ids)
+        found = first_stop(text, stop)
+        if found is not None:
+            place, word = found
+            is_call = word == CALL and self._protocol.mode == "tool"
+            answer.end = "stop" if is_call else "end of text"
+            text = text[: place + len(word) if is_call else place]
+            kept, rest = self._continuation.longest_within(ids, text)
+            ids = [*kept, *(self._encoder.continuation(rest) if rest else [])]
+        answer.output += text
+        answer.ids = [*answer.ids, *ids]
+
+    def _run_programs(self, answers: Sequence[Answer]) -> None:
+        """Run all programs so far of each answer that calls for it, and write what they print behind the call."""
+        assert self._sandbox is not None and self._protocol.tools is not None
+        texts = [programs_so_far(answer.output.removesuffix(CALL)) for answer in answers]
+        outcomes = self._sandbox.run_all(((text, "") for text in texts if text is not None), self._limits)
+        for answer, text in zip(answers, texts, strict=True):
+            answer.calls += 1
+            outcome = None if text is None else next(outcomes)
+            if text is not None and outcome is not None:
+                answer.programs.append(Program(text, outcome))
+            block = f"\n{told(outcome, self._protocol.tools.output_characters)}\n```\n"
+            answer.output += block
+            answer.ids = [*answer.ids, *self._encoder.continuation(block)]
+
+    def _run_answering_programs(self, answers: Sequence[Answer]) -> None:
+        """Run the program that each output is; what it prints is the answer."""
+        assert self._sandbox is not None
+        texts = []
+        for answer in answers:
+            kind = self._protocol.prompt_of(answer.problem).program
+            assert kind is not None
+            texts.append(answering_program(answer.output, kind))
+        outcomes = self._sandbox.run_all(((text, "") for text in texts if text is not None), self._limits)
+        for answer, text in zip(answers, texts, strict=True):
+            if text is None:
+                continue
+            outcome = next(outcomes)
+            answer.programs.append(Program(text, outcome))
+            if outcome.verdict == "ok" and outcome.stdout.strip():
+                answer.prediction = f"{CALL}\n{outcome.stdout.strip()}\n```\n"
+
+    @property
+    def _limits(self) -> Limits:
+        assert self._protocol.tools is not None
+        return Limits(self._protocol.tools.timeout_seconds, self._protocol.tools.memory_mib)

@@ -1,0 +1,1 @@
+"""Backends that write on where a prompt ends: ids in, ids out."""

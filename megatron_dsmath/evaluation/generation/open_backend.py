@@ -1,0 +1,131 @@
+"""A backend by name, and what it is of: the model's tokenizer, its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from megatron_dsmath.checkpoint import store
+from megatron_dsmath.checkpoint.huggingface_config import CONFIG
+from megatron_dsmath.checkpoint.manifest import MANIFEST
+from megatron_dsmath.checkpoint.tokenizer_files import load_from
+from megatron_dsmath.checkpoint.weight_reader import WeightReader
+from megatron_dsmath.checkpoint.weights import open_weights
+from megatron_dsmath.data.tokenizer import Tokenizer
+from megatron_dsmath.errors import DependencyError, TokenizerError, UsageError
+from megatron_dsmath.evaluation.generation.backend import Backend, Completion, Decoding, Request
+from megatron_dsmath.evaluation.generation.batch import CachedForward, write_on
+from megatron_dsmath.evaluation.generation.continuation import Continuation
+
+BACKENDS = ("own", "transformers", "vllm")
+_BLOCK_BYTES = 1 << 24
+
+
+class Model(NamedTuple):
+    """A model that answers."""
+
+    backend: Backend
+    tokenizer: Tokenizer
+    fingerprint: str
+    """sha256 of its weights and configuration: of the manifest where they are a checkpoint, else of the files."""
+
+
+class ForwardBackend:
+    """A `Backend` on a forward pass that remembers: our own, or transformers'."""
+
+    def __init__(self, name: str, forward: CachedForward, tokenizer: Tokenizer, ends: frozenset[int]) -> None:
+        self.name = name
+        self._forward: CachedForward | None = forward
+        self._continuation, self._ends = Continuation(tokenizer), ends
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
+        """See `Backend`."""
+        assert self._forward is not None
+        return write_on(self._forward, self._continuation, self._ends, requests, decoding)
+
+    def close(self) -> None:
+        """See `Backend`."""
+        self._forward = None
+
+
+def open_model(path: Path, backend: str) -> Model:
+    """Open the model at `path`: a Hugging Face folder, or, for the backend `own`, a checkpoint or a run's directory.
+
+    Raises UsageError and DependencyError for a backend that cannot, TokenizerError for a model without a tokenizer,
+    and what opening weights does.
+    """
+    if backend not in BACKENDS:
+        raise UsageError("no such backend", where="--backend", found=backend, expected=", ".join(BACKENDS))
+    if backend != "own":
+        _require(backend, path)
+    weights = open_weights(path)
+    try:
+        tokenizer = load_from(weights.tokenizer_files)
+        if tokenizer is None:
+            raise TokenizerError(
+                "the model has no tokenizer",
+                where=path,
+                found="weights alone",
+                expected="a tokenizer.json or a SentencePiece .model beside the weights",
+                fix="evaluate a checkpoint that was saved with its tokenizer, or copy the tokenizer into the folder",
+            )
+        ends = _ends(weights, tokenizer)
+        return Model(_open(path, backend, weights, tokenizer, ends), tokenizer, _fingerprint(path))
+    finally:
+        weights.close()
+
+
+def _open(path: Path, backend: str, weights: WeightReader, tokenizer: Tokenizer, ends: frozenset[int]) -> Backend:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if backend == "vllm":
+        from megatron_dsmath.evaluation.generation.vllm_backend import VllmBackend
+
+        return VllmBackend(path, ends)
+    if backend == "transformers":
+        from megatron_dsmath.evaluation.generation.hugging_face import HuggingFaceForward
+
+        return ForwardBackend(backend, HuggingFaceForward(path, device), tokenizer, ends)
+    from megatron_dsmath.evaluation.generation.decoder import CachedDecoder
+
+    return ForwardBackend(backend, CachedDecoder(weights, device), tokenizer, ends)
+
+
+def _require(backend: str, path: Path) -> None:
+    if importlib.util.find_spec(backend) is None:
+        raise DependencyError(
+            f"{backend} is not installed",
+            where="--backend",
+            expected=backend,
+            fix=f"pip install 'megatron_dsmath[{'hf' if backend == 'transformers' else backend}]', or --backend own",
+        )
+    if not (path / CONFIG).is_file():
+        raise UsageError(
+            f"the backend {backend} reads Hugging Face folders alone",
+            where="--model",
+            found=path,
+            expected=f"a folder with {CONFIG}",
+            fix="make one with dsmath export-hf, or use --backend own",
+        )
+
+
+def _ends(weights: WeightReader, tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that end an answer; generation settings may name several."""
+    named = weights.special_token_ids.get("eos_token_id", [])
+    return frozenset((*(named if isinstance(named, list) else [named]), tokenizer.end_of_document))
+
+
+def _fingerprint(path: Path) -> str:
+    if not (path / CONFIG).is_file():
+        return hashlib.sha256((store.locate(path) / MANIFEST).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in (path / CONFIG, *sorted(path.glob("*.safetensors"))):
+        digest.update(f"{file.name} {file.stat().st_size} ".encode())
+        with file.open("rb") as content:
+            while block := content.read(_BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()

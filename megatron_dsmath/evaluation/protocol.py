@@ -1,0 +1,226 @@
+"""A protocol: everything that decides a score, in one file. Its hash goes into the results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+
+from megatron_dsmath.config.dialect import write_inline
+from megatron_dsmath.config.section import Section
+from megatron_dsmath.config.source import Source, read
+from megatron_dsmath.errors import ConfigError, DependencyError, Refusals, UsageError
+from megatron_dsmath.evaluation.benchmarks import Problem
+
+FOLDER = Path(__file__).parent / "protocols"
+SHIPPED = ("instruct-cot", "instruct-tool", "base-few-shot", "base-program")
+QUESTION = "{question}"
+
+Mode = Literal["cot", "tool", "program"]
+
+
+class Prompt(Section):
+    """How a task's questions are asked."""
+
+    text: str
+    """A text with {question} in it; in a protocol file, the name of the file that holds it, beside the protocol."""
+    source: str
+    """Where the text comes from."""
+    shots: NonNegativeInt
+    """Solved examples in the text."""
+    stop: tuple[str, ...]
+    """Texts at which the model has said enough; what it says from there on does not count."""
+    program: Literal["solution", "answer"] | None
+    """Of mode program: the whole output is a program with a function `solution`, or the first of two fenced blocks
+    sets `answer` and the second imports what it needs."""
+
+
+class Decoding(Section):
+    """How the model's next token is chosen."""
+
+    temperature: float = Field(ge=0)
+    """0: the most likely token. Only for `--samples 1`."""
+    sampling_temperature: float = Field(gt=0)
+    """For more samples."""
+    top_p: float = Field(gt=0, le=1)
+    """Of sampling: the most likely tokens that together reach this probability."""
+    new_tokens: PositiveInt
+    """At most, each time the model is asked to go on."""
+    seed: NonNegativeInt
+    """Every problem and sample draws its own numbers from it."""
+
+
+class Tools(Section):
+    """Programs of the model."""
+
+    rounds: PositiveInt
+    """How often the model is asked; between two rounds its programs are run."""
+    timeout_seconds: float = Field(gt=0)
+    """Of one program."""
+    memory_mib: PositiveInt
+    """Of one program, beyond the interpreter's own."""
+    output_characters: PositiveInt
+    """What the model is shown of a longer output: the first and the last half of so many."""
+
+
+class Grading(Section):
+    """The graders (`evaluation.grading`)."""
+
+    timeout_seconds: float = Field(gt=0)
+    """Of one comparison of formulas."""
+    math_verify: str
+    """The version of math-verify."""
+
+
+class Protocol(Section):
+    """All that decides a score."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    mode: Mode
+    """cot: words alone; tool: words and programs, whose output the model reads; program: the program is the answer."""
+    template: Literal["deepseekmath"] | None
+    """The chat's, as in SFT; null: the prompt is the beginning of a document, behind the BOS token if there is one."""
+    prompts: dict[str, Prompt] = Field(min_length=1)
+    """By task; what has none is asked as its language says (en, zh)."""
+    decoding: Decoding
+    tools: Tools | None
+    """Null in mode cot."""
+    grading: Grading
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of every value, prompts in full, whatever the file looks like."""
+        canonical = json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def prompt_of(self, problem: Problem) -> Prompt:
+        """How `problem` is asked. Raises UsageError where the protocol does not say."""
+        prompt = self.prompts.get(problem.task) or self.prompts.get(problem.language)
+        if prompt is None:
+            raise UsageError(
+                f"the protocol {self.name} does not say how to ask {problem.task}",
+                where="--protocol",
+                found=f"prompts for {', '.join(self.prompts)}",
+                expected=f"one for {problem.task}, or for its language, {problem.language}",
+                fix=f"leave {problem.task} out of --tasks, or add the prompt to a copy of the protocol file",
+            )
+        return prompt
+
+
+def load_protocol(name: str) -> Protocol:
+    """A shipped protocol by its name, or one's own by its file.
+
+    Raises ConfigError (Refusals for several mistakes), each with its line, and DependencyError where the grader that it
+    asks for is not the one installed.
+    """
+    path = FOLDER / f"{name}.yaml" if name in SHIPPED else Path(name)
+    if name not in SHIPPED and path.suffix not in (".yaml", ".yml"):
+        raise UsageError(
+            "no such protocol",
+            where="--protocol",
+            found=name,
+            expected=f"{', '.join(SHIPPED)}, or a YAML file",
+        )
+    source = read(path)
+    found = list(source.mistakes)
+    try:
+        protocol = Protocol.model_validate(_frozen(_with_texts(source, found)))
+    except ValidationError as error:
+        found += [_mistake(item, source) for item in error.errors()]
+    else:
+        found += _contradictions(protocol, source)
+    if found:
+        raise found[0] if len(found) == 1 else Refusals(found)
+    _require_grader(protocol)
+    return protocol
+
+
+def _with_texts(source: Source, found: list[ConfigError]) -> dict[str, Any]:
+    """The tree with the texts of prompts in the place of their files' names."""
+    tree = dict(source.tree)
+    prompts = tree.get("prompts")
+    if not isinstance(prompts, dict):
+        return tree
+    tree["prompts"] = {}
+    for task, prompt in prompts.items():
+        tree["prompts"][task] = prompt
+        if not isinstance(prompt, dict) or not isinstance(prompt.get("text"), str):
+            continue
+        file = source.path.parent / prompt["text"]
+        where = source.where(f"prompts.{task}.text")
+        try:
+            text = file.read_text(encoding="utf-8").rstrip("\n")
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            expected = "a file of text in UTF-8, named from the protocol's folder on"
+            found.append(ConfigError("a prompt cannot be read", where=where, found=reason, expected=expected))
+            continue
+        if text.count(QUESTION) != 1:
+            times = f"{text.count(QUESTION)} times in {file}"
+            found.append(ConfigError(f"a prompt holds {QUESTION} not once", where=where, found=times, expected="once"))
+        tree["prompts"][task] = {**prompt, "text": text}
+    return tree
+
+
+def _contradictions(protocol: Protocol, source: Source) -> list[ConfigError]:
+    found = []
+    if (protocol.tools is None) != (protocol.mode == "cot"):
+        found.append(
+            ConfigError(
+                "mode and tools contradict each other",
+                where=source.where("tools"),
+                found=f"mode {protocol.mode}, {'no tools' if protocol.tools is None else 'tools'}",
+                expected="tools: null in mode cot, and a section in the others",
+            )
+        )
+    for task, prompt in protocol.prompts.items():
+        if (prompt.program is None) == (protocol.mode == "program"):
+            found.append(
+                ConfigError(
+                    "a prompt does not fit the mode",
+                    where=source.where(f"prompts.{task}.program"),
+                    found=f"mode {protocol.mode}, program {prompt.program or 'null'}",
+                    expected="solution or answer in mode program, and null in the others",
+                )
+            )
+    return found
+
+
+def _mistake(item: Any, source: Source) -> ConfigError:
+    key = ".".join(map(str, item["loc"]))
+    what = {"missing": "a key is missing", "extra_forbidden": "unknown key"}.get(
+        item["type"], "a value is not what its key takes"
+    )
+    return ConfigError(
+        what,
+        where=source.where(key),
+        found="nothing" if item["type"] == "missing" else f"{write_inline(item['input']):.200}",
+        expected=item["msg"].removeprefix("Input should be "),
+        fix="compare it with a shipped protocol (docs/evaluation.md says where they are)",
+    )
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _require_grader(protocol: Protocol) -> None:
+    try:
+        installed = version("math-verify")
+    except PackageNotFoundError:
+        installed = "none"
+    if installed != protocol.grading.math_verify:
+        raise DependencyError(
+            "the grader is not the protocol's",
+            where="grading.math_verify",
+            found=f"math-verify {installed}",
+            expected=f"math-verify {protocol.grading.math_verify}",
+            fix="pip install 'megatron_dsmath[evaluation]', or change the version in a copy of the protocol",
+        )

@@ -1,0 +1,1 @@
+"""What the rows of an evaluation say together, and how it is shown."""

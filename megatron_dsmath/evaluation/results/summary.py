@@ -1,0 +1,98 @@
+"""The figures of one task from its rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from math import comb, sqrt
+from typing import Any
+
+from megatron_dsmath.evaluation.rows import Row
+
+_NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5th percentile
+_PARTS = ("level", "subject", "language")
+
+
+def summary(rows: Sequence[Row], samples: int) -> dict[str, Any]:
+    """Accuracy with its interval, by our verdict and the paper's, what went wrong, and the same by part.
+
+    `rows`: of one task, the samples of a problem together. With more samples than one, accuracy is their mean, and
+    `pass_at` and `majority` stand beside it.
+    """
+    figures = {
+        **_accuracy(rows, samples),
+        "no_answer": sum(row["note"] == "no answer" for row in rows),
+        "cut_off": sum(row["end"] == "length" for row in rows),
+        "tool_calls": sum(row["tool_calls"] for row in rows),
+        "programs": sum(len(row["programs"]) for row in rows),
+        "program_errors": _programs_that(rows, lambda verdict: verdict not in ("ok", "timeout")),
+        "program_timeouts": _programs_that(rows, lambda verdict: verdict == "timeout"),
+        "grader_timeouts": sum(row["note"] == "timeout" for row in rows),
+        "grader_errors": sum(row["note"] == "error" for row in rows),
+        "graders_disagree": sum(row["correct"] != row["correct_as_the_paper"] for row in rows),
+        "new_tokens": sum(row["new_tokens"] for row in rows),
+    }
+    if samples > 1:
+        problems = list(_problems(rows))
+        figures["pass_at"] = {str(k): pass_at(problems, k) for k in _powers_of_two(samples)}
+        figures["majority"] = sum(map(majority_is_right, problems)) / len(problems)
+    for part in _PARTS:
+        names = sorted({row[part] for row in rows} - {None})
+        if names:
+            figures[f"by_{part}"] = {
+                name: _accuracy([row for row in rows if row[part] == name], samples) for name in names
+            }
+    return figures
+
+
+def wilson_interval(correct: float, count: int) -> tuple[float, float]:
+    """The 95% interval of a proportion (Wilson 1927); both in [0, 1]."""
+    share, square = correct / count, _NORMAL_95**2
+    centre = (share + square / (2 * count)) / (1 + square / count)
+    half = _NORMAL_95 / (1 + square / count) * sqrt(share * (1 - share) / count + square / (4 * count**2))
+    low = 0.0 if correct == 0 else centre - half  # as algebra has it, and rounding does not
+    return low, 1.0 if correct == count else centre + half
+
+
+def pass_at(problems: Sequence[Sequence[Row]], k: int) -> float:
+    """The share of problems of which one of `k` samples at least is right, unbiased (Chen et al. 2021)."""
+    shares = []
+    for samples in problems:
+        count, wrong = len(samples), sum(not row["correct"] for row in samples)
+        shares.append(1 - comb(wrong, k) / comb(count, k))
+    return sum(shares) / len(shares)
+
+
+def majority_is_right(samples: Sequence[Row]) -> bool:
+    """Whether the answer given most often is right; of several, the one given first. No answer is no vote."""
+    votes = Counter("".join(row["extracted"].split()) for row in samples if row["extracted"] is not None)
+    if not votes:
+        return False
+    winner = max(votes, key=lambda answer: votes[answer])  # in the order of first appearance
+    return any(row["correct"] for row in samples if row["extracted"] and "".join(row["extracted"].split()) == winner)
+
+
+def _accuracy(rows: Sequence[Row], samples: int) -> dict[str, Any]:
+    problems = len(rows) // samples
+    correct, as_the_paper = (sum(row[name] for row in rows) / samples for name in ("correct", "correct_as_the_paper"))
+    return {
+        "problems": problems,
+        "accuracy": correct / problems,
+        "interval_95": wilson_interval(correct, problems),
+        "accuracy_as_the_paper": as_the_paper / problems,
+        "interval_95_as_the_paper": wilson_interval(as_the_paper, problems),
+    }
+
+
+def _problems(rows: Sequence[Row]) -> list[list[Row]]:
+    return [list(samples) for _, samples in groupby(rows, lambda row: row["row"])]
+
+
+def _programs_that(rows: Sequence[Row], chosen: Callable[[str], bool]) -> int:
+    programs: list[Mapping[str, str]] = [program for row in rows for program in row["programs"]]
+    return sum(chosen(program["verdict"]) for program in programs)
+
+
+def _powers_of_two(limit: int) -> list[int]:
+    return [1 << power for power in range(limit.bit_length()) if 1 << power <= limit]

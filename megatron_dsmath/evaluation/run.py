@@ -1,0 +1,192 @@
+"""`dsmath evaluate`: a model and a protocol to rows, results and a page."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_dsmath import __version__
+from megatron_dsmath.errors import OutputError, UsageError
+from megatron_dsmath.evaluation.answering import Answer, Respondent
+from megatron_dsmath.evaluation.benchmarks import Benchmark, Problem, load
+from megatron_dsmath.evaluation.grading.grade import Attempt, Grader
+from megatron_dsmath.evaluation.protocol import Protocol, load_protocol
+from megatron_dsmath.evaluation.results.page import write_pages
+from megatron_dsmath.evaluation.results.summary import summary
+from megatron_dsmath.evaluation.results.written import write_results
+from megatron_dsmath.evaluation.rows import Row, append_rows, path_of, read_rows, require_same, row_of
+from megatron_dsmath.evaluation.sandbox.pool import Sandbox
+
+if TYPE_CHECKING:
+    from megatron_dsmath.evaluation.generation.open_backend import Model
+
+_DECIDING_PACKAGES = ("torch", "transformers", "vllm", "tokenizers", "math-verify", "latex2sympy2_extended", "sympy")
+_PROTOCOL_OF_MODE = {"cot": "instruct-cot", "tool": "instruct-tool"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is asked for."""
+
+    model: Path
+    data: Path
+    tasks: tuple[str, ...]
+    protocol: str
+    out: Path
+    limit: int | None = None
+    """The first so many problems of each task."""
+    samples: int = 1
+    backend: str = "own"
+    batch_problems: int = 16
+    """Answers that are written at once; rows of one batch are the same only in the same batch."""
+
+
+def protocol_named(protocol: str | None, mode: str | None) -> str:
+    """The protocol that --protocol or --mode means. Raises UsageError unless exactly one of them is given."""
+    if (protocol is None) == (mode is None):
+        raise UsageError(
+            "which protocol decides the score?",
+            where="--protocol, --mode",
+            found="neither" if protocol is None else "both",
+            expected="one of the two",
+            fix="--mode cot is short for --protocol instruct-cot, --mode tool for instruct-tool",
+        )
+    return protocol or _PROTOCOL_OF_MODE[str(mode)]
+
+
+def evaluate(asked: Evaluation) -> Mapping[str, Any]:
+    """Open the model and do as `evaluate_model`; raises what opening it does as well."""
+    _prepared(asked)  # before minutes are spent on weights
+    from megatron_dsmath.evaluation.generation.open_backend import open_model
+
+    model = open_model(asked.model, asked.backend)
+    try:
+        return evaluate_model(asked, model)
+    finally:
+        model.backend.close()
+
+
+def evaluate_model(asked: Evaluation, model: Model) -> Mapping[str, Any]:
+    """Answer every problem of every task, grade, write `outputs/`, `results.json` and `report.html` into `asked.out`.
+
+    Goes on where a killed evaluation of the same stopped. Returns what is in results.json. Raises UsageError,
+    ConfigError, DataError, OutputError, DependencyError, and SandboxError where programs cannot be confined.
+    """
+    protocol, benchmarks = _prepared(asked)
+    evaluation = _described(asked, protocol, benchmarks, model.fingerprint)
+    require_same(asked.out, evaluation)
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(Sandbox()) if protocol.tools else None
+        respondent = Respondent(model.backend, model.tokenizer, protocol, sandbox)
+        grader = stack.enter_context(Grader(timeout_seconds=protocol.grading.timeout_seconds))
+        for benchmark in benchmarks:
+            _answer_all(benchmark, asked, protocol, respondent, grader)
+    rows = {benchmark.task: _all_rows(asked.out, benchmark, asked.samples) for benchmark in benchmarks}
+    results = {**evaluation, "tasks": {task: summary(rows[task], asked.samples) for task in rows}}
+    write_results(asked.out, results)
+    write_pages(asked.out, results, rows)
+    return results
+
+
+def _prepared(asked: Evaluation) -> tuple[Protocol, list[Benchmark]]:
+    """The protocol and the problems, every one of which it can ask."""
+    _require_counts(asked)
+    protocol = load_protocol(asked.protocol)
+    benchmarks = load(asked.data, asked.tasks, asked.limit)
+    for benchmark in benchmarks:
+        for problem in benchmark.problems:
+            protocol.prompt_of(problem)
+    return protocol, benchmarks
+
+
+def _answer_all(
+    benchmark: Benchmark, asked: Evaluation, protocol: Protocol, respondent: Respondent, grader: Grader
+) -> None:
+    path = path_of(asked.out, benchmark.task)
+    done = read_rows(path)
+    for batch in _batches(benchmark, asked):
+        if all((problem.row, sample) in done for problem, sample in batch):
+            continue
+        # Whole, also where a part is there: what shares a batch decides the last digit of a logit.
+        answers = respondent.answers(batch, sampled=asked.samples > 1)
+        verdicts = grader.grade(_attempt(answer, protocol) for answer in answers)
+        rows = [row_of(*pair) for pair in zip(answers, verdicts, strict=True)]
+        append_rows(path, [row for row in rows if (row["row"], row["sample"]) not in done])
+        last = batch[-1][0].row + 1
+        print(f"{benchmark.task}: {last:,} of {len(benchmark.problems):,} problems", file=sys.stderr, flush=True)
+
+
+def _batches(benchmark: Benchmark, asked: Evaluation) -> Iterator[list[tuple[Problem, int]]]:
+    pairs = [(problem, sample) for problem in benchmark.problems for sample in range(asked.samples)]
+    for first in range(0, len(pairs), asked.batch_problems):
+        yield pairs[first : first + asked.batch_problems]
+
+
+def _attempt(answer: Answer, protocol: Protocol) -> Attempt:
+    is_few_shot = protocol.mode == "cot" and protocol.prompt_of(answer.problem).shots > 0
+    return Attempt(answer.prediction, answer.problem.reference, answer.problem.task, is_few_shot)
+
+
+def _all_rows(out: Path, benchmark: Benchmark, samples: int) -> list[Row]:
+    path = path_of(out, benchmark.task)
+    rows = read_rows(path)
+    wanted = [(problem.row, sample) for problem in benchmark.problems for sample in range(samples)]
+    if rows.keys() != set(wanted):
+        raise OutputError(
+            "the rows are not one for each problem and sample",
+            where=path,
+            found=f"{len(rows):,} rows",
+            expected=f"{len(wanted):,}",
+            fix="something else wrote this file: evaluate into another --out",
+        )
+    return [rows[key] for key in wanted]
+
+
+def _described(
+    asked: Evaluation, protocol: Protocol, benchmarks: Sequence[Benchmark], fingerprint: str
+) -> dict[str, Any]:
+    return {
+        "model": str(asked.model),
+        "model_sha256": fingerprint,
+        "protocol": protocol.name,
+        "protocol_sha256": protocol.sha256,
+        "protocol_text": protocol.model_dump(mode="json"),
+        "benchmarks": {
+            benchmark.task: {
+                "file": benchmark.file,
+                "sha256": benchmark.sha256,
+                "rows": benchmark.rows,
+                "problems": len(benchmark.problems),
+            }
+            for benchmark in benchmarks
+        },
+        "limit": asked.limit,
+        "samples": asked.samples,
+        "backend": asked.backend,
+        "batch_problems": asked.batch_problems,
+        "versions": {"megatron_dsmath": __version__, "python": platform.python_version(), **_installed()},
+    }
+
+
+def _installed() -> dict[str, str]:
+    found = {}
+    for package in _DECIDING_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _require_counts(asked: Evaluation) -> None:
+    for flag, count in (("--limit", asked.limit), ("--samples", asked.samples), ("--batch", asked.batch_problems)):
+        if count is not None and count < 1:
+            raise UsageError("a count is wrong", where=flag, found=count, expected="1 or more")
+    if not asked.tasks or len(set(asked.tasks)) < len(asked.tasks):
+        raise UsageError("tasks are named once each", where="--tasks", found=",".join(asked.tasks) or "none")

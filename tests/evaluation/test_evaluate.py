@@ -1,0 +1,65 @@
+"""`dsmath evaluate` on a small random LLaMA: from weights on the disk to results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_dsmath import cli
+from megatron_dsmath.checkpoint.from_huggingface import import_folder
+from megatron_dsmath.errors import EXIT_REFUSED
+from megatron_dsmath.evaluation.protocol import FOLDER
+from tests.checkpoint.llama import write_llama_with_tokenizer
+from tests.evaluation.scripted import rows_of, write_problems
+
+PROBLEMS = [{"question": "fox" + " dog" * count, "answer": count} for count in range(5)]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    write_problems(tmp_path / "problems.jsonl", PROBLEMS)
+    write_llama_with_tokenizer(tmp_path / "hf", max_position_embeddings=256)
+    import_folder(tmp_path / "hf", tmp_path / "checkpoint", gate=False)
+    text = (FOLDER / "instruct-cot.yaml").read_text(encoding="utf-8").replace("text: ", f"text: {FOLDER}/")
+    (tmp_path / "short.yaml").write_text(text.replace("new_tokens: 1024", "new_tokens: 24"), encoding="utf-8")
+    common = ["--data", str(tmp_path), "--tasks", "problems.jsonl", "--protocol", str(tmp_path / "short.yaml")]
+    return ["evaluate", *common, "--batch", "2"]
+
+
+def test_a_checkpoint_a_folder_and_transformers_give_the_same_rows(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ways = {"checkpoint": ["--model", "checkpoint"], "own": ["--model", "hf"]}
+    ways["transformers"] = ["--model", "hf", "--backend", "transformers"]
+    for name, (flag, model, *others) in ways.items():
+        out = tmp_path / "out" / name
+        assert cli.main([*arguments, flag, str(tmp_path / model), *others, "--out", str(out)]) == 0
+        assert "this model, strict grader" in capsys.readouterr().out
+        assert (out / "report.html").is_file() and (out / "lm_eval_results.json").is_file()
+    rows = {name: rows_of(tmp_path / "out" / name) for name in ways}
+    assert rows["checkpoint"] == rows["own"] == rows["transformers"]
+    assert len(rows["own"]) == 5 and all(row["new_tokens"] for row in rows["own"])
+
+
+def test_samples_are_voted_on_and_printed_as_json(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = ["--model", str(tmp_path / "hf")], ["--out", str(tmp_path / "out")]
+    assert cli.main([*arguments, *model, *out, "--samples", "3", "--limit", "2", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["tasks"]["problems"]["pass_at"].keys() == {"1", "2"}
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 6 and len({row["output"] for row in rows}) > 2, "samples differ"
+
+
+def test_a_mistake_is_one_error_before_any_weight_is_read(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
+    assert cli.main([*arguments, *model, "--mode", "cot"]) == EXIT_REFUSED
+    assert "--protocol, --mode" in capsys.readouterr().err
+    assert cli.main([*arguments, *model]) == EXIT_REFUSED
+    assert "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
