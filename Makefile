@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-full test-gpu check bench bench-data reference clean
+.PHONY: quickstart test test-full test-faults test-gpu check bench bench-data bench-model reference clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/dsmath quickstart --out runs/quickstart
@@ -17,6 +17,9 @@ test: $(VENV)/.installed-test
 test-full: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not gpu"
 
+test-faults: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m fault -p tests.faults.closing_table
+
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu
 
@@ -26,6 +29,7 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/generate_reference.py --check
+	$(BIN)/python tools/generate_fault_list.py --check
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/training_step.py
@@ -34,9 +38,16 @@ bench-data: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/tokenization.py
 	$(BIN)/python benchmarks/decontamination.py
 	$(BIN)/python benchmarks/blend.py
+	$(BIN)/python benchmarks/sft_packing.py
+
+bench-model: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/recompute.py
+	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/conversion.py
 
 reference: $(INSTALLED)
 	$(BIN)/python tools/generate_reference.py
+	$(BIN)/python tools/generate_fault_list.py
 
 $(INSTALLED): setup.py
 	$(PYTHON) -m venv $(VENV)

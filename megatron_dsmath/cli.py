@@ -50,7 +50,69 @@ def doctor(options: argparse.Namespace) -> int:
     """Say what this machine offers and what is missing, each line with its remedy."""
     from megatron_dsmath import doctor
 
+    if options.fault_points:
+        return doctor.show_fault_points(options.json)
     return doctor.show(doctor.examine(), options.json)
+
+
+def verify_layouts(options: argparse.Namespace) -> int:
+    """Compare layouts with one process, on a run made small: loss, every gradient, parameters after steps."""
+    from megatron_dsmath.config import load
+    from megatron_dsmath.verify_layouts import report, selection, verify
+
+    run = load(options.run, options.set)
+    layouts = selection.selected(run, options.layouts, options.ranks, options.plant)
+    return report.report(verify.verify(run, layouts, options.ranks, options.plant), len(layouts), options.json)
+
+
+def sandbox(options: argparse.Namespace) -> int:
+    """Run a program as a model's program is run: confined, limited; print how it ended as JSON."""
+    from megatron_dsmath.evaluation.sandbox.pool import run_file
+
+    print(run_file(options.file, options.timeout, options.memory))
+    return EXIT_DONE
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Let a model answer benchmarks; write its outputs, results.json and report.html."""
+    from megatron_dsmath.evaluation.results.comparison import compared
+    from megatron_dsmath.evaluation.run import Evaluation, evaluate, protocol_named
+    from megatron_dsmath.tables import print_facts, print_table
+
+    asked = Evaluation(
+        model=options.model,
+        data=options.data,
+        tasks=tuple(options.tasks.split(",")),
+        protocol=protocol_named(options.protocol, options.mode),
+        out=options.out,
+        limit=options.limit,
+        samples=options.samples,
+        backend=options.backend,
+        batch_problems=options.batch,
+    )
+    results = evaluate(asked)
+    if options.json:
+        print_facts(results, True)
+        return EXIT_DONE
+    rows = compared(results)
+    print_table(rows, list(rows[0]), False)
+    print(asked.out / "report.html")
+    return EXIT_DONE
+
+
+def grade(options: argparse.Namespace) -> int:
+    """Say of each output whether its final answer is right: our verdict, and the paper's protocol's."""
+    from megatron_dsmath.evaluation.grading.grade_file import grade_file
+    from megatron_dsmath.tables import print_facts, print_table
+
+    report = grade_file(options.file, options.out)
+    if options.json:
+        print_facts({**report.summary, "verdicts": report.rows}, True)
+        return EXIT_DONE
+    if options.out is None:
+        print_table(report.rows, ("line", "correct", "extracted", "correct_as_the_paper", "note"), False)
+    print_facts(report.summary, False)
+    return EXIT_DONE
 
 
 def report(options: argparse.Namespace) -> int:
@@ -67,12 +129,13 @@ def data_tokenize(options: argparse.Namespace) -> int:
     from megatron_dsmath.data.tokenize import tokenize
     from megatron_dsmath.tables import print_facts
 
+    fields = options.field or ["text"]
     with shown_progress() as progress:
         facts = tokenize(
             options.files,
             options.tokenizer,
             options.out,
-            field=options.field,
+            field=fields[0] if len(fields) == 1 else {field: f"_{field}" for field in fields},
             workers=options.workers,
             append_eod=not options.no_eod,
             prepend_bos=options.prepend_bos,
@@ -117,13 +180,29 @@ def data_merge(options: argparse.Namespace) -> int:
 
 
 def data_blend(options: argparse.Namespace) -> int:
-    """Print the planned mixture of a run: for each corpus its share, tokens, samples, epochs and largest deviation."""
+    """Print the planned mixture of a run: what it draws of each corpus, and whether that was shuffled."""
     from megatron_dsmath.config import load
+    from megatron_dsmath.data.batches import Batches
+    from megatron_dsmath.data.mixture.planned_corpora import planned_corpora
     from megatron_dsmath.tables import print_table
-    from megatron_dsmath.training.inputs import planned_mixture
+    from megatron_dsmath.training.inputs import newest_checkpoint, open_inputs
 
-    columns = ("name", "share", "samples", "tokens", "epochs", "largest_deviation_samples")
-    print_table(planned_mixture(load(options.run, options.set)), columns, options.json)
+    run = load(options.run, options.set)
+    batches = open_inputs(run, newest_checkpoint(run)).batches
+    if not isinstance(batches, Batches):
+        raise UsageError(
+            "the run reads no mixture",
+            where=options.run,
+            found="data.conversations",
+            expected="data.corpora",
+            fix="`dsmath sft show` prints what such a run reads",
+        )
+    corpora = planned_corpora(batches.plan, batches.mixture(len(batches.plan.versions) - 1))
+    columns = ("name", "share", "samples", "tokens", "epochs", "largest_deviation_samples", "neighbours_alike")
+    print_table(corpora, columns, options.json)
+    for corpus in corpora:
+        if corpus.warning:
+            print(corpus.warning, file=sys.stderr)
     return EXIT_DONE
 
 
@@ -181,11 +260,63 @@ def data_show(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def sft_build(options: argparse.Namespace) -> int:
+    """Turn conversations into PREFIX.bin, PREFIX.idx and their loss masks, whole or not at all."""
+    from megatron_dsmath.data.conversations.batch_encoding import Options
+    from megatron_dsmath.data.conversations.build import build
+    from megatron_dsmath.data.conversations.sources import named_sources
+    from megatron_dsmath.data.progress import shown_progress
+    from megatron_dsmath.tables import print_facts, print_table
+
+    named = named_sources(options.files, options.recipe, options.format, options.instruction)
+    settings = Options(
+        sequence_length=options.sequence_length,
+        template=options.template,
+        too_long=options.too_long,
+        bad_lines=options.bad_lines,
+        packing=options.packing,
+        seed=options.seed,
+        eod_token=options.eod_token,
+    )
+    with shown_progress() as progress:
+        found = build(
+            named.sources,
+            options.tokenizer,
+            options.out,
+            settings,
+            workers=options.workers,
+            expected_examples=named.expected_examples,
+            report_progress=progress,
+        )
+    if options.json:
+        print_facts(found, True)
+        return EXIT_DONE
+    columns = ("name", "formats", "examples", "truncated", "too_long", "without_target", "bad_lines")
+    print_table(found.sources, columns, False)
+    groups = [group for group in found.groups if group.group != "topic"]
+    print_table(groups, ("group", "name", "examples", "tokens", "target_tokens"), False)
+    print_facts(found.totals(), False)
+    return EXIT_DONE
+
+
+def sft_show(options: argparse.Namespace) -> int:
+    """Print a packed sequence, its tokens coloured by the loss mask."""
+    from megatron_dsmath.data.conversations.display import print_sequence, write_page
+    from megatron_dsmath.data.conversations.show import shown_sequence
+
+    shown = shown_sequence(options.prefix, options.index)
+    if options.html:
+        print(write_page(shown, options.tokenizer, options.html))
+    else:
+        print_sequence(shown, options.tokenizer, options.json)
+    return EXIT_DONE
+
+
 def import_hf(options: argparse.Namespace) -> int:
     """Make a checkpoint of a Hugging Face folder."""
     from megatron_dsmath.checkpoint.from_huggingface import import_folder
 
-    print(import_folder(options.folder, options.out))
+    print(import_folder(options.folder, options.out, gate=not options.no_gate))
     return EXIT_DONE
 
 
@@ -193,7 +324,7 @@ def export_hf(options: argparse.Namespace) -> int:
     """Make a Hugging Face folder of a checkpoint."""
     from megatron_dsmath.checkpoint.to_huggingface import export
 
-    print(export(options.checkpoint, options.out))
+    print(export(options.checkpoint, options.out, gate=not options.no_gate, scores=options.scores))
     return EXIT_DONE
 
 
@@ -241,6 +372,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     verb = _verb(verbs, "doctor", doctor, "dsmath doctor", table=True)
+    verb.add_argument("--fault-points", action="store_true", help="list where DSMATH_FAULT makes a run fail, and how")
 
     verb = _verb(verbs, "quickstart", quickstart, "dsmath quickstart --out runs/quickstart")
     verb.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="where everything is written")
@@ -251,16 +383,48 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--nproc", type=int, help="start this many ranks here (not under torchrun)")
     verb.add_argument("--check", action="store_true", help="check everything, start nothing, print the directory")
 
+    example = "dsmath verify-layouts configs/pretrain/deepseekmath_base_7b.yaml --layouts tp2sp,pp2vpp2,dp2,tp2pp2"
+    verb = _verb(verbs, "verify-layouts", verify_layouts, example, table=True)
+    verb.add_argument("run", metavar="RUN.yaml", help="a run file; its sizes are made small")
+    _takes_overrides(verb)
+    verb.add_argument("--layouts", metavar="NAME,...", help="these alone; else all that --ranks processes can form")
+    verb.add_argument("--ranks", type=int, default=4, metavar="N", help="the most processes a layout may take (4)")
+    verb.add_argument("--plant", metavar="FAULT", help=argparse.SUPPRESS)  # docs/layouts.md: the check can fail
+
+    verb = _verb(verbs, "sandbox", sandbox, "dsmath sandbox program.py --timeout 5")
+    verb.add_argument("file", type=Path, metavar="FILE.py", help="a program, run as a model's program is run")
+    verb.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds (10)")
+    verb.add_argument("--memory", type=int, default=1024, metavar="MIB", help="beyond the interpreter's own (1024)")
+
+    example = "dsmath evaluate --model models/mine --data data/eval --tasks gsm8k,math --mode tool --out runs/scores"
+    verb = _verb(verbs, "evaluate", evaluate, example, table=True)
+    verb.add_argument("--model", type=Path, required=True, metavar="DIR", help="Hugging Face folder, checkpoint or run")
+    verb.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the benchmarks' files are")
+    verb.add_argument("--tasks", required=True, metavar="T,...", help="gsm8k, math, mgsm-zh, cmath, or FILE.jsonl")
+    protocols = "instruct-cot, instruct-tool, base-few-shot, base-program, or a file"
+    verb.add_argument("--protocol", metavar="NAME", help=protocols)
+    verb.add_argument("--mode", choices=("cot", "tool"), help="short for --protocol instruct-cot or instruct-tool")
+    verb.add_argument("--limit", type=int, metavar="N", help="the first N problems of each task")
+    verb.add_argument("--samples", type=int, default=1, metavar="K", help="answers a problem: pass@k and majority (1)")
+    verb.add_argument("--backend", choices=("own", "transformers", "vllm"), default="own", help="(own)")
+    verb.add_argument("--batch", type=int, default=16, metavar="N", help="answers written at once (16)")
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="a directory; the same again goes on")
+
+    verb = _verb(verbs, "grade", grade, "dsmath grade outputs.jsonl --out verdicts.jsonl", table=True)
+    verb.add_argument("file", type=Path, metavar="FILE.jsonl", help="rows with prediction, answer and perhaps task")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write a verdict a row, as JSONL")
+
     verb = _verb(verbs, "report", report, "dsmath report runs/quickstart/run")
     verb.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's directory")
 
     data = _group(verbs, "data", "text to batches")
     example = "dsmath data tokenize corpus.jsonl.gz --tokenizer models/deepseek --out data/corpus --workers 8"
     verb = _verb(data, "tokenize", data_tokenize, example, table=True)
-    verb.add_argument("files", nargs="+", metavar="FILE", help="JSONL: plain, .gz or .zst")
+    verb.add_argument("files", nargs="+", metavar="FILE", help="JSONL: plain, .gz or .zst; or .parquet")
     verb.add_argument("--tokenizer", required=True, help="a folder, a tokenizer.json or a SentencePiece .model")
     verb.add_argument("--out", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx and PREFIX.json")
-    verb.add_argument("--field", default="text", help="which field of a line is the text (text)")
+    several = "which field of a line is the text (text); given several times, each goes to PREFIX_FIELD, in one pass"
+    verb.add_argument("--field", action="append", help=several)
     verb.add_argument("--workers", type=int, default=1, help="processes that tokenize (1)")
     verb.add_argument("--no-eod", action="store_true", help="append no end-of-document token")
     verb.add_argument("--prepend-bos", action="store_true", help="begin each document with the BOS token")
@@ -299,6 +463,29 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's directory")
     verb.add_argument("--step", type=int, required=True, metavar="N")
 
+    sft = _group(verbs, "sft", "conversations to examples with loss masks")
+    example = "dsmath sft build train.jsonl --tokenizer models/deepseek --out data/sft --workers 8"
+    verb = _verb(sft, "build", sft_build, example, table=True)
+    verb.add_argument("files", nargs="*", metavar="FILE", help="conversations in JSONL: plain, .gz or .zst; or Parquet")
+    verb.add_argument("--recipe", type=Path, metavar="YAML", help="sources, kinds and instructions, in place of FILEs")
+    verb.add_argument("--tokenizer", required=True, help="a folder, a tokenizer.json or a SentencePiece .model")
+    verb.add_argument("--out", required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx, .targets and more")
+    verb.add_argument("--sequence-length", type=int, default=4096, metavar="N", help="tokens of a sequence (4096)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="decides who is packed with whom (0)")
+    verb.add_argument("--packing", choices=("next-fit", "best-fit", "split"), default="next-fit", help="(next-fit)")
+    verb.add_argument("--format", metavar="NAME", help="messages, sharegpt, ...; else told by the rows")
+    verb.add_argument("--instruction", choices=("cot", "tool"), help="append the paper's instruction to the questions")
+    verb.add_argument("--template", default="deepseekmath", help="deepseekmath, tokenizer, or a Jinja file")
+    verb.add_argument("--too-long", choices=("drop", "truncate", "fail"), default="drop", help="and counted (drop)")
+    verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or set aside and count")
+    verb.add_argument("--eod-token", metavar="T", help="what ends an answer, where the tokenizer names none")
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that tokenize (1)")
+    verb = _verb(sft, "show", sft_show, "dsmath sft show data/sft --index 0", table=True)
+    verb.add_argument("prefix", metavar="PREFIX")
+    verb.add_argument("--index", type=int, default=0, metavar="I", help="numbers go on through the epochs (0)")
+    verb.add_argument("--html", type=Path, metavar="FILE", help="write a page")
+    verb.add_argument("--tokenizer", type=Path, metavar="PATH", help="else where it lay when the set was built")
+
     checkpoint = _group(verbs, "checkpoint", "what a run saved")
     verb = _verb(checkpoint, "list", checkpoint_list, "dsmath checkpoint list runs/my_run", table=True)
     verb.add_argument("path", type=Path, metavar="PATH", help="a run's directory or its checkpoints")
@@ -312,9 +499,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("folder", type=Path, metavar="HF_DIR")
     verb.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT")
+    verb.add_argument("--no-gate", action="store_true", help="compare no logits with transformers, and record that")
     verb = _verb(verbs, "export-hf", export_hf, "dsmath export-hf runs/my_run --out models/mine")
     verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run for its newest")
     verb.add_argument("--out", type=Path, required=True, metavar="HF_DIR")
+    verb.add_argument("--scores", type=Path, metavar="FILE", help="JSON, a number a benchmark: for the model card")
+    verb.add_argument("--no-gate", action="store_true", help="compare no logits with transformers, and record that")
     return parser
 
 

@@ -27,6 +27,8 @@ TORCH_VERSIONS = ((2, 11), (2, 13))  # oldest and newest, as in setup.py
 MEGATRON_CORE_VERSION = "0.16.1"
 DEVICES = Path("/dev")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # nothing is written there
+_POINT_COLUMNS = ("point", "what is true there")
+_KIND_COLUMNS = ("kind", "what happens")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,20 @@ def show(findings: Sequence[Finding], as_json: bool = False) -> int:
             if finding.remedy:
                 console.print(Text(f"{'':<28}-> {finding.remedy}"))
     return EXIT_ANSWER_IS_NO if any(finding.verdict == "red" for finding in findings) else EXIT_DONE
+
+
+def show_fault_points(as_json: bool = False) -> int:
+    """Print where a run can be made to fail, and in which ways; return the exit code."""
+    from megatron_dsmath.faults import KINDS, POINTS, VARIABLE
+    from megatron_dsmath.tables import print_table
+
+    if as_json:
+        print(json.dumps({"variable": VARIABLE, "points": POINTS, "kinds": KINDS}, indent=1))
+        return EXIT_DONE
+    print_table([{"point": point, "what is true there": fact} for point, fact in POINTS.items()], _POINT_COLUMNS, False)
+    print_table([{"kind": kind, "what happens": fact} for kind, fact in KINDS.items()], _KIND_COLUMNS, False)
+    print(f"{VARIABLE}=KIND:POINT, then :rank=N, :step=N, :count=N as wanted; docs/faults.md has what holds")
+    return EXIT_DONE
 
 
 def _python() -> Finding:

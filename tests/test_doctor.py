@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from megatron_dsmath import doctor
+from megatron_dsmath.cli import main
 from megatron_dsmath.doctor import GIB, Finding, examine, show
+from megatron_dsmath.faults import KINDS, POINTS
 
 INSTALLED = {
     "torch": "2.13.0",
@@ -289,3 +291,12 @@ def test_json_has_every_finding(capsys: pytest.CaptureFixture[str]) -> None:
     show([Finding("torch", "green", "2.13.0")], as_json=True)
     expected = [{"name": "torch", "verdict": "green", "found": "2.13.0", "remedy": None}]
     assert json.loads(capsys.readouterr().out) == expected
+
+
+def test_every_fault_point_and_kind_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--fault-points"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert {*POINTS, *KINDS} <= {line[0] for line in lines}
+    assert main(["doctor", "--fault-points", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"variable": "DSMATH_FAULT", "points": POINTS, "kinds": KINDS}

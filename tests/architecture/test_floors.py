@@ -15,6 +15,7 @@ PACKAGE = "megatron_dsmath"
 # From the ground up; rooms of one floor do not know each other.
 FLOORS = [
     ["errors"],
+    ["faults"],
     ["config"],
     ["data", "schedule", "parallel"],
     ["model"],

@@ -54,6 +54,12 @@ def commands() -> Iterator[list[Command]]:
             command.process.communicate()
 
 
+@pytest.mark.fault(
+    "R1",
+    injected="SIGKILL to the process that started the ranks",
+    where="`dsmath train --nproc 2`, PP2",
+    holds="the ranks die with it; the same command goes on, bit for bit",
+)
 def test_a_run_killed_and_a_run_asked_to_stop_are_continued_by_the_same_command(
     tmp_path: Path, commands: list[Command]
 ) -> None:

@@ -1,0 +1,67 @@
+"""Whatever the product writes of a run or a checkpoint can be made to fail there: a new write path needs a point."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import megatron_dsmath
+from megatron_dsmath.faults import POINTS
+
+PACKAGE = Path(megatron_dsmath.__file__).parent
+WRITES = {"write_text", "write_bytes", "rename", "fsync", "pwrite", "copyfile", "copytree", "copy2", "move"}
+
+POINT_OF_THE_CALLER = {
+    "checkpoint.whole_directory.publish": "checkpoint.before_rename",
+    "checkpoint.whole_directory.sync": "writer.before_sync",
+    "checkpoint.writer._write_all": "writer.inside_file",
+}
+NONE_NEEDED = {
+    "checkpoint.store.begin": "one rename of what is damaged already; `checkpoint.begun` comes next",
+    "checkpoint.logit_gate.run_own_logits": "a request between two processes, in a folder for it alone",
+    "checkpoint.safetensors_writer.write_safetensors": "a conversion: all of it in a directory that has no name yet",
+    "checkpoint.safetensors_writer._write_file": "the same",
+    "checkpoint.to_huggingface._write": "the same",
+    "checkpoint.tokenizer_files.write_beside_weights": "the same",
+    "checkpoint.weights_checkpoint._written": "the same",
+    "training.lock._write": "a lease, which is judged by its age and not by what it says",
+    "training.run_directory.create": "a probe, which finds out whether writing fails",
+    "training.watchdog._dump": "stacks for people; what goes wrong there is passed over",
+}
+
+
+def writing_functions() -> Iterator[tuple[str, bool]]:
+    """Each function of checkpoint/ and training/ that writes, and whether it comes by a point."""
+    for room in ("checkpoint", "training"):
+        for file in sorted((PACKAGE / room).glob("*.py")):
+            for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(function, ast.FunctionDef):
+                    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+                    if any(map(writes, calls)):
+                        yield f"{room}.{file.stem}.{function.name}", any(map(is_point, calls))
+
+
+def writes(call: ast.Call) -> bool:
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    name, texts = call.func.attr, [node.value for node in call.args if isinstance(node, ast.Constant)]
+    if name == "open":
+        return any(isinstance(text, str) and set(text) & set("wax+") and len(text) < 4 for text in texts)
+    if name == "write":
+        return isinstance(call.func.value, ast.Name) and call.func.value.id == "os"
+    if name == "replace":  # of a Path: a text's takes two
+        return len(call.args) == 1
+    return name in WRITES
+
+
+def is_point(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Name) and call.func.id == "fault_point"
+
+
+def test_every_write_path_has_a_fault_point() -> None:
+    found = dict(writing_functions())
+    bare = {name for name, has_point in found.items() if not has_point}
+    assert bare == POINT_OF_THE_CALLER.keys() | NONE_NEEDED.keys()
+    assert set(POINT_OF_THE_CALLER.values()) <= POINTS.keys()
+    assert {"checkpoint.writer._write", "checkpoint.store.publish", "training.run_directory.append_row"} <= found.keys()
