@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from megatron_dsmath.errors import OutputError
+from megatron_dsmath.errors import DsmathError, InternalError, OutputError
 
 _CLOSING_SECONDS = 10.0
 
@@ -22,7 +22,7 @@ class Answer(NamedTuple):
     """What became of a request: one of the two, or neither where nothing was asked."""
 
     done: dict[str, Any] | None = None
-    refused: OutputError | None = None
+    refused: DsmathError | None = None
 
 
 class BackgroundWriter:
@@ -95,11 +95,11 @@ class BackgroundWriter:
     def _output(self) -> Any:
         return self._process.stdout
 
-    def _ended(self) -> OutputError:
+    def _ended(self) -> InternalError:
         code = self._process.wait()
         killed = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         by_the_system = " (by the system, if memory ran out)" if code == -signal.SIGKILL else ""
-        return OutputError(
+        return InternalError(
             "the process that writes checkpoints has ended",
             where=f"process {self._process.pid}",
             found=killed + by_the_system,

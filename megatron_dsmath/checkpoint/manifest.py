@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -81,22 +82,31 @@ class Manifest(Section):
     software: dict[str, str] = Field(default_factory=software)
     files: Files = Field(default_factory=dict)
     """Every other file of the checkpoint by its path in it."""
+    sha256: str | None = None
+    """Of all the values above: a damaged number would be another number. `to_json` writes it."""
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all files but the manifest."""
         return sum(entry.bytes for entry in self.files.values())
 
+    @property
+    def values_sha256(self) -> str:
+        """What `sha256` must be."""
+        values = self.model_dump(mode="json", exclude={"sha256"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
     def to_json(self) -> str:
         """As it is written."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        values = self.model_dump(mode="json") | {"sha256": self.values_sha256}
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Read `checkpoint`/MANIFEST.json. Raises CheckpointError when there is none or it does not validate."""
+    """Read `checkpoint`/MANIFEST.json. Raises CheckpointError when there is none or it is damaged."""
     path = checkpoint / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise not_a_checkpoint(checkpoint, f"no readable {MANIFEST} ({error.strerror})") from None
     except ValidationError as error:
@@ -109,6 +119,15 @@ def read_manifest(checkpoint: Path) -> Manifest:
             expected=f"a manifest of version {Manifest.model_fields['version'].default}",
             fix="use another checkpoint, or the program that wrote this one",
         ) from None
+    if manifest.sha256 != manifest.values_sha256:
+        raise CheckpointError(
+            f"the checkpoint's {MANIFEST} is not what was saved",
+            where=path,
+            found=f"sha256 {manifest.values_sha256} of its values",
+            expected=f"sha256 {manifest.sha256}, as it says",
+            fix="copy the file again from where it came, or use another checkpoint",
+        )
+    return manifest
 
 
 def not_a_checkpoint(path: Path, found: str) -> CheckpointError:

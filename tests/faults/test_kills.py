@@ -20,7 +20,7 @@ def killed(trial: Trial, point: str, rank: int, save: int) -> None:
     """A kill at that point of the run's save of that number: of the rank, or of its writer, which the run tells."""
     ending = trial.go(f"kill:{point}:rank={rank}:count={save}")
     is_writers = "writer." in point or "before_" in point or "pruning" in point
-    assert ending.codes[rank] in ((70, 78) if is_writers else (-9,)), ending.said
+    assert ending.codes[rank] == (70 if is_writers else -9), ending.said
     assert ending.codes[1 - rank] in (70, 78)
     assert ending.seconds_to_follow < SECONDS_TO_FOLLOW
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_dsmath.checkpoint.manifest import Manifest
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.data.ledger.audit import audit
 from megatron_dsmath.training.state import State
@@ -173,7 +174,10 @@ def test_rewinding_continues_as_a_new_process_from_that_checkpoint_with_the_data
     facts = json.loads(manifest.read_text())
     state = State.from_dict(facts["state"])
     state = state.passing_over(40, state.memory.after_rejection(7, spiked=False))
-    manifest.write_text(json.dumps({**facts, "state": state.as_dict(), "next_sample": state.next_sample}))
+    edited = Manifest.model_validate_json(
+        json.dumps({**facts, "state": state.as_dict(), "next_sample": state.next_sample})
+    )
+    manifest.write_text(edited.to_json())
     run_ranks(ranks, train_run, again)
     assert numbers_of(rows_of(tmp_path / "again")) == numbers_of(rows)
 

@@ -120,4 +120,4 @@ def test_a_folder_that_does_not_fit_is_refused_in_one_error_and_nothing_is_train
     assert "Traceback" not in said
     assert [ending.code for ending in endings] == [78] * ranks
     left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert left == {"STATUS.json"}
+    assert left == {"STATUS.json", "LOCK", "attempts.jsonl"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,8 +43,10 @@ def train_while_the_writer_stands_still(run: RunConfig) -> list[str]:
 
     def let_on() -> None:
         seen.extend(checkpoints_of(Path(run.output)))
-        for child in psutil.Process().children():
-            child.resume()
+        (writer,) = (child for child in psutil.Process().children() if "checkpoint.writer" in " ".join(child.cmdline()))
+        while writer.status() != psutil.STATUS_STOPPED:  # steps may be faster than it is
+            time.sleep(0.01)
+        writer.resume()
 
     _after(5, let_on)
     with_fault("stop:writer.inside_file:count=1", train_run, run)

@@ -16,7 +16,13 @@ LINE = re.compile(
 
 
 def test_a_pipe_gets_a_line_every_so_many_steps_and_for_each_validation(inputs: Path, tmp_path: Path) -> None:
-    run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", tracking__console_every_steps=3)
+    run_file = write_run_file(
+        inputs,
+        tmp_path / "run",
+        tmp_path / "run.yaml",
+        tracking__console_every_steps=3,
+        checkpoint__asynchronous=False,  # else a save that waited for the one before may say so
+    )
     (ending,) = run_ranks(1, dsmath, ["train", str(run_file)])
     assert ending.code == 0
     lines = [LINE.fullmatch(line) for line in ending.out.splitlines()]

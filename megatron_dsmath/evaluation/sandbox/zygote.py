@@ -42,6 +42,7 @@ def serve(modules: list[str], root: str) -> None:
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     for module in modules:
         importlib.import_module(module)
+    sys.stdout.flush()  # or it would come out of every fork
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)  # a program that draws numbers draws the same ones each time
     namespaces = confinement.leave_namespaces()
