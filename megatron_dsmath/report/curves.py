@@ -41,7 +41,16 @@ def tokens_by_corpus(run: RunRecord) -> dict[str, int]:
 
 
 def achieved_shares(run: RunRecord) -> dict[str, float]:
-    """Each corpus' share of the tokens so far; they add up to 1. Empty where the run does not count them."""
+    """Each corpus' share of the tokens so far; they add up to 1. Empty where the run does not count them.
+
+    Of conversations, the shares of each grouping (`kind/...`, `language/...`, `source/...`) add up to 1.
+    """
     tokens = tokens_by_corpus(run)
-    total = sum(tokens.values())
-    return {corpus: count / total for corpus, count in tokens.items()} if total else {}
+    totals: dict[str, int] = {}
+    for corpus, count in tokens.items():
+        totals[_grouping(corpus)] = totals.get(_grouping(corpus), 0) + count
+    return {corpus: count / totals[_grouping(corpus)] for corpus, count in tokens.items() if totals[_grouping(corpus)]}
+
+
+def _grouping(name: str) -> str:
+    return name.rpartition("/")[0]

@@ -46,6 +46,13 @@ def test_achieved_shares_are_tokens_so_far_over_their_sum(write_run: WriteRun) -
     assert achieved_shares(run) == {"math": 0.75, "code": 0.25}
 
 
+def test_shares_of_conversations_add_up_to_one_in_each_grouping(write_run: WriteRun) -> None:
+    names = {"kind/cot": 3, "kind/tool": 1, "language/en": 4}
+    rows = [row(1, loss_by_corpus=dict.fromkeys(names, 1.0), tokens_by_corpus=names)]
+    shares = achieved_shares(read_run(write_run(rows=rows)))
+    assert shares == {"kind/cot": 0.75, "kind/tool": 0.25, "language/en": 1.0}
+
+
 def test_without_token_counts_no_share_is_claimed(write_run: WriteRun) -> None:
     run = read_run(write_run(rows=[row(1, tokens_by_corpus=None)]))
     assert achieved_shares(run) == {}
