@@ -1,0 +1,45 @@
+"""How a verb is added to the command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
+
+from megatron_dsmath.errors import UsageError
+
+Verb = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with usage errors in the shape and with the exit code of all others; flags are written out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(message, where=self.prog, fix=f"{self.prog} --help")
+
+
+Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def add_group(verbs: Verbs, name: str, purpose: str) -> Verbs:
+    """Add a verb that has verbs of its own."""
+    return verbs.add_parser(name, help=purpose, description=purpose).add_subparsers(required=True, metavar="VERB")
+
+
+def add_verb(verbs: Verbs, name: str, function: Verb, example: str, *, table: bool = False) -> Parser:
+    """Add a verb that is done by `function`, whose docstring says what for; with a `table`, also as JSON."""
+    purpose = (function.__doc__ or "").strip()
+    verb = verbs.add_parser(name, help=purpose, description=purpose, epilog=f"example: {example}")
+    verb.set_defaults(verb=function)
+    if table:
+        verb.add_argument("--json", action="store_true", help="print JSON")
+    return verb
+
+
+def take_overrides(verb: Parser) -> None:
+    """Let the verb change keys of its run file."""
+    verb.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key; may be repeated")

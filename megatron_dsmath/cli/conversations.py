@@ -1,0 +1,87 @@
+"""Verbs from conversations to examples with loss masks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_dsmath.cli.arguments import Verbs, add_group, add_verb
+from megatron_dsmath.errors import EXIT_DONE
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add them to the command."""
+    sft = add_group(verbs, "sft", "conversations to examples with loss masks")
+    example = "dsmath sft build train.jsonl --tokenizer models/deepseek --out data/sft --workers 8"
+    verb = add_verb(sft, "build", sft_build, example, table=True)
+    verb.add_argument("files", nargs="*", metavar="FILE", help="conversations in JSONL: plain, .gz or .zst; or Parquet")
+    verb.add_argument("--recipe", type=Path, metavar="YAML", help="sources, kinds and instructions, in place of FILEs")
+    verb.add_argument("--tokenizer", required=True, help="a folder, a tokenizer.json or a SentencePiece .model")
+    verb.add_argument("--out", required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx, .targets and more")
+    verb.add_argument("--sequence-length", type=int, default=4096, metavar="N", help="tokens of a sequence (4096)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="decides who is packed with whom (0)")
+    verb.add_argument("--packing", choices=("next-fit", "best-fit", "split"), default="next-fit", help="(next-fit)")
+    verb.add_argument("--format", metavar="NAME", help="messages, sharegpt, ...; else told by the rows")
+    verb.add_argument("--instruction", choices=("cot", "tool"), help="append the paper's instruction to the questions")
+    verb.add_argument("--template", default="deepseekmath", help="deepseekmath, tokenizer, or a Jinja file")
+    verb.add_argument("--too-long", choices=("drop", "truncate", "fail"), default="drop", help="and counted (drop)")
+    verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or set aside and count")
+    verb.add_argument("--eod-token", metavar="T", help="what ends an answer, where the tokenizer names none")
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that tokenize (1)")
+    verb = add_verb(sft, "show", sft_show, "dsmath sft show data/sft --index 0", table=True)
+    verb.add_argument("prefix", metavar="PREFIX")
+    verb.add_argument("--index", type=int, default=0, metavar="I", help="numbers go on through the epochs (0)")
+    verb.add_argument("--html", type=Path, metavar="FILE", help="write a page")
+    verb.add_argument("--tokenizer", type=Path, metavar="PATH", help="else where it lay when the set was built")
+
+
+def sft_build(options: argparse.Namespace) -> int:
+    """Turn conversations into PREFIX.bin, PREFIX.idx and their loss masks, whole or not at all."""
+    from megatron_dsmath.data.conversations.batch_encoding import Options
+    from megatron_dsmath.data.conversations.build import build
+    from megatron_dsmath.data.conversations.sources import named_sources
+    from megatron_dsmath.data.progress import shown_progress
+    from megatron_dsmath.tables import print_facts, print_table
+
+    named = named_sources(options.files, options.recipe, options.format, options.instruction)
+    settings = Options(
+        sequence_length=options.sequence_length,
+        template=options.template,
+        too_long=options.too_long,
+        bad_lines=options.bad_lines,
+        packing=options.packing,
+        seed=options.seed,
+        eod_token=options.eod_token,
+    )
+    with shown_progress() as progress:
+        found = build(
+            named.sources,
+            options.tokenizer,
+            options.out,
+            settings,
+            workers=options.workers,
+            expected_examples=named.expected_examples,
+            report_progress=progress,
+        )
+    if options.json:
+        print_facts(found, True)
+        return EXIT_DONE
+    columns = ("name", "formats", "examples", "truncated", "too_long", "without_target", "bad_lines")
+    print_table(found.sources, columns, False)
+    groups = [group for group in found.groups if group.group != "topic"]
+    print_table(groups, ("group", "name", "examples", "tokens", "target_tokens"), False)
+    print_facts(found.totals(), False)
+    return EXIT_DONE
+
+
+def sft_show(options: argparse.Namespace) -> int:
+    """Print a packed sequence, its tokens coloured by the loss mask."""
+    from megatron_dsmath.data.conversations.display import print_sequence, write_page
+    from megatron_dsmath.data.conversations.show import shown_sequence
+
+    shown = shown_sequence(options.prefix, options.index)
+    if options.html:
+        print(write_page(shown, options.tokenizer, options.html))
+    else:
+        print_sequence(shown, options.tokenizer, options.json)
+    return EXIT_DONE

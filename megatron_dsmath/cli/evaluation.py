@@ -1,0 +1,85 @@
+"""Verbs about what a model knows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_dsmath.cli.arguments import Verbs, add_verb
+from megatron_dsmath.errors import EXIT_DONE
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add them to the command."""
+    example = "dsmath evaluate --model models/mine --data data/eval --tasks gsm8k,math --mode tool --out runs/scores"
+    verb = add_verb(verbs, "evaluate", evaluate, example, table=True)
+    verb.add_argument("--model", type=Path, required=True, metavar="DIR", help="Hugging Face folder, checkpoint or run")
+    verb.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the benchmarks' files are")
+    verb.add_argument("--tasks", required=True, metavar="T,...", help="gsm8k, math, mgsm-zh, cmath, or FILE.jsonl")
+    protocols = "instruct-cot, instruct-tool, base-few-shot, base-program, or a file"
+    verb.add_argument("--protocol", metavar="NAME", help=protocols)
+    verb.add_argument("--mode", choices=("cot", "tool"), help="short for --protocol instruct-cot or instruct-tool")
+    verb.add_argument("--limit", type=int, metavar="N", help="the first N problems of each task")
+    verb.add_argument("--samples", type=int, default=1, metavar="K", help="answers a problem: pass@k and majority (1)")
+    verb.add_argument("--backend", choices=("own", "transformers", "vllm"), default="own", help="(own)")
+    verb.add_argument("--batch", type=int, default=16, metavar="N", help="answers written at once (16)")
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="a directory; the same again goes on")
+
+    verb = add_verb(verbs, "grade", grade, "dsmath grade outputs.jsonl --out verdicts.jsonl", table=True)
+    verb.add_argument("file", type=Path, metavar="FILE.jsonl", help="rows with prediction, answer and perhaps task")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write a verdict a row, as JSONL")
+
+    verb = add_verb(verbs, "sandbox", sandbox, "dsmath sandbox program.py --timeout 5")
+    verb.add_argument("file", type=Path, metavar="FILE.py", help="a program, run as a model's program is run")
+    verb.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds (10)")
+    verb.add_argument("--memory", type=int, default=1024, metavar="MIB", help="beyond the interpreter's own (1024)")
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Let a model answer benchmarks; write its outputs, results.json and report.html."""
+    from megatron_dsmath.evaluation.results.comparison import compared
+    from megatron_dsmath.evaluation.run import Evaluation, evaluate, protocol_named
+    from megatron_dsmath.tables import print_facts, print_table
+
+    asked = Evaluation(
+        model=options.model,
+        data=options.data,
+        tasks=tuple(options.tasks.split(",")),
+        protocol=protocol_named(options.protocol, options.mode),
+        out=options.out,
+        limit=options.limit,
+        samples=options.samples,
+        backend=options.backend,
+        batch_problems=options.batch,
+    )
+    results = evaluate(asked)
+    if options.json:
+        print_facts(results, True)
+        return EXIT_DONE
+    rows = compared(results)
+    print_table(rows, list(rows[0]), False)
+    print(asked.out / "report.html")
+    return EXIT_DONE
+
+
+def grade(options: argparse.Namespace) -> int:
+    """Say of each output whether its final answer is right: our verdict, and the paper's protocol's."""
+    from megatron_dsmath.evaluation.grading.grade_file import grade_file
+    from megatron_dsmath.tables import print_facts, print_table
+
+    report = grade_file(options.file, options.out)
+    if options.json:
+        print_facts({**report.summary, "verdicts": report.rows}, True)
+        return EXIT_DONE
+    if options.out is None:
+        print_table(report.rows, ("line", "correct", "extracted", "correct_as_the_paper", "note"), False)
+    print_facts(report.summary, False)
+    return EXIT_DONE
+
+
+def sandbox(options: argparse.Namespace) -> int:
+    """Run a program as a model's program is run: confined, limited; print how it ended as JSON."""
+    from megatron_dsmath.evaluation.sandbox.pool import run_file
+
+    print(run_file(options.file, options.timeout, options.memory))
+    return EXIT_DONE

@@ -1,0 +1,72 @@
+"""Verbs about weights: checkpoints, and Hugging Face folders in and out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_dsmath.cli.arguments import Verbs, add_group, add_verb
+from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, show
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add them to the command."""
+    checkpoint = add_group(verbs, "checkpoint", "what a run saved")
+    verb = add_verb(checkpoint, "list", checkpoint_list, "dsmath checkpoint list runs/my_run", table=True)
+    verb.add_argument("path", type=Path, metavar="PATH", help="a run's directory or its checkpoints")
+    verb = add_verb(
+        checkpoint, "verify", checkpoint_verify, "dsmath checkpoint verify runs/my_run/checkpoints/step_100", table=True
+    )
+    verb.add_argument("path", type=Path, metavar="PATH", help="a checkpoint")
+
+    verb = add_verb(
+        verbs, "import-hf", import_hf, "dsmath import-hf models/deepseek-coder-7b-base-v1.5 --out models/start"
+    )
+    verb.add_argument("folder", type=Path, metavar="HF_DIR")
+    verb.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT")
+    verb.add_argument("--no-gate", action="store_true", help="compare no logits with transformers, and record that")
+    verb = add_verb(verbs, "export-hf", export_hf, "dsmath export-hf runs/my_run --out models/mine")
+    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run for its newest")
+    verb.add_argument("--out", type=Path, required=True, metavar="HF_DIR")
+    verb.add_argument("--scores", type=Path, metavar="FILE", help="JSON, a number a benchmark: for the model card")
+    verb.add_argument("--no-gate", action="store_true", help="compare no logits with transformers, and record that")
+
+
+def checkpoint_list(options: argparse.Namespace) -> int:
+    """List the checkpoints of a run."""
+    from megatron_dsmath.checkpoint import store
+    from megatron_dsmath.tables import print_table
+
+    print_table(store.listing(options.path), ("step", "kind", "tokens", "size_bytes", "path"), options.json)
+    return EXIT_DONE
+
+
+def checkpoint_verify(options: argparse.Namespace) -> int:
+    """Compare every file of a checkpoint with its manifest."""
+    from megatron_dsmath.checkpoint import store
+    from megatron_dsmath.errors import CheckpointError
+    from megatron_dsmath.tables import print_facts
+
+    try:
+        manifest = store.verify(options.path)
+    except CheckpointError as error:
+        show(error)
+        return EXIT_ANSWER_IS_NO
+    print_facts({"path": options.path, "step": manifest.step, "files": len(manifest.files)}, options.json)
+    return EXIT_DONE
+
+
+def import_hf(options: argparse.Namespace) -> int:
+    """Make a checkpoint of a Hugging Face folder."""
+    from megatron_dsmath.checkpoint.from_huggingface import import_folder
+
+    print(import_folder(options.folder, options.out, gate=not options.no_gate))
+    return EXIT_DONE
+
+
+def export_hf(options: argparse.Namespace) -> int:
+    """Make a Hugging Face folder of a checkpoint."""
+    from megatron_dsmath.checkpoint.to_huggingface import export
+
+    print(export(options.checkpoint, options.out, gate=not options.no_gate, scores=options.scores))
+    return EXIT_DONE
