@@ -96,15 +96,7 @@ class Batches:
         neighbouring samples, as in Megatron. Raises LayoutError when the samples do not divide, IndexedDatasetError
         for a token id beyond the vocabulary.
         """
-        share = microbatch_sequences * data_size
-        if samples % share:
-            raise LayoutError(
-                "the samples of a step do not divide into microbatches",
-                where="parallel.microbatch_sequences",
-                found=f"{samples} samples, {data_size} data-parallel ranks x microbatches of {microbatch_sequences}",
-                expected=f"a multiple of {share} samples",
-                fix="change schedule.sequences_per_step or parallel.microbatch_sequences",
-            )
+        require_whole_microbatches(samples, microbatch_sequences, data_size)
         layout = (-1, data_size, microbatch_sequences)
         numbers = np.arange(first_sample, first_sample + samples).reshape(layout)[:, data_rank].ravel()
         mixture = self.mixture(self.plan.version_at(first_sample))
@@ -141,3 +133,16 @@ class Batches:
             ]
             tokens = np.stack([sample.tokens for sample in read])
             yield Microbatch(tokens, corpora[part], [sample.document_starts for sample in read], numbers[part])
+
+
+def require_whole_microbatches(samples: int, microbatch_sequences: int, data_size: int) -> None:
+    """Raise LayoutError unless the samples of a step divide into microbatches of every data-parallel rank."""
+    share = microbatch_sequences * data_size
+    if samples % share:
+        raise LayoutError(
+            "the samples of a step do not divide into microbatches",
+            where="parallel.microbatch_sequences",
+            found=f"{samples} samples, {data_size} data-parallel ranks x microbatches of {microbatch_sequences}",
+            expected=f"a multiple of {share} samples",
+            fix="change schedule.sequences_per_step or parallel.microbatch_sequences",
+        )

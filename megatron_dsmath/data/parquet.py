@@ -50,7 +50,7 @@ def row_batches(path: Path, fields: Sequence[str], read_before_bytes: int) -> It
 
     Raises DependencyError without pyarrow, DataError naming the file, and the row where there is one.
     """
-    pyarrow, parquet = _load(path)
+    pyarrow, parquet = load_pyarrow(path)
     size_bytes, number = path.stat().st_size, 0
     try:
         with parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
@@ -73,8 +73,8 @@ def row_batches(path: Path, fields: Sequence[str], read_before_bytes: int) -> It
         raise DataError("the file is empty", where=path, found="no row", expected="rows with text", fix="leave it out")
 
 
-def _load(path: Path) -> tuple[Any, Any]:
-    """The package, and its module for Parquet."""
+def load_pyarrow(path: Path) -> tuple[Any, Any]:
+    """The package, and its module for Parquet. Raises DependencyError, naming the file that needs it."""
     try:
         import pyarrow
         from pyarrow import parquet

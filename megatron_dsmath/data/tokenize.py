@@ -16,7 +16,7 @@ from megatron_dsmath.data.batch_encoder import BatchEncoder, DocumentBatch, Enco
 from megatron_dsmath.data.dataset_writers import DatasetWriters
 from megatron_dsmath.data.document_batches import document_batches
 from megatron_dsmath.data.indexed.dataset import bin_path, idx_path
-from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path
+from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path, tokenizer_facts
 from megatron_dsmath.data.input_checks import require_apart, require_usable
 from megatron_dsmath.data.journal import Journal
 from megatron_dsmath.data.lines import require_content
@@ -131,13 +131,7 @@ def _task(tokenizer: Tokenizer, endings: Mapping[str, str], options: Options, pa
 
 def _facts(tokenizer: Tokenizer, field: str, options: Options, paths: Sequence[Path], bad_lines: int) -> Facts:
     return {
-        "vocabulary_size": tokenizer.vocabulary_size,
-        "tokenizer": {
-            "name": f"{tokenizer.path.resolve().parent.name}/{tokenizer.path.name}",
-            "fingerprint": tokenizer.fingerprint,
-            "end_of_document": tokenizer.end_of_document,
-            "begin_of_document": tokenizer.begin_of_document,
-        },
+        **tokenizer_facts(tokenizer),
         "bad_lines": bad_lines,
         "options": {"field": field, **asdict(options)},
         "files": [path.name for path in paths],

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from megatron_dsmath.data.batches import require_whole_microbatches
 from megatron_dsmath.data.conversations.examples import Examples
 from megatron_dsmath.data.conversations.packed import PADDING, PackedExamples, PackedSequence, held_out_split
 from megatron_dsmath.data.conversations.plan import ConversationPlan
 from megatron_dsmath.data.indexed.dataset import bin_path
 from megatron_dsmath.data.mixture.permutation import IntArray
-from megatron_dsmath.errors import DataError, IndexedDatasetError, LayoutError
+from megatron_dsmath.errors import DataError, IndexedDatasetError
 
 GROUPS = ("kind", "language", "source")
 
@@ -87,15 +88,7 @@ class PackedBatches:
         Each microbatch of all ranks together is a run of neighbouring sequences, as in `data.batches`. Raises
         LayoutError when they do not divide.
         """
-        share = microbatch_sequences * data_size
-        if samples % share:
-            raise LayoutError(
-                "the samples of a step do not divide into microbatches",
-                where="parallel.microbatch_sequences",
-                found=f"{samples} samples, {data_size} data-parallel ranks x microbatches of {microbatch_sequences}",
-                expected=f"a multiple of {share} samples",
-                fix="change schedule.sequences_per_step or parallel.microbatch_sequences",
-            )
+        require_whole_microbatches(samples, microbatch_sequences, data_size)
         numbers = np.arange(first_sample, first_sample + samples)
         return list(self._microbatches(self.training, numbers, microbatch_sequences, data_rank, data_size))
 

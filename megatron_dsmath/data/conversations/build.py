@@ -16,7 +16,7 @@ from megatron_dsmath.data.conversations.row_batches import row_batches
 from megatron_dsmath.data.conversations.sources import Source, source_files
 from megatron_dsmath.data.conversations.tally import Tally
 from megatron_dsmath.data.indexed.dataset import bin_path, dtype_for, idx_path
-from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path
+from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path, tokenizer_facts
 from megatron_dsmath.data.input_checks import require_apart, require_usable
 from megatron_dsmath.data.lines import require_content
 from megatron_dsmath.data.progress import Progress, Report
@@ -80,13 +80,7 @@ def build(
 
 def _facts(tokenizer: Tokenizer, paths: Sequence[Path], bad_lines: int) -> Facts:
     return {
-        "vocabulary_size": tokenizer.vocabulary_size,
-        "tokenizer": {
-            "name": f"{tokenizer.path.resolve().parent.name}/{tokenizer.path.name}",
-            "fingerprint": tokenizer.fingerprint,
-            "end_of_document": tokenizer.end_of_document,
-            "begin_of_document": tokenizer.begin_of_document,
-        },
+        **tokenizer_facts(tokenizer),
         "bad_lines": bad_lines,
         "files": [path.name for path in paths],
     }

@@ -10,7 +10,8 @@ from typing import Any
 
 from megatron_dsmath.data.line_batches import LineBatch, line_batches
 from megatron_dsmath.data.lines import LineBlock, require_content
-from megatron_dsmath.errors import DataError, DependencyError
+from megatron_dsmath.data.parquet import load_pyarrow
+from megatron_dsmath.errors import DataError
 
 ROWS_AT_ONCE = 512
 
@@ -30,20 +31,10 @@ def row_batches(paths: Sequence[Path]) -> Iterator[LineBatch]:
 
 
 def _parquet_rows(path: Path, finished_bytes: int) -> Iterator[LineBatch]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise DependencyError(
-            "a .parquet file needs the package pyarrow",
-            where=path,
-            found="it is not installed",
-            expected="pyarrow",
-            fix="pip install 'megatron_dsmath[parquet]', or convert the file to JSONL",
-        ) from error
+    pyarrow, parquet = load_pyarrow(path)
     size_bytes, number = path.stat().st_size, 0
     try:
-        with ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
                 content = b"\n".join(_line(row) for row in batch.to_pylist())
                 block, number = LineBlock(number + 1, content, len(content)), number + batch.num_rows

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_dsmath.errors import IndexedDatasetError
+
+if TYPE_CHECKING:
+    from megatron_dsmath.data.tokenizer import Tokenizer
 
 Facts = dict[str, object]
 
@@ -76,3 +80,16 @@ def _unreadable(path: Path, found: object) -> IndexedDatasetError:
         expected="a JSON object, as `dsmath data tokenize` writes it",
         fix="remove it to go on without its counts and hashes, or tokenize again",
     )
+
+
+def tokenizer_facts(tokenizer: Tokenizer) -> Facts:
+    """What the sidecar of a dataset says of the tokenizer that made it."""
+    return {
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "tokenizer": {
+            "name": f"{tokenizer.path.resolve().parent.name}/{tokenizer.path.name}",
+            "fingerprint": tokenizer.fingerprint,
+            "end_of_document": tokenizer.end_of_document,
+            "begin_of_document": tokenizer.begin_of_document,
+        },
+    }
