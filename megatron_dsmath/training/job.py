@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +48,6 @@ class Job:
     optimizer: Optimizer
     start: State
     ledger: Ledger
-    last_save_time: float = field(default_factory=time.monotonic)
 
     def step_batches(self, next_sample: int) -> list[DeviceBatch]:
         """This rank's microbatches of the step that starts at `next_sample`."""
