@@ -91,10 +91,14 @@ def measure(run: RunConfig) -> Figures:
         optimizer=opened.updater,
         ledger=Ledger(directory.ledger),
     )
+    buffers = torch.ones(COPIED_BYTES, dtype=torch.uint8), torch.zeros(COPIED_BYTES, dtype=torch.uint8)
     alone = best([timed_step(opened, number) for number in range(ROUNDS + 1)][1:])
     with Saver(job) as saver:
-        saves, writes, disturbed = [], [], []
-        while len(disturbed) < ROUNDS or len(saves) < 4:
+        saves: list[tuple[float, float]] = []
+        copies: list[tuple[float, float]] = []
+        disturbed: list[tuple[float, float]] = []
+        writes: list[float] = []
+        while len(disturbed) < ROUNDS or len(saves) < ROUNDS + 1:
             step = ROUNDS + len(saves) + 1
             barrier()
             started, cpu = time.perf_counter(), time.process_time()
@@ -107,9 +111,9 @@ def measure(run: RunConfig) -> Figures:
                 if saver.is_writing:  # all of the step fell into the write
                     disturbed.append(seconds)
             writes.append(time.perf_counter() - started)
+            copies.append(timed_copy(saver.size_bytes, *buffers))
         size_bytes = saver.size_bytes
-        copying = timed_copy(size_bytes)
-    return Figures(size_bytes, copying, saves[0], saves[1:], min(writes), alone, best(disturbed))
+    return Figures(size_bytes, best(copies[1:]), saves[0], saves[1:], min(writes), alone, best(disturbed))
 
 
 def gather(run: RunConfig) -> list[tuple[float, float]]:
@@ -144,17 +148,14 @@ def best(seconds: list[tuple[float, float]]) -> tuple[float, float]:
     return min(wall for wall, _ in seconds[:ROUNDS]), min(cpu for _, cpu in seconds[:ROUNDS])
 
 
-def timed_copy(size_bytes: int) -> tuple[float, float]:
-    """One copy of so many bytes into a warm buffer, at the best rate seen while all ranks copy."""
-    source, target = torch.ones(COPIED_BYTES, dtype=torch.uint8), torch.zeros(COPIED_BYTES, dtype=torch.uint8)
-    found = []
-    for _ in range(ROUNDS):
-        barrier()
-        started, cpu = time.perf_counter(), time.process_time()
-        target.copy_(source)
-        found.append((time.perf_counter() - started, time.process_time() - cpu))
-    wall, cpu = best(found)
-    return wall * size_bytes / COPIED_BYTES, cpu * size_bytes / COPIED_BYTES
+def timed_copy(size_bytes: int, source: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
+    """Wall and CPU seconds of copying so many bytes between warm buffers, while all ranks do: as long as a save."""
+    barrier()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for start in range(0, size_bytes, COPIED_BYTES):
+        length = min(COPIED_BYTES, size_bytes - start)
+        target[:length].copy_(source[:length])
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main() -> int:

@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+from megatron_dsmath.checkpoint.writer import STOP_SIGNALS
 from megatron_dsmath.errors import DsmathError, InternalError, OutputError
 
 _CLOSING_SECONDS = 10.0
@@ -36,14 +38,15 @@ class BackgroundWriter:
         descriptor, self.memory = _shared_memory(size_bytes)
         try:
             command = [sys.executable, "-m", "megatron_dsmath.checkpoint.writer"]
-            self._process = subprocess.Popen(
-                [*command, str(os.getpid()), str(descriptor), str(size_bytes)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=[descriptor],
-                bufsize=0,
-                start_new_session=True,  # a signal to the group asks the rank to stop, and not its writer
-            )
+            with _held_back(STOP_SIGNALS):  # until it ignores them
+                # In the rank's own session: Linux shares the processors out by session, and only then by niceness.
+                self._process = subprocess.Popen(
+                    [*command, str(os.getpid()), str(descriptor), str(size_bytes)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    pass_fds=[descriptor],
+                    bufsize=0,
+                )
         finally:
             os.close(descriptor)
         self._is_asked = False
@@ -106,6 +109,16 @@ class BackgroundWriter:
             expected="that it lives as long as the run",
             fix="run again: the run continues from the checkpoint before",
         )
+
+
+@contextmanager
+def _held_back(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Within, the signals wait, in a process that is started here too: one to the group is not to end it at birth."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _shared_memory(size_bytes: int) -> tuple[int, mmap.mmap]:

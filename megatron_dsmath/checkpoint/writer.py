@@ -7,6 +7,8 @@ answer: what `write` and `publish` return, or the error that they raised.
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import hashlib
 import json
 import mmap
@@ -14,6 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ from megatron_dsmath.errors import DsmathError
 from megatron_dsmath.faults import fault_point
 
 NICENESS = 10  # a tenth of a processor that the rank wants too, all of one that nobody wants
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 _BLOCK_BYTES = 1 << 22
+_PAST_THE_CACHE = getattr(os, "O_DIRECT", 0)  # a copy less, and no work for the system's own writers, who are not nice
 
 Entry = dict[str, int | str]  # size and sha256, as a manifest has them
 
@@ -65,6 +70,7 @@ def _write(path: Path, content: memoryview) -> Entry:
     digest = hashlib.sha256()
     fault_point("writer.before_file")
     with whole_directory.refused_by_the_system(path, len(content)), path.open("wb", buffering=0) as file:
+        _pass_the_cache(file.fileno(), True)
         for start in range(0, len(content), _BLOCK_BYTES):
             block = content[start : start + _BLOCK_BYTES]
             if start <= len(content) // 2 < start + len(block):
@@ -79,7 +85,20 @@ def _write(path: Path, content: memoryview) -> Entry:
 
 def _write_all(descriptor: int, block: memoryview) -> None:
     while block:
-        block = block[os.write(descriptor, block) :]
+        try:
+            block = block[os.write(descriptor, block) :]
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _pass_the_cache(descriptor, False):
+                raise  # else it was not whole pages, as at the end of a file, or the file system wants its cache
+
+
+def _pass_the_cache(descriptor: int, wanted: bool) -> bool:
+    """Write to the disk itself, or to the system's cache of it; whether that changed anything."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    asked = flags | _PAST_THE_CACHE if wanted else flags & ~_PAST_THE_CACHE
+    with suppress(OSError):  # a file system may know its cache only
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, asked)
+    return asked != flags
 
 
 def _end_with(parent: int) -> None:
@@ -93,7 +112,7 @@ def _end_with(parent: int) -> None:
 
 def main() -> None:
     """Serve the process that started this one, given its id, the descriptor of the staging buffer, and its size."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT):
+    for number in STOP_SIGNALS:  # held back since before this process began
         signal.signal(number, signal.SIG_IGN)  # whoever asks the run to stop asks for its last checkpoint too
     parent, descriptor, size_bytes = map(int, sys.argv[1:])
     _end_with(parent)

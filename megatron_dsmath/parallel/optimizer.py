@@ -184,17 +184,11 @@ def apply_gradients(optimizer: Optimizer, norm: float, learning_rate: float, wei
     optimizer.step_with_ready_grads()
 
 
-def update(optimizer: Optimizer, learning_rate: float, weight_decay: float) -> float:
-    """Apply the gradients at `learning_rate`, whatever they are, and return their norm before clipping."""
-    norm = gradient_norm(optimizer)
-    apply_gradients(optimizer, norm, learning_rate, weight_decay)
-    return norm
-
-
 def weights_are_finite(optimizer: Optimizer) -> bool:
     """Whether every weight that this rank updates is a number: with the distributed optimizer, its own share."""
-    largest = torch._foreach_norm(optimizer.get_parameters(), ord=float("inf"))
-    return not largest or bool(torch.stack(largest).isfinite().all())
+    # A sum keeps every NaN and Inf and runs at the speed of the memory; isfinite on each value takes ten times as long.
+    sums = [parameter.detach().sum() for parameter in optimizer.get_parameters()]
+    return not sums or bool(torch.stack(sums).isfinite().all())
 
 
 @contextmanager
