@@ -93,7 +93,7 @@ def ours(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Step
             piece.zero_grad_buffer()
         adamw.zero_grad()
         reports = run_microbatches(reduced, batches, lambda nats, batch: sums_by_group(nats, batch, 1), backward=True)
-        gradients.update(adamw, 1e-4, run.optimizer.weight_decay)
+        gradients.apply_gradients(adamw, gradients.gradient_norm(adamw), 1e-4, run.optimizer.weight_decay)
         total = torch.stack(reports).sum((0, 1))
         return float(total[0] / total[1])
 

@@ -103,14 +103,14 @@ def gradients_stay_on_their_rank() -> None:
 
 def norms_decay_too() -> None:
     """Weight decay reaches every parameter."""
-    update = optimizer.update
+    apply_gradients = optimizer.apply_gradients
 
-    def everything_decays(updater: optimizer.Optimizer, *numbers: float) -> float:
+    def everything_decays(updater: optimizer.Optimizer, *numbers: float) -> None:
         for group in updater.param_groups:
             group["wd_mult"] = 1.0
-        return update(updater, *numbers)
+        apply_gradients(updater, *numbers)
 
-    optimizer.update = everything_decays  # type: ignore[assignment]
+    optimizer.apply_gradients = everything_decays
 
 
 def stages_begin_at_layer_zero() -> None:

@@ -58,7 +58,8 @@ class _Rehearsal:
                 named = decoder.named_parameters(self.pieces)
                 gradients = self._parts({name: tensor.main_grad for name, tensor in named})  # type: ignore[attr-defined]
             rate, decay = run.schedule.peak_learning_rate, run.optimizer.weight_decay
-            norms.append(optimizer.update(self.optimizer, rate, decay))
+            norms.append(optimizer.gradient_norm(self.optimizer))
+            optimizer.apply_gradients(self.optimizer, norms[-1], rate, decay)
             with optimizer.parameters_in_place(self.pieces):
                 named = decoder.named_parameters(self.pieces)
                 updated.append(self._parts({name: tensor.detach() for name, tensor in named}))

@@ -8,7 +8,7 @@ import torch
 
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.model import decoder
-from megatron_dsmath.parallel.optimizer import AdamW, update
+from megatron_dsmath.parallel.optimizer import AdamW, apply_gradients, gradient_norm
 from tests.support import training
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
@@ -94,7 +94,7 @@ def decayed_without_gradients(run: RunConfig) -> dict[str, float]:
     for _ in range(2):
         for piece in opened.pieces:
             piece.zero_grad_buffer()
-        update(opened.updater, learning_rate=0.5, weight_decay=0.2)
+        apply_gradients(opened.updater, gradient_norm(opened.updater), learning_rate=0.5, weight_decay=0.2)
     factors = {}
     for name, tensor in named.items():
         factor = tensor.detach().flatten()[0] / before[name].flatten()[0]
@@ -123,7 +123,7 @@ def test_every_matrix_decays_and_no_norm_does(ranks: int, overrides: dict[str, A
 
 
 def clipped(run: RunConfig) -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The norm that `update` reports, and every gradient before and after it."""
+    """The norm before clipping, and every gradient before and after it."""
     opened = training.start(run)
     opened.accumulate(0)
     named = dict(decoder.named_parameters(opened.pieces))
@@ -132,7 +132,9 @@ def clipped(run: RunConfig) -> tuple[float, dict[str, np.ndarray], dict[str, np.
         return {name: tensor.main_grad.clone().numpy() for name, tensor in named.items()}  # type: ignore[attr-defined]
 
     before = copies()
-    return update(opened.updater, learning_rate=0.0, weight_decay=0.0), before, copies()
+    norm = gradient_norm(opened.updater)
+    apply_gradients(opened.updater, norm, learning_rate=0.0, weight_decay=0.0)
+    return norm, before, copies()
 
 
 @pytest.mark.parametrize("share", [0.25, 4.0])
@@ -163,7 +165,7 @@ def small_steps_in_bf16(run: RunConfig) -> tuple[str, np.ndarray, np.ndarray]:
         for piece in opened.pieces:
             piece.zero_grad_buffer()
         weight.main_grad.fill_(1e-3)  # type: ignore[attr-defined]
-        update(opened.updater, SMALL_RATE, weight_decay=0.0)
+        apply_gradients(opened.updater, gradient_norm(opened.updater), SMALL_RATE, weight_decay=0.0)
     return str(weight.main_grad.dtype), before, weight.detach().float().numpy()  # type: ignore[attr-defined]
 
 

@@ -62,7 +62,9 @@ class Training(NamedTuple):
         """One update."""
         nats, tokens = self.accumulate(step).sum(0)
         rate = learning_rate(self.run.schedule, step)
-        return Figures(float(nats / tokens), optimizer.update(self.updater, rate, self.run.optimizer.weight_decay))
+        norm = optimizer.gradient_norm(self.updater)
+        optimizer.apply_gradients(self.updater, norm, rate, self.run.optimizer.weight_decay)
+        return Figures(float(nats / tokens), norm)
 
     def share(self, step: int) -> list[DeviceBatch]:
         """This rank's microbatches of a step."""
