@@ -1,21 +1,18 @@
-"""The rows of a Parquet file in batches, by the optional package pyarrow; every row is a document or a bad line."""
+"""Texts of a Parquet file in batches; every row is a document or a bad line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from megatron_dsmath.data.documents import BadLine, Document
-from megatron_dsmath.data.lines import BLOCK_BYTES, EXCERPT_BYTES, LINE_LIMIT_BYTES, Line
-from megatron_dsmath.errors import DataError, DependencyError
+from megatron_dsmath.data.lines import EXCERPT_BYTES, LINE_LIMIT_BYTES, Line
+from megatron_dsmath.data.parquet_file import batches
+from megatron_dsmath.errors import DataError
 
 if TYPE_CHECKING:
-    from pyarrow import Array, Schema
-    from pyarrow.parquet import ParquetFile
-
-ROWS_AT_MOST = 4096  # of a batch
-READ_BYTES = 1 << 20  # of a column at once, so that memory does not grow with a row group
+    from pyarrow import Array, RecordBatch
 
 
 class RowBatch(NamedTuple):
@@ -46,61 +43,13 @@ class RowBatch(NamedTuple):
 
 
 def row_batches(path: Path, fields: Sequence[str], read_before_bytes: int) -> Iterator[RowBatch]:
-    """The rows of `path`, row group by row group; `read_before_bytes` were read of other files.
+    """The rows of `path`; `read_before_bytes` were read of other files. Raises as `batches` does."""
 
-    Raises DependencyError without pyarrow, DataError naming the file, and the row where there is one.
-    """
-    pyarrow, parquet = load_pyarrow(path)
-    size_bytes, number = path.stat().st_size, 0
-    try:
-        with parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
-            _require_texts(path, file.schema_arrow, fields)
-            row_count = file.metadata.num_rows
-            for group in range(file.num_row_groups):
-                for batch in file.iter_batches(_rows_at_once(file, group), [group], list(fields), use_threads=False):
-                    rows = list(zip(*(_contents(batch.column(field)) for field in fields), strict=True))
-                    first_number, number = number + 1, number + len(rows)
-                    yield RowBatch(path, first_number, rows, read_before_bytes + size_bytes * number // row_count)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            "the Parquet file cannot be read",
-            where=f"{path}:row {number + 1}",
-            found=str(error).partition("\n")[0],
-            expected="a whole Parquet file",
-            fix="the file is cut off or damaged: fetch it again",
-        ) from error
-    if number == 0:
-        raise DataError("the file is empty", where=path, found="no row", expected="rows with text", fix="leave it out")
+    def contents(batch: RecordBatch) -> list[tuple[bytes | None, ...]]:
+        return list(zip(*(_contents(batch.column(field)) for field in fields), strict=True))
 
-
-def load_pyarrow(path: Path) -> tuple[Any, Any]:
-    """The package, and its module for Parquet. Raises DependencyError, naming the file that needs it."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DependencyError(
-            "a .parquet file needs the package pyarrow",
-            where=path,
-            found="it is not installed",
-            expected="pyarrow",
-            fix="pip install 'megatron_dsmath[parquet]', or convert the file to JSONL",
-        ) from error
-    return pyarrow, parquet
-
-
-def _require_texts(path: Path, schema: Schema, fields: Sequence[str]) -> None:
-    from pyarrow import types
-
-    for field in fields:
-        where = f"{path}:{field}"
-        if schema.names.count(field) != 1:
-            found = ", ".join(schema.names[:10])
-            raise DataError("the column is missing", where=where, found=found, expected="one column of this name")
-        kind = schema.field(field).type
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-            raise DataError("the column holds no text", where=where, found=kind, expected="strings")
+    for first_number, rows, read_bytes in batches(path, contents, fields):
+        yield RowBatch(path, first_number, rows, read_before_bytes + read_bytes)
 
 
 def _contents(column: Array) -> list[bytes | None]:
@@ -110,13 +59,6 @@ def _contents(column: Array) -> list[bytes | None]:
     plain = column.dictionary_decode() if isinstance(column, pyarrow.DictionaryArray) else column
     contents: list[bytes | None] = plain.cast(pyarrow.large_binary()).to_pylist()
     return contents
-
-
-def _rows_at_once(file: ParquetFile, group: int) -> int:
-    """So many that a batch is about as large as one of lines."""
-    described = file.metadata.row_group(group)
-    row_bytes = max(1, described.total_byte_size // max(1, described.num_rows))
-    return min(ROWS_AT_MOST, max(1, BLOCK_BYTES // int(row_bytes)))
 
 
 def _text(content: bytes | None, field: str, where: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_dsmath.data import lines
+from megatron_dsmath.data import lines, parquet_file
 from megatron_dsmath.data import parquet as parquet_module
 from megatron_dsmath.data.documents import BadLine
 from megatron_dsmath.data.parquet import row_batches
@@ -62,7 +62,7 @@ def test_the_bin_and_idx_are_those_of_the_same_texts_in_jsonl(tokenizer: Path, t
 
 
 def test_a_batch_of_rows_is_about_as_large_as_one_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_module, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(parquet_file, "BLOCK_BYTES", 10_000)
     path = write(tmp_path / "a.parquet", {"text": [f"{row:0500d}" for row in range(1000)]}, 500, use_dictionary=False)
     batches = list(row_batches(path, ["text"], 7))
     assert {len(batch.rows) for batch in batches} == {19, 500 % 19}  # 504 bytes a row as the format counts them

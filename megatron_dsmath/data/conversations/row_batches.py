@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_dsmath.data.line_batches import LineBatch, line_batches
 from megatron_dsmath.data.lines import LineBlock, require_content
-from megatron_dsmath.data.parquet import load_pyarrow
-from megatron_dsmath.errors import DataError
+from megatron_dsmath.data.parquet_file import batches
 
-ROWS_AT_ONCE = 512
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 
 def row_batches(paths: Sequence[Path]) -> Iterator[LineBatch]:
@@ -31,24 +31,13 @@ def row_batches(paths: Sequence[Path]) -> Iterator[LineBatch]:
 
 
 def _parquet_rows(path: Path, finished_bytes: int) -> Iterator[LineBatch]:
-    pyarrow, parquet = load_pyarrow(path)
-    size_bytes, number = path.stat().st_size, 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
-                content = b"\n".join(_line(row) for row in batch.to_pylist())
-                block, number = LineBlock(number + 1, content, len(content)), number + batch.num_rows
-                yield LineBatch(path, block, finished_bytes + size_bytes * number // file.metadata.num_rows)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            "the Parquet file cannot be read",
-            where=f"{path}, after row {number}",
-            found=str(error).partition("\n")[0],
-            expected="a whole Parquet file with text in UTF-8",
-            fix="the file is cut off or damaged: fetch it again",
-        ) from error
-    if number == 0:
-        raise DataError("the file is empty", where=path, found="no row", expected="rows", fix="leave it out")
+    for first_number, lines, read_bytes in batches(path, _lines):
+        content = b"\n".join(lines)
+        yield LineBatch(path, LineBlock(first_number, content, len(content)), finished_bytes + read_bytes)
+
+
+def _lines(batch: RecordBatch) -> list[bytes]:
+    return [_line(row) for row in batch.to_pylist()]
 
 
 def _line(row: dict[str, Any]) -> bytes:
