@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ def write_random(folder: Path, model: ModelConfig) -> int:
     write_safetensors(folder, {name: (shape, torch.bfloat16) for name, shape in tensor_shapes(model).items()}, draw)
     (folder / "config.json").write_text(json.dumps(config_from(model, "bf16", {})))
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def edit_tensors(folder: Path, function: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(function(tensors_of(folder)), folder / "model.safetensors", {"format": "pt"})
 
 
 def edit_config(folder: Path, **changes: Any) -> None:

@@ -53,7 +53,10 @@ def save_training_shards(run: RunConfig, weights: Path, folder: Path) -> None:
     pieces, place = _load(run, weights)
     reduced = optimizer.reduce_gradients(run, pieces, place.data_size)
     updater = optimizer.build(run, reduced)
-    optimizer.update(updater, learning_rate=0.0, weight_decay=0.0)  # the moments come with the first step
+    norm = optimizer.gradient_norm(updater)
+    optimizer.apply_gradients(
+        updater, norm, learning_rate=0.0, weight_decay=0.0
+    )  # the moments come with the first step
     save_shards(folder, reduced, updater, place)
 
 
