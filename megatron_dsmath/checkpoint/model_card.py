@@ -36,7 +36,7 @@ def model_card(title: str, manifest: Manifest, logits: LogitVerdict, scores: Map
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "license: other", "---", ""]
     lines += [f"# {title}", "", "A `LlamaForCausalLM` written by `dsmath export-hf`.", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts]
-    lines += _data(manifest.state.get("tokens_by_corpus"))
+    lines += _data(manifest.state)
     lines += _scores(scores)
     lines += [
         "",
@@ -76,8 +76,12 @@ def _scores(scores: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _data(tokens_by_corpus: object) -> list[str]:
-    if not isinstance(tokens_by_corpus, Mapping) or not tokens_by_corpus:
+def _data(state: Mapping[str, Any]) -> list[str]:
+    """What was read of each corpus, or learned of each kind, language and source of conversations."""
+    tokens, plan = state.get("tokens_by_corpus"), state.get("plan")
+    if not isinstance(tokens, Mapping) or not tokens:
         return []
-    rows: Mapping[str, Any] = tokens_by_corpus
-    return ["", "## Data", "", "| corpus | tokens |", "|---|---|", *(f"| {name} | {rows[name]:,} |" for name in rows)]
+    of_conversations = isinstance(plan, Mapping) and "chat_template" in plan
+    told = "kind, language or source of conversations | tokens learned" if of_conversations else "corpus | tokens"
+    rows = (f"| {name} | {count:,} |" for name, count in tokens.items())
+    return ["", "## Data", "", f"| {told} |", "|---|---|", *rows]

@@ -16,11 +16,10 @@ from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
 from megatron_dsmath.checkpoint.manifest import Manifest, read_manifest
 from megatron_dsmath.checkpoint.model_card import model_card, read_scores
 from megatron_dsmath.checkpoint.safetensors_writer import size_bytes, write_safetensors
-from megatron_dsmath.checkpoint.tokenizer_files import tokenizer_file, write_beside_weights
+from megatron_dsmath.checkpoint.tokenizer_files import Chat, tokenizer_file, write_beside_weights
 from megatron_dsmath.checkpoint.weight_reader import DTYPES, WeightReader, require_finite
 from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.checkpoint.weights_checkpoint import precision_of
-from megatron_dsmath.data.conversations.template import DEEPSEEKMATH_JINJA
 from megatron_dsmath.model.parameters import Shape
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -97,7 +96,7 @@ def write_huggingface(
 
     with whole_directory.whole_directory(out) as folder:
         write_safetensors(folder, tensors, converted)
-        write_beside_weights(weights, folder, _chat_template(manifest))
+        write_beside_weights(weights, folder, _chat(manifest))
         config = config_from(weights.model, kept, weights.special_token_ids)
         _write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         verdict = _verdict(weights, tensors, folder, ours)
@@ -106,11 +105,12 @@ def write_huggingface(
     return Exported(out, manifest.step, weights.model.parameters, kept, engine.name if engine else None, verdict)
 
 
-def _chat_template(manifest: Manifest) -> str | None:
-    """The template that conversations were written with; None where none were, or with the tokenizer's own."""
+def _chat(manifest: Manifest) -> Chat | None:
+    """How the conversations were written that the model was trained on; None where there were none."""
     plan = manifest.state.get("plan")
-    is_ours = isinstance(plan, Mapping) and plan.get("template") == "deepseekmath"
-    return DEEPSEEKMATH_JINJA if is_ours else None
+    if not isinstance(plan, Mapping) or "chat_template" not in plan:
+        return None
+    return Chat(plan["chat_template"], plan["end_of_answer"])
 
 
 def _verdict(

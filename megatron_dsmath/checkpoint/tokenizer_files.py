@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_dsmath.checkpoint.foreign_files import inside, read_json
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
@@ -16,6 +16,13 @@ from megatron_dsmath.data.tokenizer import HUGGING_FACE_FILES, Tokenizer, load_t
 FOLDER = "tokenizer"  # in a checkpoint
 GENERATION = "generation_config.json"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class Chat(NamedTuple):
+    """How a model that was taught conversations speaks: a template in Jinja, and the token that ends an answer."""
+
+    template: str
+    end_of_answer: int
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
@@ -51,23 +58,42 @@ def special_token_ids(files: Sequence[Path], config: Mapping[str, Any] | None = 
     return {key: value for key, value in ids.items() if value is not None}
 
 
-def write_beside_weights(weights: WeightReader, folder: Path, chat_template: str | None = None) -> None:
+def write_beside_weights(weights: WeightReader, folder: Path, chat: Chat | None = None) -> None:
     """Copy the tokenizer files of `weights` into `folder`; generation settings are written where none came along.
 
-    A `chat_template` in Jinja takes the place of the tokenizer's own, where a tokenizer_config.json can hold it.
+    What `chat` says takes the place of the tokenizer's own template, and generation stops where its answers end.
     """
     folder.mkdir(exist_ok=True)
     for file in weights.tokenizer_files:
         shutil.copyfile(file, folder / file.name)
         sync(folder / file.name)
-    config = folder / "tokenizer_config.json"
-    if chat_template is not None and config.exists():
-        (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would be preferred
-        facts = {**read_json(config), "chat_template": chat_template}
-        config.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        sync(config)
-    path = folder / GENERATION
-    if not path.exists():
-        settings = {"_from_model_config": True, **weights.special_token_ids}
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        sync(path)
+    settings = folder / GENERATION
+    generation = read_json(settings) if settings.exists() else {"_from_model_config": True, **weights.special_token_ids}
+    contents = {} if settings.exists() else {GENERATION: _as_json(generation)}
+    if chat is not None:
+        ends = _with_end(generation.get("eos_token_id"), chat.end_of_answer)
+        contents = {GENERATION: _as_json(generation | {"eos_token_id": ends}), **_with_template(folder, chat.template)}
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8")
+        sync(folder / name)
+
+
+def _with_template(folder: Path, template: str) -> dict[str, str]:
+    """The file that holds the template: tokenizer_config.json, which most programs read, else one of its own."""
+    config, alone = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    if not config.exists():
+        return {alone.name: template}
+    alone.unlink(missing_ok=True)  # it would be preferred
+    return {config.name: _as_json(read_json(config) | {"chat_template": template})}
+
+
+def _with_end(known: Any, end_of_answer: int) -> Any:
+    """The tokens at which generation stops: those `known`, one or several, and before them the end of an answer."""
+    ids = known if isinstance(known, list) else [] if known is None else [known]
+    if end_of_answer in ids:
+        return known
+    return [end_of_answer, *ids] if ids else end_of_answer
+
+
+def _as_json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"

@@ -133,7 +133,7 @@ def data_blend(options: argparse.Namespace) -> int:
             where=options.run,
             found="data.conversations",
             expected="data.corpora",
-            fix="`dsmath sft show` prints what such a run reads",
+            fix="`dsmath sft show` prints what such a run reads, `dsmath sft build` makes one set of several sources",
         )
     corpora = planned_corpora(batches.plan, batches.mixture(len(batches.plan.versions) - 1))
     columns = ("name", "share", "samples", "tokens", "epochs", "largest_deviation_samples", "neighbours_alike")
@@ -180,12 +180,18 @@ def data_audit(options: argparse.Namespace) -> int:
     for fault in found.faults:
         show(fault)
     if options.json:
-        corpora = [asdict(corpus) for corpus in found.accounts.corpora]
-        faults = [fault.text() for fault in found.faults]
-        print_facts({**found.facts(), "corpora": corpora, "faults": faults}, True)
+        tables = {
+            "corpora": [asdict(corpus) for corpus in found.accounts.corpora],
+            "groups": [asdict(group) for group in found.groups],
+        }
+        print_facts({**found.facts(), **tables, "faults": [fault.text() for fault in found.faults]}, True)
     else:
-        columns = ("name", "tokens", "share", "planned_share", "largest_deviation_samples", "epochs")
-        print_table(found.accounts.corpora, columns, False)
+        if found.groups:
+            shown = ("group", "name", "examples", "target_tokens", "share", "planned_share", "passes")
+            print_table(found.groups, shown, False)
+        else:
+            columns = ("name", "tokens", "share", "planned_share", "largest_deviation_samples", "epochs")
+            print_table(found.accounts.corpora, columns, False)
         print_facts(found.facts(), False)
     return EXIT_DONE if found.holds else EXIT_ANSWER_IS_NO
 

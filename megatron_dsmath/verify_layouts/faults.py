@@ -105,12 +105,12 @@ def norms_decay_too() -> None:
     """Weight decay reaches every parameter."""
     apply_gradients = optimizer.apply_gradients
 
-    def everything_decays(updater: optimizer.Optimizer, *numbers: float) -> None:
+    def everything_decays(updater: optimizer.Optimizer, norm: float, learning_rate: float, weight_decay: float) -> None:
         for group in updater.param_groups:
             group["wd_mult"] = 1.0
-        apply_gradients(updater, *numbers)
+        apply_gradients(updater, norm, learning_rate, weight_decay)
 
-    optimizer.apply_gradients = everything_decays
+    optimizer.apply_gradients = everything_decays  # type: ignore[assignment]
 
 
 def stages_begin_at_layer_zero() -> None:

@@ -11,7 +11,9 @@ import torch
 
 from megatron_dsmath.checkpoint import store, to_huggingface
 from megatron_dsmath.checkpoint.from_huggingface import import_folder
-from megatron_dsmath.checkpoint.manifest import MANIFEST, Manifest
+from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
+from megatron_dsmath.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from megatron_dsmath.checkpoint.model_card import model_card
 from megatron_dsmath.checkpoint.source_commit import source_commit
 from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.checkpoint.weights import open_weights
@@ -159,6 +161,14 @@ def test_the_newest_checkpoint_of_a_run_is_exported_with_its_tokenizer(
     assert (config["bos_token_id"], config["eos_token_id"]) == (0, 1)  # from the tokenizer's own files
     settings = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert settings["eos_token_id"] == 1
+
+
+def test_the_card_of_a_model_that_was_fine_tuned_speaks_of_conversations(run_directory: Path) -> None:
+    manifest = read_manifest(run_directory / "checkpoints/step_40")
+    state = {"tokens_by_corpus": {"kind/cot": 7680}, "plan": {"chat_template": "", "end_of_answer": 1}}
+    card = model_card("out", manifest.model_copy(update={"state": state}), LogitVerdict(), {})
+    assert "| kind, language or source of conversations | tokens learned |\n|---|---|\n| kind/cot | 7,680 |" in card
+    assert "corpus" not in card
 
 
 def test_the_card_tells_what_was_trained_and_whose_licence_binds(run_directory: Path, tmp_path: Path) -> None:

@@ -2,15 +2,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from megatron_dsmath.checkpoint.from_huggingface import import_folder
-from megatron_dsmath.checkpoint.to_huggingface import export
+from megatron_dsmath.checkpoint.from_huggingface import HuggingFaceFolder, import_folder
+from megatron_dsmath.checkpoint.manifest import read_manifest
+from megatron_dsmath.checkpoint.to_huggingface import export, write_huggingface
+from megatron_dsmath.checkpoint.tokenizer_files import Chat, write_beside_weights
+from megatron_dsmath.checkpoint.weights import open_weights
+from megatron_dsmath.data.conversations.batch_encoding import Options
+from megatron_dsmath.data.conversations.build import build
+from megatron_dsmath.data.conversations.examples import Examples
+from megatron_dsmath.data.conversations.sources import Source
 from megatron_dsmath.data.tokenizer import load_tokenizer
 from tests.checkpoint.llama import same_bits, tensors_of, write_llama, write_llama_with_tokenizer
+from tests.data.conversations.sets import open_set, rows, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +76,70 @@ def test_a_chat_template_travels_and_is_applied(tmp_path: Path, place: str) -> N
     messages = [{"role": "user", "content": "x^2"}, {"role": "assistant", "content": "jumps"}]
     text = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(messages, tokenize=False)
     assert text == "user: x^2\nassistant: jumps\n"
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WRITTEN: dict[str, tuple[dict[str, Any], Any]] = {
+    "the built-in template": ({}, 1),
+    "a file": ({"template": "chatml.jinja"}, [301, 1]),
+    "another end, named": ({"eod_token": "<|im_end|>"}, [301, 1]),
+}
+
+
+@pytest.fixture(scope="module")
+def with_chat_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer has two more special tokens, and a template of its own that nobody wants."""
+    folder = write_llama_with_tokenizer(tmp_path_factory.mktemp("hf"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    like = content["added_tokens"][0]
+    content["added_tokens"] += [
+        like | {"id": identifier, "content": name} for identifier, name in ((300, "<|im_start|>"), (301, "<|im_end|>"))
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "chat_template.jinja").write_text("not this one")
+    return folder
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+def test_what_conversations_were_written_with_is_what_others_write_them_with(
+    what: str, with_chat_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ours: the examples of a set; theirs: transformers, given the exported folder alone."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    options, ends = WRITTEN[what]
+    monkeypatch.chdir(tmp_path)
+    Path("chatml.jinja").write_text(CHATML)
+    source = Source("all", (write_rows(tmp_path / "all.jsonl", rows(12)),))
+    build([source], with_chat_tokens, "set", Options(sequence_length=256, **options))
+    examples = Examples("set")
+    Path("chatml.jinja").unlink()  # the set has it
+    import_folder(with_chat_tokens, tmp_path / "checkpoint", gate=False)
+    plan = open_set(examples, 256, seed=0).plan.model_dump(mode="json")
+    manifest = read_manifest(tmp_path / "checkpoint").model_copy(update={"state": {"plan": plan}})
+    with closing(open_weights(tmp_path / "checkpoint")) as weights:
+        write_huggingface(weights, manifest, tmp_path / "out", None)
+
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "out"), load_tokenizer(with_chat_tokens)
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == ends
+    for example, row in enumerate(rows(12)):
+        ids, is_target = (array.tolist() for array in examples.read(example))
+        asked = [{"role": "user", "content": row["question"]}]
+        prompt = theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        assert prompt == ids[: is_target.index(True)]
+        said = [*asked, {"role": "assistant", "content": row["answer"]}]
+        assert theirs.apply_chat_template(said, tokenize=False) == ours.decode(ids)
+        end = ids[len(ids) - 1 - is_target[::-1].index(True)]
+        assert end == (ends[0] if isinstance(ends, list) else ends)
+
+
+def test_a_template_stands_alone_where_no_settings_can_hold_it(tmp_path: Path) -> None:
+    folder = write_llama_with_tokenizer(tmp_path / "hf")
+    (folder / "tokenizer_config.json").unlink()
+    with closing(HuggingFaceFolder(folder)) as weights:
+        write_beside_weights(weights, tmp_path / "out", Chat("{{ bos_token }}", 7))
+    assert (tmp_path / "out/chat_template.jinja").read_text() == "{{ bos_token }}"
+    assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == [7, 1]

@@ -169,7 +169,8 @@ def test_a_rejected_step_names_the_file_and_line_of_each_example_and_is_passed_o
     folder: Path, tmp_path: Path
 ) -> None:
     run = sft_run(folder, tmp_path, guard__non_finite="skip")
-    run_ranks(1, with_fault, "nan:step.loss:count=9", train_run, run)  # 4 microbatches a step: the first of step 3
+    # 4 microbatches a step: the first of step 3, both times that it is computed.
+    run_ranks(1, with_fault, "nan:step.loss:count=9,13", train_run, run)
     (file,) = (tmp_path / "logs").glob("rejected_*.json")
     facts = json.loads(file.read_text(encoding="utf-8"))
     assert (facts["step"], facts["first_sample"], facts["samples_without_finite_loss"]) == (3, 8, [8])

@@ -70,8 +70,8 @@ class BatchEncoder:
         self, tokenizer: Path, options: Options, sources: Sequence[Source], files: Sequence[SourceFile]
     ) -> None:
         self.tokenizer = load_tokenizer(tokenizer, options.eod_token)
-        self._template = open_template(options.template, self.tokenizer)
-        self._encoder = ConversationEncoder(self._template, self.tokenizer)
+        self.template = open_template(options.template, self.tokenizer)
+        self._encoder = ConversationEncoder(self.template, self.tokenizer)
         self._options, self._sources = options, sources
         self._files = {file.path: file for file in files}
 
@@ -119,7 +119,7 @@ class BatchEncoder:
 
     def _written(self, conversation: Conversation, file: SourceFile, line: Line) -> list[Piece]:
         try:
-            return self._template.pieces(conversation.messages)
+            return self.template.pieces(conversation.messages)
         except TokenizerError as error:
             where = f"{file.path}:{line.number}"
             raise DataError(

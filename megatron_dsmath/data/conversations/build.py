@@ -8,6 +8,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from megatron_dsmath.data.atomic_files import OutputFile
 from megatron_dsmath.data.conversations.batch_encoding import TOO_LONG, BatchEncoder, Options
 from megatron_dsmath.data.conversations.examples import Examples, ExampleWriter, labels_path, targets_path
 from megatron_dsmath.data.conversations.packing import POLICIES
@@ -15,6 +16,7 @@ from megatron_dsmath.data.conversations.report import SetReport, report_on
 from megatron_dsmath.data.conversations.row_batches import row_batches
 from megatron_dsmath.data.conversations.sources import Source, source_files
 from megatron_dsmath.data.conversations.tally import Tally
+from megatron_dsmath.data.conversations.template import chat_template
 from megatron_dsmath.data.indexed.dataset import bin_path, dtype_for, idx_path
 from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path, tokenizer_facts
 from megatron_dsmath.data.input_checks import require_apart, require_usable
@@ -39,7 +41,9 @@ def build(
 
     A bad row raises its DataError ("fail"), or goes with its reason to OUT.bad_lines.jsonl ("skip").
     `expected_examples`: what the report compares the set with. Raises UsageError, DataError, TokenizerError,
-    OutputError, DependencyError; then nothing is left of the output.
+    OutputError, DependencyError; then nothing is left of the output. A build that was killed leaves files that end in
+    .partial, which no reader opens; the next one to the same prefix begins anew in their place, and ends with the same
+    bytes.
     """
     started = time.monotonic()
     require_usable(workers, options.bad_lines)
@@ -51,6 +55,10 @@ def build(
     input_bytes = sum(require_content(path) for path in paths)
     start = partial(BatchEncoder, Path(tokenizer), options, tuple(sources), tuple(files))
     worker = start()  # here too, so that a tokenizer that does not load is refused before a process or file is there
+    written = {
+        "chat_template": chat_template(worker.template, options.eod_token),
+        "end_of_answer": worker.template.end_of_answer,
+    }
     batches = row_batches(paths)
     results = map_in_order(start, batches, workers) if workers > 1 else (worker(batch) for batch in batches)
     tally = Tally(len(sources))
@@ -72,9 +80,10 @@ def build(
                 fix="--bad-lines fail names the first bad line; a longer --sequence-length drops fewer",
             )
         writer.facts = _facts(worker.tokenizer, paths, sum(tally.bad_lines))
-        writer.group = tally.facts(sources, files, options, tokenizer, expected_examples)
-    if not skip:
-        quarantine.unlink(missing_ok=True)  # of an earlier build: it would contradict the sidecar
+        writer.group = tally.facts(sources, files, options, tokenizer, expected_examples) | written
+    if not skip:  # of an earlier build, or of one that was killed: it would contradict the sidecar
+        quarantine.unlink(missing_ok=True)
+        OutputFile.partial_of(quarantine).unlink(missing_ok=True)
     return report_on(Examples(prefix), seconds=time.monotonic() - started)
 
 

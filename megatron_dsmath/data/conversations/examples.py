@@ -18,12 +18,11 @@ from megatron_dsmath.data.atomic_files import OutputFile
 from megatron_dsmath.data.conversations.encoding import EncodedExamples
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter
 from megatron_dsmath.data.indexed.index_file import map_file
-from megatron_dsmath.data.indexed.sidecar import Facts, read_sidecar, sidecar_path
+from megatron_dsmath.data.indexed.sidecar import CONVERSATIONS, Facts, read_sidecar, sidecar_path
 from megatron_dsmath.errors import DataError
 
 COLUMNS = ("kind", "language", "source", "topic", "file", "line", "target_tokens")
 NO_TOPIC = -1
-GROUP = "conversations"  # of the sidecar
 
 
 def targets_path(prefix: str | Path) -> Path:
@@ -39,7 +38,7 @@ def labels_path(prefix: str | Path) -> Path:
 class ExampleWriter:
     """Writes a set of examples, which appears as a whole when the `with` block ends well.
 
-    `facts` go into PREFIX.json; those of GROUP are completed by the hashes of what stands beside the .bin.
+    `facts` go into PREFIX.json; those of CONVERSATIONS are completed by the hashes of what stands beside the .bin.
     """
 
     def __init__(self, prefix: Path, dtype: np.dtype[np.integer], quarantine: Path | None) -> None:
@@ -81,7 +80,7 @@ class ExampleWriter:
         if error is None:
             self._targets.write(np.packbits(self._bits).tobytes())
             hashes = {"targets": self._targets.sha256, "labels": self._labels.sha256}
-            self._writer.facts = self.facts | {GROUP: self.group | {"sha256": hashes}}
+            self._writer.facts = self.facts | {CONVERSATIONS: self.group | {"sha256": hashes}}
         self._writer.__exit__(kind, error, trace)
 
 
@@ -97,9 +96,10 @@ class Examples:
         self.dataset = IndexedDataset(prefix)
         self.prefix = self.dataset.prefix
         self.sidecar = read_sidecar(prefix) or {}
-        facts = self.sidecar.get(GROUP)
-        if not isinstance(facts, dict):
-            raise self._fault(sidecar_path(prefix), f"no {GROUP!r} in it", "what `dsmath sft build` writes")
+        facts = self.sidecar.get(CONVERSATIONS)
+        if not isinstance(facts, dict) or "chat_template" not in facts:
+            found = f"no {CONVERSATIONS!r} with a chat template in it"
+            raise self._fault(sidecar_path(prefix), found, "what `dsmath sft build` writes")
         self.facts: dict[str, Any] = facts
         self.lengths = self.dataset.lengths
         self.first_tokens = self.dataset.offsets // self.dataset.dtype.itemsize

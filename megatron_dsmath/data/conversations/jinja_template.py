@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,7 +32,7 @@ class JinjaTemplate:
 
         Only a Hugging Face tokenizer names its special tokens.
         """
-        self._where = where
+        self.jinja, self._where = source, where
         self._special = _special_tokens(tokenizer)
         self._split = re.compile(f"({'|'.join(map(re.escape, sorted(self._special, key=len, reverse=True)))})")
         ids = {identifier: name for name, identifier in self._special.items()}
@@ -41,6 +42,12 @@ class JinjaTemplate:
             "eos_token": ids.get(tokenizer.end_of_document, ""),
         }
         self._template = self._compile(source)
+
+    @cached_property
+    def end_of_answer(self) -> int:
+        """See `Template`. Raises as `pieces`."""
+        pieces = self.pieces([Message("user", "?"), Message("assistant", "!")])
+        return next(piece.special for piece in reversed(pieces) if piece.special is not None and piece.is_target)
 
     def pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """See `Template`. Raises TokenizerError where the template does not say where an answer begins or ends."""

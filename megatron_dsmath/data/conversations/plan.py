@@ -37,8 +37,10 @@ class ConversationPlan(RunPlan):
     sequence_length: PositiveInt
     packing: Literal["next-fit", "best-fit", "split"]
     prefix: str
-    template: str
-    """That its examples were written with, as `dsmath sft build --template` was given it."""
+    chat_template: str
+    """That its examples were written with, in Jinja: an exported model carries it."""
+    end_of_answer: NonNegativeInt
+    """The token that ends an answer."""
     examples: Count
     sha256: SetHashes
     versions: tuple[VersionStart, ...]
@@ -68,7 +70,8 @@ def plan_conversations(
         sequence_length=config.sequence_length,
         packing=config.conversations.packing,
         prefix=config.conversations.prefix,
-        template=examples.facts["options"]["template"],
+        chat_template=examples.facts["chat_template"],
+        end_of_answer=examples.facts["end_of_answer"],
         examples=len(examples),
         sha256=_hashes(examples),
         versions=(VersionStart(first_sample=0, skipped_samples=0),),

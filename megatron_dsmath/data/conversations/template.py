@@ -7,6 +7,7 @@ tool says the one after. No token crosses a seam; docs/decisions/0022-masks-and-
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -25,6 +26,14 @@ class Piece(NamedTuple):
 
 class Template(Protocol):
     """How conversations are written."""
+
+    @property
+    def jinja(self) -> str:
+        """The same in Jinja, as a `chat_template` that others render; its `eos_token` is what `Tokenizer` ends with."""
+
+    @property
+    def end_of_answer(self) -> int:
+        """The token that ends an answer: where it comes, a model has said all."""
 
     def pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """A conversation that ends with the assistant. Texts that stand together differ in `is_target`."""
@@ -47,8 +56,10 @@ class DeepSeekMathTemplate:
     Source: DeepSeek-Math, README; chat_template in the tokenizer_config.json of deepseek-math-7b-rl.
     """
 
+    jinja = DEEPSEEKMATH_JINJA
+
     def __init__(self, tokenizer: Tokenizer) -> None:
-        begin, self._end = tokenizer.begin_of_document, tokenizer.end_of_document
+        begin, self.end_of_answer = tokenizer.begin_of_document, tokenizer.end_of_document
         self._beginning = [] if begin is None else [Piece("", begin, False)]
 
     def pieces(self, messages: Sequence[Message]) -> list[Piece]:
@@ -61,11 +72,19 @@ class DeepSeekMathTemplate:
                 first, *others = split_turn(message.content)
                 pieces.append(Piece(f" {first.text}", None, True))
                 pieces += [Piece(run.text, None, run.is_target) for run in others]
-                pieces.append(Piece("", self._end, True))
+                pieces.append(Piece("", self.end_of_answer, True))
                 unsaid = ""
             else:
                 unsaid += f"User: {message.content}\n\n" if message.role == "user" else f"{message.content}\n\n"
         return pieces
+
+
+def chat_template(template: Template, end_token: str | None) -> str:
+    """The Jinja that travels with a model; `end_token`: what ends an answer where the tokenizer itself says otherwise.
+
+    Then the template says it, since whoever renders it takes the tokenizer's word for `eos_token`.
+    """
+    return template.jinja if end_token is None else f"{{% set eos_token = {json.dumps(end_token)} %}}{template.jinja}"
 
 
 def prompt_pieces(template: Template, messages: Sequence[Message]) -> list[Piece]:

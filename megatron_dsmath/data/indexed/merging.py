@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_dsmath.data.atomic_files import require_free_space
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter, bin_path, idx_path
 from megatron_dsmath.data.indexed.inspection import Inspection, inspect
-from megatron_dsmath.data.indexed.sidecar import Facts, read_sidecar, sidecar_path, tokenizer_fingerprint
+from megatron_dsmath.data.indexed.sidecar import CONVERSATIONS, Facts, read_sidecar, sidecar_path, tokenizer_fingerprint
 from megatron_dsmath.errors import IndexedDatasetError, UsageError
 
 
@@ -25,7 +25,9 @@ def merge(prefixes: Sequence[str | Path], out: str | Path) -> Inspection:
             "a dataset cannot be merged into itself", where=out, expected="another name", fix="choose another --out"
         )
     datasets = [IndexedDataset(prefix) for prefix in prefixes]
-    facts = _common_facts(prefixes)
+    sidecars = [read_sidecar(prefix) for prefix in prefixes]
+    _require_no_conversations(prefixes, sidecars)
+    facts = _common_facts(prefixes, sidecars)
     with IndexedWriter(out, datasets[0].dtype) as writer:
         sizes = (path.stat().st_size for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix)))
         require_free_space(Path(out).parent, sum(sizes))
@@ -35,10 +37,21 @@ def merge(prefixes: Sequence[str | Path], out: str | Path) -> Inspection:
     return inspect(out)
 
 
-def _common_facts(prefixes: Sequence[str | Path]) -> Facts:
+def _require_no_conversations(prefixes: Sequence[str | Path], sidecars: Sequence[Facts | None]) -> None:
+    for prefix, sidecar in zip(prefixes, sidecars, strict=True):
+        if sidecar is not None and CONVERSATIONS in sidecar:
+            raise UsageError(
+                "a set of conversations cannot be merged: its loss masks and labels would be lost",
+                where=sidecar_path(prefix),
+                found=f"{CONVERSATIONS!r} in it",
+                expected="datasets of `dsmath data tokenize`",
+                fix="build one set of all files: `dsmath sft build FILE FILE ... --out PREFIX`, or with --recipe",
+            )
+
+
+def _common_facts(prefixes: Sequence[str | Path], sidecars: Sequence[Facts | None]) -> Facts:
     """What the sidecars say of the tokenizer; nothing when one has no sidecar. Raises where two tokenizers differ."""
     merged: Facts = {"merged": [Path(prefix).name for prefix in prefixes]}
-    sidecars = [read_sidecar(prefix) for prefix in prefixes]
     told = [(prefix, tokenizer_fingerprint(sidecar)) for prefix, sidecar in zip(prefixes, sidecars, strict=True)]
     known = [(prefix, fingerprint) for prefix, fingerprint in told if fingerprint is not None]
     for prefix, fingerprint in known[1:]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from megatron_dsmath.data.tokenizer import Tokenizer
 
 Facts = dict[str, object]
+CONVERSATIONS = "conversations"  # what a sidecar says of examples whose masks and labels lie in files of their own
 
 
 def sidecar_path(prefix: str | Path) -> Path:

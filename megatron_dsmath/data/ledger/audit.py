@@ -16,8 +16,9 @@ import numpy as np
 from megatron_dsmath.config import load
 from megatron_dsmath.data.indexed.inspection import verify
 from megatron_dsmath.data.ledger.accounts import Accounts, account
+from megatron_dsmath.data.ledger.groups import GroupAccount, account_groups
 from megatron_dsmath.data.ledger.ledger import Ledger, LedgerRow
-from megatron_dsmath.data.ledger.on_disk import OnDisk, on_disk, place_of
+from megatron_dsmath.data.ledger.on_disk import ConversationsOnDisk, OnDisk, on_disk, place_of
 from megatron_dsmath.data.ledger.step_hash import differing_sample, sample_hashes, step_hash
 from megatron_dsmath.data.mixture.permutation import IntArray, Words
 from megatron_dsmath.errors import DataError, DsmathError, IndexedDatasetError
@@ -31,11 +32,15 @@ NO_CHANGED_FILE = "no file that differs from its sidecar: the run misread it"
 
 @dataclass(frozen=True)
 class Audit:
-    """What the ledger says, and the first faults found: the run read what its plan says when there is none."""
+    """What the ledger says, and the first faults found: the run read what its plan says when there is none.
+
+    `groups`: what a run on conversations learned of each; of a mixture, `accounts` tells the corpora.
+    """
 
     steps: int
     versions: int
     accounts: Accounts
+    groups: tuple[GroupAccount, ...]
     faults: tuple[DsmathError, ...]
 
     @property
@@ -44,7 +49,7 @@ class Audit:
         return not self.faults
 
     def facts(self) -> dict[str, Any]:
-        """All but the corpora and the faults."""
+        """All but the tables and the faults."""
         return {
             "steps": self.steps,
             "versions": self.versions,
@@ -66,12 +71,15 @@ def audit(run: Path, first_step: int = 1, last_step: int | None = None) -> Audit
     plan, rows = ledger.plan(), ledger.rows()
     accounts = account(plan, rows)
     asked = [row for row in rows if first_step <= row.step <= (last_step or row.step)]
+    groups: tuple[GroupAccount, ...] = ()
     try:
-        wrong_steps = _wrong_steps(on_disk(plan, None, vocabulary_size), asked)
-        faults: list[DsmathError] = list(islice(wrong_steps, MOST_FAULTS))
+        disk = on_disk(plan, None, vocabulary_size)
+        if isinstance(disk, ConversationsOnDisk):
+            groups = account_groups(disk.batches, rows)
+        faults: list[DsmathError] = list(islice(_wrong_steps(disk, asked), MOST_FAULTS))
     except DsmathError as error:  # a file that does not open
         faults = [error]
-    return Audit(len(rows), len(plan.versions), accounts, (*accounts.faults[:MOST_FAULTS], *faults))
+    return Audit(len(rows), len(plan.versions), accounts, groups, (*accounts.faults[:MOST_FAULTS], *faults))
 
 
 def _wrong_steps(disk: OnDisk, rows: Sequence[LedgerRow]) -> Iterator[DsmathError]:

@@ -78,16 +78,16 @@ class ConversationsOnDisk:
         examples = Examples(plan.prefix)
         require_same_set(plan, examples)
         _require_unchanged(plan)
-        self._batches = PackedBatches(plan, examples, vocabulary_size)
+        self.batches = PackedBatches(plan, examples, vocabulary_size)
 
     def tokens(self, samples: IntArray) -> IntArray:
         """See `OnDisk`."""
-        return np.stack([self._batches.read(sample).tokens for sample in samples.tolist()])
+        return np.stack([self.batches.read(sample).tokens for sample in samples.tolist()])
 
     def passages(self, sample: int) -> Iterator[StoredPassage]:
         """See `OnDisk`; a document is an example."""
-        examples = self._batches.examples
-        for example, first, count in self._batches.training.pieces(sample):
+        examples = self.batches.examples
+        for example, first, count in self.batches.training.pieces(sample):
             source = examples.names("source")[examples.column("source")[example]]
             tokens = examples.read(example, first, count)[0].astype(np.int64)
             yield StoredPassage(source, examples.prefix, example, first, first + count, tokens)

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from megatron_dsmath.config.data import CorpusConfig
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path
-from megatron_dsmath.data.indexed.sidecar import bin_sha256, read_sidecar, sidecar_path, tokenizer_fingerprint
+from megatron_dsmath.data.indexed.sidecar import (
+    CONVERSATIONS,
+    bin_sha256,
+    read_sidecar,
+    sidecar_path,
+    tokenizer_fingerprint,
+)
 from megatron_dsmath.data.indexed.validation_note import open_checked_once
 from megatron_dsmath.data.mixture.plan import Shard
 from megatron_dsmath.errors import DataError, DsmathError, Refusals, TokenizerError
@@ -75,6 +81,14 @@ class Shards:
     def _of_entry(self, prefix: str, entry: CorpusConfig, entries: dict[Path, str]) -> IndexedDataset:
         """One dataset of an entry; `entries` remembers which file was opened for which entry."""
         dataset, file = self.open(prefix), bin_path(prefix).resolve()
+        if CONVERSATIONS in (read_sidecar(prefix) or {}):
+            raise DataError(
+                "a set of conversations is no corpus: its loss masks would be ignored",
+                where=_where(entry),
+                found=f"{prefix}, which `dsmath sft build` made",
+                expected="a dataset of `dsmath data tokenize`",
+                fix="name the set in data.conversations.prefix; several sources go into one set: `dsmath sft build`",
+            )
         if file in entries:
             raise DataError(
                 "a file is given twice",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_dsmath.config.data import ConversationsConfig, DataConfig
 from megatron_dsmath.data.conversations.batch_encoding import Options
@@ -15,6 +15,7 @@ from megatron_dsmath.data.conversations.plan import plan_conversations
 from megatron_dsmath.data.conversations.sources import Source
 from tests.support.small_tokenizer import write_small_tokenizer
 
+Policy = Literal["next-fit", "best-fit", "split"]
 TOOL = "```python\nprint({0})\n```\n```output\n{0}\n```\nIt is {0}."
 
 
@@ -49,14 +50,16 @@ def small_set(folder: Path, count: int = 60, *, passes: tuple[float, ...] = (1.0
     return Examples(folder / "set")
 
 
-def open_set(examples: Examples, sequence_length: int, seed: int, held_out_share: float = 0.0) -> PackedBatches:
-    """The set as a run reads it, packed by next-fit."""
+def open_set(
+    examples: Examples, sequence_length: int, seed: int, held_out_share: float = 0.0, packing: Policy = "next-fit"
+) -> PackedBatches:
+    """The set as a run reads it."""
     config = DataConfig(
         tokenizer="tokenizer",
         sequence_length=sequence_length,
         attend_across_documents=False,
         corpora=(),
-        conversations=ConversationsConfig(prefix=str(examples.prefix), packing="next-fit"),
+        conversations=ConversationsConfig(prefix=str(examples.prefix), packing=packing),
         held_out_share=held_out_share,
     )
     return PackedBatches(plan_conversations(config, seed, examples), examples, vocabulary_size=320)

@@ -87,14 +87,23 @@ def test_the_sidecar_has_the_hash_of_every_file_and_the_dataset_verifies(tmp_pat
 
 def test_bad_rows_are_set_aside_and_counted(tmp_path: Path, tokenizer: Path) -> None:
     path = tmp_path / "a.jsonl"
-    bad = [b"{", b'{"question": "\xff", "answer": "1"}', b'{"question": "1?"}', b'{"messages": [{"role": "user"}]}']
+    bad = [
+        b"{",
+        b'{"question": "\xff", "answer": "1"}',
+        b'{"question": "1?"}',
+        b'{"question": "1?", "answer": ""}',
+        b'{"question": "1?", "answer": "```python\\nx"}',
+        b'{"instruction": "another format", "output": "1"}',
+        b'{"messages": [{"role": "user", "content": "no assistant"}]}',
+        b'{"messages": [{"role": "alien", "content": "1?"}]}',
+    ]
     good = json.dumps(GOOD).encode()
     path.write_bytes(b"\n".join([bad[0], good, *bad[1:], good]) + b"\n")
     report = build_files([path], tokenizer, tmp_path / "set", bad_lines="skip")
-    assert (report.examples, report.bad_lines) == (2, 4)
-    assert [source.bad_lines for source in report.sources] == [4]
+    assert (report.examples, report.bad_lines) == (2, 8)
+    assert [source.bad_lines for source in report.sources] == [8]
     quarantine = [json.loads(row) for row in (tmp_path / "set.bad_lines.jsonl").read_bytes().splitlines()]
-    assert [row["line"] for row in quarantine] == [1, 3, 4, 5]
+    assert [row["line"] for row in quarantine] == [1, *range(3, 10)]
     assert [row["content"].encode("utf-8", "surrogateescape") for row in quarantine] == bad
 
 

@@ -10,6 +10,7 @@ from megatron_dsmath.data.indexed.dataset import IndexedWriter
 from megatron_dsmath.data.indexed.inspection import verify
 from megatron_dsmath.data.indexed.merging import merge
 from megatron_dsmath.errors import DsmathError, IndexedDatasetError, UsageError
+from tests.data.conversations.sets import small_set
 from tests.support.datasets import DOCUMENTS, files_of, write_ours, write_theirs
 
 
@@ -34,6 +35,16 @@ def test_merge_keeps_what_the_sidecars_agree_on(tmp_path: Path) -> None:
     sidecar = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged").sidecar
     assert sidecar is not None
     assert {name: sidecar[name] for name in facts} == facts
+
+
+def test_merge_refuses_conversations_and_says_what_joins_them(tmp_path: Path) -> None:
+    write_ours(tmp_path / "a", DOCUMENTS)
+    small_set(tmp_path, 6)
+    with pytest.raises(UsageError, match="its loss masks and labels would be lost") as caught:
+        merge([tmp_path / "a", tmp_path / "set"], tmp_path / "out")
+    assert caught.value.where == tmp_path / "set.json"
+    assert "dsmath sft build FILE FILE" in str(caught.value.fix)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_merge_refuses_what_does_not_go_together(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from megatron_dsmath.data.mixture.shards import Shards
 from megatron_dsmath.data.tokenize import tokenize
 from megatron_dsmath.data.tokenizer import load_tokenizer
 from megatron_dsmath.errors import DataError, DsmathError, Refusals, TokenizerError
+from tests.data.conversations.sets import small_set
 from tests.support.mixtures import corpus, mixture, planned, write_shard
 from tests.support.small_tokenizer import write_small_tokenizer
 
@@ -42,6 +43,13 @@ def test_a_file_given_twice_is_refused_by_name(tmp_path: Path) -> None:
     twice = refused(DataError, corpus("math", 1.0, math), corpus("prose", 1.0, tmp_path / "link"))
     assert "data.corpora.prose.paths" in twice
     assert "also under data.corpora.math.paths" in twice
+
+
+def test_a_set_of_conversations_is_no_corpus(tmp_path: Path) -> None:
+    small_set(tmp_path, 6)
+    with pytest.raises(DataError, match="its loss masks would be ignored") as caught:
+        Shards(None).of_corpora([corpus("sft", 1.0, tmp_path / "set")])
+    assert caught.value.where == "data.corpora.sft.paths"
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
