@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from megatron_dsmath.evaluation.grading import choices
 from megatron_dsmath.evaluation.grading.notation import closing_braces
 
 CHOICE_TASKS = frozenset(("sat", "mmlu-stem", "gaokao-mathqa"))
@@ -37,25 +38,21 @@ _SENTENCE_END = re.compile(
     r"\n|。|(?<![\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|;(?=\s)|\. I hope"
     r"|, (?:because|since|so|which|where) |[，,]?(?:因为|因此|所以)"
 )
-_LETTERS = re.compile(r"(?<![A-Za-z\\])\(?([A-H])\)?(?![A-Za-z'’])")
-_CHOICES = re.compile(
-    r"[\s(（$]*(?:\\text\s?\{)?[\s(（]*([A-H](?:[\s,、和与及]*(?:and)?[\s,、和与及]*[A-H])*)(?![A-Za-z])"
-)
 
 
 def extract(output: str, task: str | None = None) -> str | None:
     """The final answer as the model wrote it; None where it gave none.
 
     The last box counts, then what stands behind the last "the answer is", 答案是 or ####, then the output of the last
-    program, then the last number (for multiple choice: the last letter). A question that a base model goes on to
-    invent, and what follows it, is not its output.
+    program, then the last number; for multiple choice, the letter that is stated last (`choices`). A question that a
+    base model goes on to invent, and what follows it, is not its output.
     """
     head = output.lstrip()
     invented = _NEXT_QUESTION.search(head)
     head = head[: invented.start()] if invented else head
-    found = _boxed(head) or _marked(head, task) or _printed(head)
     if task in CHOICE_TASKS:
-        return _choice(found, head)
+        return choices.chosen(_statements(head), head)
+    found = _boxed(head) or _marked(head, task) or _printed(head)
     if found is None:
         numbers = list(_NUMBER.finditer(head[-20 * _LIMIT_PHRASE :]))
         found = numbers[-1][0] if numbers else None
@@ -142,9 +139,10 @@ def _printed(text: str) -> str | None:
     return lines[-1].strip() if lines else None
 
 
-def _choice(found: str | None, output: str) -> str | None:
-    chosen = _CHOICES.match(found) if found else None
-    if chosen:
-        return "".join(sorted(set(re.findall("[A-H]", chosen[1]))))
-    letters = _LETTERS.findall((found or output)[-_LIMIT_PHRASE:])
-    return letters[-1] if letters else None
+def _statements(text: str) -> list[str]:
+    """What boxes hold, and what stands behind each marker, in the order of the text."""
+    boxed = ((start, content) for start, content, _ in _boxes(text))
+    behind = (
+        (found.end(), text[found.end() : found.end() + choices.LIMIT_STATEMENT]) for found in _MARKER.finditer(text)
+    )
+    return [statement for _, statement in sorted([*boxed, *behind])]

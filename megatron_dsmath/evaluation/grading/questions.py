@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -16,10 +15,12 @@ Note = Literal["", "no answer", "timeout", "error"]
 
 _INSIDE = "megatron_dsmath.evaluation.grading.inside"
 _PROGRAM = f"from {_INSIDE} import main\nmain()\n"
-_ANSWER = re.compile(r"(true|false) ([0-9]{1,4}\.[0-9]{3})")
-_BATCH = 16
-_SPARE_SECONDS = 1.0  # for the others of a batch, which take some 20 ms each
+_ANSWERS = {"true": True, "false": False}
+_BATCH = 64
+_SPARE_SECONDS = 0.25  # for each of a batch: most take some 10 ms
+_WALL_FACTOR = 3.0  # seconds that may pass for each of the processor's, on a machine that does other things too
 _MEMORY_MIB = 512
+_OUT_OF_TIME = "ended by SIGPROF"
 
 
 class Question(NamedTuple):
@@ -36,6 +37,9 @@ class Reply(NamedTuple):
 
     is_right: bool
     note: Note = ""
+
+
+_LATE = Reply(False, "timeout")
 
 
 class Judge:
@@ -57,33 +61,43 @@ class Judge:
         self._sandbox.close()
 
     def ask(self, questions: Sequence[Question]) -> dict[Question, Reply]:
-        """A reply to each question. One that hangs takes its own timeout; one that kills its process is asked alone."""
+        """A reply to each question. One that hangs takes its own timeout; one that ends its process is asked alone."""
         replies: dict[Question, Reply] = {}
-        for batch, outcome in self._run(list(_batches(questions)), self._timeout_seconds + _SPARE_SECONDS):
-            replies |= self._replies(batch, outcome)
-        alone = [[question] for question in questions if question not in replies]
-        for (question,), outcome in self._run(alone, self._timeout_seconds):
-            note: Note = "timeout" if outcome.verdict == "timeout" else "error"
-            replies[question] = self._replies([question], outcome).get(question, Reply(False, note))
+        batches = list(_batches(questions))
+        while batches:
+            again: list[list[Question]] = []
+            for batch, outcome in self._run(batches):
+                found = _replies(batch, outcome)
+                replies |= zip(batch, found, strict=False)
+                left = batch[len(found) :]
+                suspects = 0 if found[-1:] == [_LATE] else 1 if found else len(left)
+                again += [[question] for question in left[:suspects]]
+                again += [left[suspects:]] if left[suspects:] else []
+            batches = again
         return replies
 
-    def _run(self, batches: list[list[Question]], seconds: float) -> Iterator[tuple[list[Question], Outcome]]:
-        programs = ((_PROGRAM, json.dumps([question._asdict() for question in batch])) for batch in batches)
-        limits = Limits(timeout_seconds=seconds, memory_mib=_MEMORY_MIB)
+    def _run(self, batches: list[list[Question]]) -> Iterator[tuple[list[Question], Outcome]]:
+        seconds = self._timeout_seconds
+        asked = ([question._asdict() for question in batch] for batch in batches)
+        programs = ((_PROGRAM, json.dumps({"timeout_seconds": seconds, "questions": batch})) for batch in asked)
+        longest = _WALL_FACTOR * seconds + _SPARE_SECONDS * max(map(len, batches))
+        limits = Limits(timeout_seconds=longest, memory_mib=_MEMORY_MIB)
         return zip(batches, self._sandbox.run_all(programs, limits), strict=True)
 
-    def _replies(self, batch: list[Question], outcome: Outcome) -> dict[Question, Reply]:
-        """What a batch answered: a line each, `true` or `false` and the seconds it took."""
-        lines = outcome.stdout.splitlines()
-        answers = [_ANSWER.fullmatch(line) for line in lines]
-        if len(answers) > len(batch) or not all(answers):  # nothing of ours: each is asked alone
-            return {}
-        found = [(answer[1] == "true", float(answer[2])) for answer in answers if answer]
-        replies = {question: Reply(is_right) for question, (is_right, _) in zip(batch, found, strict=False)}
-        left_seconds = outcome.seconds - sum(seconds for _, seconds in found)
-        if outcome.verdict == "timeout" and len(lines) < len(batch) and left_seconds >= self._timeout_seconds:
-            replies[batch[len(lines)]] = Reply(False, "timeout")
-        return replies
+
+def _replies(batch: Sequence[Question], outcome: Outcome) -> list[Reply]:
+    """Those to the first questions of a batch: what it printed, a line each, and of the one that used up its time.
+
+    None where it printed anything else: then nothing of it is believed. A question alone always has its reply.
+    """
+    lines = outcome.stdout.splitlines()
+    is_ours = len(lines) <= len(batch) and all(line in _ANSWERS for line in lines)
+    replies = [Reply(_ANSWERS[line]) for line in lines] if is_ours else []
+    if len(replies) < len(batch) and is_ours and outcome.error == _OUT_OF_TIME:
+        return [*replies, _LATE]
+    if len(replies) < len(batch) == 1:
+        return [_LATE if outcome.verdict == "timeout" else Reply(False, "error")]
+    return replies
 
 
 def _batches(questions: Sequence[Question]) -> Iterator[list[Question]]:

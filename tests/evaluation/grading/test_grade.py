@@ -10,7 +10,8 @@ import pytest
 
 from megatron_dsmath.evaluation.grading import extraction, paper
 from megatron_dsmath.evaluation.grading.grade import Attempt, Grader, is_right, reference_of, task_named
-from megatron_dsmath.evaluation.grading.questions import Question
+from megatron_dsmath.evaluation.grading.questions import Note, Question, Reply, _replies
+from megatron_dsmath.evaluation.sandbox.outcome import Outcome, Verdict
 from tests.evaluation.grading.hostile import ANSWERS
 from tests.evaluation.grading.sets import SETS, outputs, references, rewritten
 
@@ -137,6 +138,42 @@ def test_an_answer_that_hangs_takes_its_own_time_and_no_other_verdict(grader: Gr
     verdicts = grader.grade([*others[:3], hanging, *others[3:]])
     assert [verdict.correct for verdict in verdicts] == [True] * 3 + [False] + [True] * 2
     assert [verdict.note for verdict in verdicts] == [""] * 3 + ["timeout"] + [""] * 2
+
+
+def test_several_that_hang_in_one_process_take_no_other_with_them(impatient: Grader) -> None:
+    towers = [Attempt(rf"\boxed{{5^{{5^{{5^{{5^{{{n}}}}}}}}}}}", r"\sqrt{7}", "math") for n in (5, 6)]
+    others = [Attempt(rf"\boxed{{\sqrt{{{4 * n}}}}}", rf"2\sqrt{{{n}}}", "math") for n in (2, 3, 5, 6, 7)]
+    verdicts = impatient.grade([towers[0], *others[:3], towers[1], *others[3:]])
+    assert [verdict.note for verdict in verdicts] == ["timeout", "", "", "", "timeout", "", ""]
+    assert [verdict.correct for verdict in verdicts] == [False, True, True, True, False, True, True]
+    assert [verdict.correct_as_the_paper for verdict in verdicts] == [verdict.correct for verdict in verdicts]
+
+
+OUTCOMES: dict[str, tuple[Outcome, list[Reply]]] = {
+    "all answered": (Outcome("ok", "true\nfalse\n", "", "", 0.1), [Reply(True), Reply(False)]),
+    "the second is late": (
+        Outcome("error", "true\n", "", "ended by SIGPROF", 5),
+        [Reply(True), Reply(False, "timeout")],
+    ),
+    "killed at the second": (Outcome("error", "true\n", "", "ended by SIGSEGV", 0.1), [Reply(True)]),
+    "killed at once": (Outcome("memory", "", "", "", 0.1), []),
+    "more than was asked": (Outcome("ok", "true\n" * 3, "", "", 0.1), []),
+    "something else": (Outcome("ok", "true\nyes\n", "", "", 0.1), []),
+    "something else, and late": (Outcome("error", "yes\n", "", "ended by SIGPROF", 5), []),
+}
+
+
+@pytest.mark.parametrize("what", OUTCOMES)
+def test_a_process_is_believed_as_far_as_it_kept_to_what_it_was_asked(what: str) -> None:
+    outcome, replies = OUTCOMES[what]
+    assert _replies([Question("paper", "7", answer, "math") for answer in "12"], outcome) == replies
+
+
+def test_a_question_alone_always_has_its_reply() -> None:
+    (question,) = [Question("paper", "7", "1", "math")]
+    notes: dict[Verdict, Note] = {"timeout": "timeout", "memory": "error", "error": "error"}
+    for verdict, note in notes.items():
+        assert _replies([question], Outcome(verdict, "", "", "", 0.1)) == [Reply(False, note)]
 
 
 def test_a_task_is_known_by_every_spelling_of_its_name() -> None:
