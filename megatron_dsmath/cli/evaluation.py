@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from megatron_dsmath.cli.arguments import Verbs, add_verb
 from megatron_dsmath.errors import EXIT_DONE
+
+if TYPE_CHECKING:
+    from megatron_dsmath.evaluation.run import Evaluation
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -15,8 +20,8 @@ def add_verbs(verbs: Verbs) -> None:
     verb = add_verb(verbs, "evaluate", evaluate, example, table=True)
     verb.add_argument("--model", type=Path, required=True, metavar="DIR", help="Hugging Face folder, checkpoint or run")
     verb.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the benchmarks' files are")
-    verb.add_argument("--tasks", required=True, metavar="T,...", help="gsm8k, math, mgsm-zh, cmath, or FILE.jsonl")
-    protocols = "instruct-cot, instruct-tool, base-few-shot, base-program, or a file"
+    verb.add_argument("--tasks", required=True, metavar="T,...", help="gsm8k, math, humaneval, ..., or FILE.jsonl")
+    protocols = "instruct-cot, instruct-tool, base-few-shot, base-program, base-code, base-proof, or a file"
     verb.add_argument("--protocol", metavar="NAME", help=protocols)
     verb.add_argument("--mode", choices=("cot", "tool"), help="short for --protocol instruct-cot or instruct-tool")
     verb.add_argument("--limit", type=int, metavar="N", help="the first N problems of each task")
@@ -24,6 +29,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--backend", choices=("own", "transformers", "vllm"), default="own", help="(own)")
     verb.add_argument("--batch", type=int, default=16, metavar="N", help="answers written at once (16)")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="a directory; the same again goes on")
+    verb.add_argument("--wandb", metavar="PROJECT", help="send figures and a table of the problems to W&B as well")
 
     verb = add_verb(verbs, "grade", grade, "dsmath grade outputs.jsonl --out verdicts.jsonl", table=True)
     verb.add_argument("file", type=Path, metavar="FILE.jsonl", help="rows with prediction, answer and perhaps task")
@@ -40,6 +46,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from megatron_dsmath.evaluation.results.comparison import compared
     from megatron_dsmath.evaluation.run import Evaluation, evaluate, protocol_named
     from megatron_dsmath.tables import print_facts, print_table
+    from megatron_dsmath.training.lock import held_for_evaluation
 
     asked = Evaluation(
         model=options.model,
@@ -52,7 +59,9 @@ def evaluate(options: argparse.Namespace) -> int:
         backend=options.backend,
         batch_problems=options.batch,
     )
-    results = evaluate(asked)
+    results = evaluate(asked, held_for_evaluation)
+    if options.wandb:
+        _send(options.wandb, asked, results)
     if options.json:
         print_facts(results, True)
         return EXIT_DONE
@@ -60,6 +69,19 @@ def evaluate(options: argparse.Namespace) -> int:
     print_table(rows, list(rows[0]), False)
     print(asked.out / "report.html")
     return EXIT_DONE
+
+
+def _send(project: str, asked: Evaluation, results: Mapping[str, Any]) -> None:
+    from megatron_dsmath.evaluation.rows import path_of, read_rows
+    from megatron_dsmath.training.run_directory import RunDirectory
+    from megatron_dsmath.training.weights_and_biases import WeightsAndBiases
+
+    config = {name: value for name, value in results.items() if name != "tasks"}
+    record = WeightsAndBiases.start(project, "auto", RunDirectory(asked.out), config)
+    if record is not None:
+        rows = {task: sorted(read_rows(path_of(asked.out, task)).items()) for task in results["tasks"]}
+        record.log_results(results, {task: [row for _, row in some] for task, some in rows.items()})
+        record.close()
 
 
 def grade(options: argparse.Namespace) -> int:

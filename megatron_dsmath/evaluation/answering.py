@@ -142,7 +142,7 @@ class Respondent:
         texts = []
         for answer in answers:
             kind = self._protocol.prompt_of(answer.problem).program
-            assert kind is not None
+            assert kind == "solution" or kind == "answer"
             texts.append(answering_program(answer.output, kind))
         outcomes = self._sandbox.run_all(((text, "") for text in texts if text is not None), self._limits)
         for answer, text in zip(answers, texts, strict=True):

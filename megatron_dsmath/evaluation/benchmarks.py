@@ -1,30 +1,35 @@
-"""The benchmarks: which file, how many rows, which bytes, and what a row says. No row is ever dropped."""
+"""Problems from the benchmarks' files (`published`), or from files of one's own. No row is ever dropped."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from megatron_dsmath.data.conversations.conversation import Message, language_of
 from megatron_dsmath.errors import DataError, UsageError
+from megatron_dsmath.evaluation.published import PUBLISHED, Kind
 
 OWN_FILE = ".jsonl"
+_KIND_OF_KEY: dict[str, Kind] = {"answer": "answer", "tests": "tests", "statement": "proof"}
+"""What a row of one's own holds beside its question says what an output is held to."""
 
 
 class Problem(NamedTuple):
-    """A question and its reference answer, or solution, with what the benchmark says of it."""
+    """A question and what an output is held to, with what the benchmark says of it."""
 
     task: str
     row: int
     """Of its file, from 0."""
     question: str
     reference: str
+    """The answer, or a solution that ends in it; the tests; the statement to prove, with the theory's header."""
     language: str
     level: str | None = None
     subject: str | None = None
+    kind: Kind = "answer"
 
 
 class Benchmark(NamedTuple):
@@ -34,72 +39,8 @@ class Benchmark(NamedTuple):
     file: str
     sha256: str
     rows: int
-    """Of the file; `problems` are fewer where only some were asked for."""
+    """Of the file; `problems` are fewer where not all of them are, or only some were asked for."""
     problems: tuple[Problem, ...]
-
-
-class _Published(NamedTuple):
-    """A benchmark as it was published: a file with other bytes would give figures that compare with nothing."""
-
-    file: str
-    rows: int
-    sha256: str
-    language: str
-    source: str
-    read: Callable[[Mapping[str, Any]], tuple[str, str, str | None, str | None]]
-    """Question, reference, level and subject of a row."""
-
-
-def _gsm8k(row: Mapping[str, Any]) -> tuple[str, str, None, None]:
-    return row["question"], row["answer"], None, None
-
-
-def _math(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    return row["problem"], row["solution"], row["level"], row["type"]
-
-
-def _mgsm(row: Mapping[str, Any]) -> tuple[str, str, None, None]:
-    return row["messages"][0]["content"], row["answer"], None, None
-
-
-def _cmath(row: Mapping[str, Any]) -> tuple[str, str, str, None]:
-    return row["question"], row["golden"], f"Grade {row['grade']}", None
-
-
-PUBLISHED = {
-    "gsm8k": _Published(
-        "gsm8k_test.jsonl",
-        1319,
-        "fd32e8e549626b0dcce350eec7bbace9c463ddbcfa1c0303ba5abe9122450839",
-        "en",
-        "deepseek-ai/DeepSeek-Math, evaluation/datasets/gsm8k/test.jsonl",
-        _gsm8k,
-    ),
-    "math": _Published(
-        "math_test.jsonl",
-        5000,
-        "3371949f33dd702d04b43fddd7d53a028de0aaca0e76abb1b875a050297b3aa4",
-        "en",
-        "microsoft/ToRA, src/data/math/test.jsonl",
-        _math,
-    ),
-    "mgsm-zh": _Published(
-        "mgsm_zh.jsonl",
-        250,
-        "165c3b6753e8a8786183c27b9af7b7590d54dca4d0136edadb24d684c95bb50d",
-        "zh",
-        "deepseek-ai/DeepSeek-Math, evaluation/datasets/mgsm_zh/mgsm_zh.jsonl",
-        _mgsm,
-    ),
-    "cmath": _Published(
-        "cmath_test.jsonl",
-        1098,
-        "cabe17c127c3227912b3384f4755e180f3aa0d9e5865677e7e5e223439bf15eb",
-        "zh",
-        "deepseek-ai/DeepSeek-Math, evaluation/datasets/cmath/test.jsonl",
-        _cmath,
-    ),
-}
 
 
 def load(folder: Path, tasks: Sequence[str], limit: int | None = None) -> list[Benchmark]:
@@ -145,9 +86,11 @@ def _load(folder: Path, task: str) -> Benchmark:
         )
     assert len(rows) == published.rows  # the bytes say so
     problems = []
-    for number, row in enumerate(rows):
-        question, reference, level, subject = published.read(json.loads(row))
-        problems.append(Problem(task, number, question, str(reference), published.language, level, subject))
+    for number in published.asked or range(len(rows)):
+        question, reference, level, subject = published.read(json.loads(rows[number]))
+        problems.append(
+            Problem(task, number, question, str(reference), published.language, level, subject, published.kind)
+        )
     return Benchmark(task, published.file, sha256, len(rows), tuple(problems))
 
 
@@ -165,17 +108,20 @@ def _own_problem(path: Path, task: str, number: int, content: bytes) -> Problem:
     except (ValueError, RecursionError) as error:
         raise DataError("the line is not JSON", where=where, found=error, expected="one JSON object") from None
     values = row if isinstance(row, dict) else {}
-    question, answer = values.get("question"), values.get("answer")
-    if not isinstance(question, str) or isinstance(answer, bool) or not isinstance(answer, str | int | float):
+    question, keys = values.get("question"), [key for key in _KIND_OF_KEY if key in values]
+    reference = values.get(keys[0]) if len(keys) == 1 else None
+    is_reference = isinstance(reference, str | int | float) if keys == ["answer"] else isinstance(reference, str)
+    if not isinstance(question, str) or not is_reference or isinstance(reference, bool):
         raise DataError(
             "a row is no problem",
             where=where,
             found=f"{content[:80]!r}",
-            expected="an object with `question`, a text, and `answer`, a text or a number",
+            expected="an object with `question`, a text, and one of `answer`, a text or a number, `tests` and "
+            "`statement`, texts",
         )
     language = values.get("language") or language_of([Message("user", question)])
     level, subject = (None if values.get(name) is None else str(values[name]) for name in ("level", "subject"))
-    return Problem(task, number, question, str(answer), str(language), level, subject)
+    return Problem(task, number, question, str(reference), str(language), level, subject, _KIND_OF_KEY[keys[0]])
 
 
 def _content(path: Path, source: str) -> bytes:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
-from megatron_dsmath.config.dialect import write_inline
 from megatron_dsmath.config.section import Section
 from megatron_dsmath.config.source import Source, read
-from megatron_dsmath.errors import ConfigError, DependencyError, Refusals, UsageError
+from megatron_dsmath.errors import ConfigError, Refusals, UsageError
 from megatron_dsmath.evaluation.benchmarks import Problem
+from megatron_dsmath.evaluation.protocol_checks import contradictions, mistake, require_judges
+from megatron_dsmath.evaluation.published import Kind
 
 FOLDER = Path(__file__).parent / "protocols"
-SHIPPED = ("instruct-cot", "instruct-tool", "base-few-shot", "base-program")
+SHIPPED = ("instruct-cot", "instruct-tool", "base-few-shot", "base-program", "base-code", "base-proof")
 QUESTION = "{question}"
 
-Mode = Literal["cot", "tool", "program"]
+Mode = Literal["cot", "tool", "program", "code", "proof"]
+_KIND: dict[Mode, Kind] = {"cot": "answer", "tool": "answer", "program": "answer", "code": "tests", "proof": "proof"}
 
 
 class Prompt(Section):
@@ -35,9 +36,10 @@ class Prompt(Section):
     """Solved examples in the text."""
     stop: tuple[str, ...]
     """Texts at which the model has said enough; what it says from there on does not count."""
-    program: Literal["solution", "answer"] | None
+    program: Literal["solution", "answer", "continued", "whole"] | None
     """Of mode program: the whole output is a program with a function `solution`, or the first of two fenced blocks
-    sets `answer` and the second imports what it needs."""
+    sets `answer` and the second imports what it needs. Of mode code: the output goes on with the question's own
+    program, or is a program by itself."""
 
 
 class Decoding(Section):
@@ -68,6 +70,21 @@ class Tools(Section):
     """What the model is shown of a longer output: the first and the last half of so many."""
 
 
+class Proofs(Section):
+    """What judges proofs (`evaluation.proofs`)."""
+
+    checker: tuple[str, ...] | None = Field(min_length=1)
+    """A command and its arguments; null: there is none, and so no verdict."""
+    refused_words: tuple[str, ...]
+    """A proof with one of them is none, and no checker sees it: words that give up, assume, or run code."""
+    timeout_seconds: float = Field(gt=0)
+    """Of one proof."""
+    memory_mib: PositiveInt
+    """Of each process of the checker: what it may write to."""
+    at_once: PositiveInt
+    """Proofs that are checked side by side."""
+
+
 class Grading(Section):
     """The graders (`evaluation.grading`)."""
 
@@ -82,15 +99,19 @@ class Protocol(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     mode: Mode
-    """cot: words alone; tool: words and programs, whose output the model reads; program: the program is the answer."""
+    """cot: words alone; tool: words and programs, whose output the model reads; program: what the program prints is
+    the answer; code: the program must pass the benchmark's tests; proof: a checker must accept the output."""
     template: Literal["deepseekmath"] | None
     """The chat's, as in SFT; null: the prompt is the beginning of a document, behind the BOS token if there is one."""
     prompts: dict[str, Prompt] = Field(min_length=1)
-    """By task; what has none is asked as its language says (en, zh)."""
+    """By task; what has none is asked as its subject says, or its language (en, zh)."""
     decoding: Decoding
     tools: Tools | None
-    """Null in mode cot."""
-    grading: Grading
+    """Null in modes cot and proof."""
+    proofs: Proofs | None
+    """Null in every mode but proof."""
+    grading: Grading | None
+    """Null in modes code and proof."""
 
     @cached_property
     def sha256(self) -> str:
@@ -99,24 +120,26 @@ class Protocol(Section):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def prompt_of(self, problem: Problem) -> Prompt:
-        """How `problem` is asked. Raises UsageError where the protocol does not say."""
-        prompt = self.prompts.get(problem.task) or self.prompts.get(problem.language)
-        if prompt is None:
-            raise UsageError(
-                f"the protocol {self.name} does not say how to ask {problem.task}",
-                where="--protocol",
-                found=f"prompts for {', '.join(self.prompts)}",
-                expected=f"one for {problem.task}, or for its language, {problem.language}",
-                fix=f"leave {problem.task} out of --tasks, or add the prompt to a copy of the protocol file",
-            )
-        return prompt
+        """How `problem` is asked. Raises UsageError where the protocol does not say, or is for other problems."""
+        keys = [key for key in (problem.task, problem.subject, problem.language) if key]
+        found = [self.prompts[key] for key in keys if key in self.prompts]
+        if found and problem.kind == _KIND[self.mode]:
+            return found[0]
+        modes = [mode for mode, kind in _KIND.items() if kind == problem.kind]
+        raise UsageError(
+            f"the protocol {self.name} does not say how to ask {problem.task}",
+            where="--protocol",
+            found=f"mode {self.mode}, prompts for {', '.join(self.prompts)}",
+            expected=f"mode {' or '.join(modes)}, a prompt for {' or '.join(keys)}",
+            fix=f"leave {problem.task} out of --tasks, choose another protocol, or write one",
+        )
 
 
 def load_protocol(name: str) -> Protocol:
     """A shipped protocol by its name, or one's own by its file.
 
-    Raises ConfigError (Refusals for several mistakes), each with its line, and DependencyError where the grader that it
-    asks for is not the one installed.
+    Raises ConfigError (Refusals for several mistakes), each with its line, and DependencyError where the grader or the
+    checker that it asks for is not there.
     """
     path = FOLDER / f"{name}.yaml" if name in SHIPPED else Path(name)
     if name not in SHIPPED and path.suffix not in (".yaml", ".yml"):
@@ -131,12 +154,12 @@ def load_protocol(name: str) -> Protocol:
     try:
         protocol = Protocol.model_validate(_frozen(_with_texts(source, found)))
     except ValidationError as error:
-        found += [_mistake(item, source) for item in error.errors()]
+        found += [mistake(item, source) for item in error.errors()]
     else:
-        found += _contradictions(protocol, source)
+        found += contradictions(protocol, source)
     if found:
         raise found[0] if len(found) == 1 else Refusals(found)
-    _require_grader(protocol)
+    require_judges(protocol)
     return protocol
 
 
@@ -167,60 +190,7 @@ def _with_texts(source: Source, found: list[ConfigError]) -> dict[str, Any]:
     return tree
 
 
-def _contradictions(protocol: Protocol, source: Source) -> list[ConfigError]:
-    found = []
-    if (protocol.tools is None) != (protocol.mode == "cot"):
-        found.append(
-            ConfigError(
-                "mode and tools contradict each other",
-                where=source.where("tools"),
-                found=f"mode {protocol.mode}, {'no tools' if protocol.tools is None else 'tools'}",
-                expected="tools: null in mode cot, and a section in the others",
-            )
-        )
-    for task, prompt in protocol.prompts.items():
-        if (prompt.program is None) == (protocol.mode == "program"):
-            found.append(
-                ConfigError(
-                    "a prompt does not fit the mode",
-                    where=source.where(f"prompts.{task}.program"),
-                    found=f"mode {protocol.mode}, program {prompt.program or 'null'}",
-                    expected="solution or answer in mode program, and null in the others",
-                )
-            )
-    return found
-
-
-def _mistake(item: Any, source: Source) -> ConfigError:
-    key = ".".join(map(str, item["loc"]))
-    what = {"missing": "a key is missing", "extra_forbidden": "unknown key"}.get(
-        item["type"], "a value is not what its key takes"
-    )
-    return ConfigError(
-        what,
-        where=source.where(key),
-        found="nothing" if item["type"] == "missing" else f"{write_inline(item['input']):.200}",
-        expected=item["msg"].removeprefix("Input should be "),
-        fix="compare it with a shipped protocol (docs/evaluation.md says where they are)",
-    )
-
-
 def _frozen(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _frozen(item) for key, item in value.items()}
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
-
-def _require_grader(protocol: Protocol) -> None:
-    try:
-        installed = version("math-verify")
-    except PackageNotFoundError:
-        installed = "none"
-    if installed != protocol.grading.math_verify:
-        raise DependencyError(
-            "the grader is not the protocol's",
-            where="grading.math_verify",
-            found=f"math-verify {installed}",
-            expected=f"math-verify {protocol.grading.math_verify}",
-            fix="pip install 'megatron_dsmath[evaluation]', or change the version in a copy of the protocol",
-        )

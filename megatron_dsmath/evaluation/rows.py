@@ -11,7 +11,7 @@ from typing import Any
 from megatron_dsmath.data.atomic_files import AtomicFiles, cannot_write
 from megatron_dsmath.errors import OutputError
 from megatron_dsmath.evaluation.answering import Answer
-from megatron_dsmath.evaluation.grading.grade import Verdict
+from megatron_dsmath.evaluation.verdicts import Judgement
 
 Row = Mapping[str, Any]
 Key = tuple[int, int]
@@ -20,7 +20,7 @@ Key = tuple[int, int]
 FOLDER = "outputs"
 
 
-def row_of(answer: Answer, verdict: Verdict) -> Row:
+def row_of(answer: Answer, judgement: Judgement) -> Row:
     """All that is known of an answer."""
     problem = answer.problem
     return {
@@ -47,7 +47,7 @@ def row_of(answer: Answer, verdict: Verdict) -> Row:
         "new_tokens": answer.new_tokens,
         "end": answer.end,
         "prediction": answer.prediction,
-        **verdict._asdict(),
+        **judgement,
     }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_dsmath import __version__
 from megatron_dsmath.errors import OutputError, UsageError
-from megatron_dsmath.evaluation.answering import Answer, Respondent
-from megatron_dsmath.evaluation.benchmarks import Benchmark, Problem, load
-from megatron_dsmath.evaluation.grading.grade import Attempt, Grader
-from megatron_dsmath.evaluation.protocol import Protocol, load_protocol
+from megatron_dsmath.evaluation.benchmarks import Benchmark
+from megatron_dsmath.evaluation.examiner import Examiner, batches, prepared
+from megatron_dsmath.evaluation.protocol import Protocol
 from megatron_dsmath.evaluation.results.page import write_pages
 from megatron_dsmath.evaluation.results.summary import summary
 from megatron_dsmath.evaluation.results.written import write_results
-from megatron_dsmath.evaluation.rows import Row, append_rows, path_of, read_rows, require_same, row_of
-from megatron_dsmath.evaluation.sandbox.pool import Sandbox
+from megatron_dsmath.evaluation.rows import Row, append_rows, path_of, read_rows, require_same
 
 if TYPE_CHECKING:
     from megatron_dsmath.evaluation.generation.open_backend import Model
@@ -60,14 +58,15 @@ def protocol_named(protocol: str | None, mode: str | None) -> str:
     return protocol or _PROTOCOL_OF_MODE[str(mode)]
 
 
-def evaluate(asked: Evaluation) -> Mapping[str, Any]:
-    """Open the model and do as `evaluate_model`; raises what opening it does as well."""
+def evaluate(asked: Evaluation, hold: Callable[[Path], AbstractContextManager[None]]) -> Mapping[str, Any]:
+    """Open the model and do as `evaluate_model`, which `hold` keeps other jobs from; raises what both do as well."""
     _prepared(asked)  # before minutes are spent on weights
     from megatron_dsmath.evaluation.generation.open_backend import open_model
 
     model = open_model(asked.model, asked.backend)
     try:
-        return evaluate_model(asked, model)
+        with hold(asked.out):
+            return evaluate_model(asked, model)
     finally:
         model.backend.close()
 
@@ -81,12 +80,9 @@ def evaluate_model(asked: Evaluation, model: Model) -> Mapping[str, Any]:
     protocol, benchmarks = _prepared(asked)
     evaluation = _described(asked, protocol, benchmarks, model.fingerprint)
     require_same(asked.out, evaluation)
-    with ExitStack() as stack:
-        sandbox = stack.enter_context(Sandbox()) if protocol.tools else None
-        respondent = Respondent(model.backend, model.tokenizer, protocol, sandbox)
-        grader = stack.enter_context(Grader(timeout_seconds=protocol.grading.timeout_seconds))
+    with Examiner(model.backend, model.tokenizer, protocol) as examiner:
         for benchmark in benchmarks:
-            _answer_all(benchmark, asked, protocol, respondent, grader)
+            _answer_all(benchmark, asked, examiner)
     rows = {benchmark.task: _all_rows(asked.out, benchmark, asked.samples) for benchmark in benchmarks}
     results = {**evaluation, "tasks": {task: summary(rows[task], asked.samples) for task in rows}}
     write_results(asked.out, results)
@@ -95,42 +91,21 @@ def evaluate_model(asked: Evaluation, model: Model) -> Mapping[str, Any]:
 
 
 def _prepared(asked: Evaluation) -> tuple[Protocol, list[Benchmark]]:
-    """The protocol and the problems, every one of which it can ask."""
     _require_counts(asked)
-    protocol = load_protocol(asked.protocol)
-    benchmarks = load(asked.data, asked.tasks, asked.limit)
-    for benchmark in benchmarks:
-        for problem in benchmark.problems:
-            protocol.prompt_of(problem)
-    return protocol, benchmarks
+    return prepared(asked.protocol, asked.data, asked.tasks, asked.limit)
 
 
-def _answer_all(
-    benchmark: Benchmark, asked: Evaluation, protocol: Protocol, respondent: Respondent, grader: Grader
-) -> None:
+def _answer_all(benchmark: Benchmark, asked: Evaluation, examiner: Examiner) -> None:
     path = path_of(asked.out, benchmark.task)
     done = read_rows(path)
-    for batch in _batches(benchmark, asked):
+    for batch in batches(benchmark, asked.samples, asked.batch_problems):
         if all((problem.row, sample) in done for problem, sample in batch):
             continue
         # Whole, also where a part is there: what shares a batch decides the last digit of a logit.
-        answers = respondent.answers(batch, sampled=asked.samples > 1)
-        verdicts = grader.grade(_attempt(answer, protocol) for answer in answers)
-        rows = [row_of(*pair) for pair in zip(answers, verdicts, strict=True)]
+        rows = examiner.rows(batch, sampled=asked.samples > 1)
         append_rows(path, [row for row in rows if (row["row"], row["sample"]) not in done])
-        last = batch[-1][0].row + 1
+        last = benchmark.problems.index(batch[-1][0]) + 1
         print(f"{benchmark.task}: {last:,} of {len(benchmark.problems):,} problems", file=sys.stderr, flush=True)
-
-
-def _batches(benchmark: Benchmark, asked: Evaluation) -> Iterator[list[tuple[Problem, int]]]:
-    pairs = [(problem, sample) for problem in benchmark.problems for sample in range(asked.samples)]
-    for first in range(0, len(pairs), asked.batch_problems):
-        yield pairs[first : first + asked.batch_problems]
-
-
-def _attempt(answer: Answer, protocol: Protocol) -> Attempt:
-    is_few_shot = protocol.mode == "cot" and protocol.prompt_of(answer.problem).shots > 0
-    return Attempt(answer.prediction, answer.problem.reference, answer.problem.task, is_few_shot)
 
 
 def _all_rows(out: Path, benchmark: Benchmark, samples: int) -> list[Row]:

@@ -38,6 +38,16 @@ def answering_program(text: str, kind: Literal["solution", "answer"]) -> str | N
     return f"{parts[3]}\n\n{parts[1]}\n\nprint(answer)\n" if len(parts) == 5 else None
 
 
+def tested_program(question: str, text: str, kind: Literal["continued", "whole"]) -> str | None:
+    """The program that an output is, to be run with tests; None where there is none.
+
+    continued: what the output adds to the question, which is the beginning of the program. whole: the output alone.
+    """
+    if not text.strip():
+        return None
+    return f"{question}{text}\n" if kind == "continued" else f"{text}\n"
+
+
 def told(outcome: Outcome | None, limit_characters: int) -> str:
     """What stands in an output block, its middle left out where it is long; None: there was nothing to run."""
     if outcome is None:

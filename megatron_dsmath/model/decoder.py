@@ -12,6 +12,7 @@ from megatron_dsmath.config.model import ModelConfig
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
 from megatron_dsmath.parallel import transformer
+from megatron_dsmath.parallel.collectives import add_up
 from megatron_dsmath.parallel.topology import Topology
 
 _OURS = {theirs: ours for ours, theirs in TRANSFORMER_ENGINE_NAMES.items()}
@@ -73,6 +74,23 @@ def load_weights(
     groups = model.key_value_heads // topology.tensor_size
     for name, tensor in named_parameters(pieces):
         tensor.copy_(_this_rank(table[name], topology, source, groups))
+
+
+@torch.no_grad()
+def whole_weights(pieces: Sequence[torch.nn.Module], model: ModelConfig, topology: Topology) -> dict[str, torch.Tensor]:
+    """A copy of every weight by its Hugging Face name, whole on every rank; all ranks must call this together."""
+    held, groups = dict(named_parameters(pieces)), model.key_value_heads // topology.tensor_size
+    dtype = next(iter(held.values())).dtype
+    whole = {}
+    for parameter in parameters(model):
+        is_copy = topology.data_rank > 0 or (parameter.split is None and topology.tensor_rank > 0)
+        parts = () if is_copy or parameter.ours not in held else parameter.unfuse(held[parameter.ours], groups)
+        for place, (name, shape) in enumerate(zip(parameter.theirs, parameter.shapes, strict=True)):
+            whole[name] = torch.zeros(shape, dtype=dtype, device=topology.device)
+            if parts:
+                whole[name][parameter.part(shape, topology.tensor_rank, topology.tensor_size)] = parts[place]
+            add_up(whole[name])  # exact: one rank has the value, and all others nothing
+    return whole
 
 
 def _this_rank(parameter: Parameter, topology: Topology, source: WeightSource, groups: int) -> torch.Tensor:

@@ -43,6 +43,11 @@ def sum_of_words(words: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def add_up(tensor: torch.Tensor) -> None:
+    """Replace the tensor with the sum over all ranks, on every rank."""
+    dist.all_reduce(tensor)
+
+
 def any_rank(flag: bool, topology: Topology) -> bool:
     """True on every rank if it is on one."""
     flags = torch.tensor([float(flag)], device=topology.device)

@@ -1,4 +1,4 @@
-"""One job at a time writes a run's directory.
+"""One job at a time writes a directory: a run's, or an evaluation's.
 
 On one machine the system's lock decides: it goes with its process, however that ends. Between machines, whose systems
 may not share locks, a lease does: the owner touches the file, and one that does not is dead. Clocks are not compared.
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_dsmath.data.atomic_files import cannot_write
 from megatron_dsmath.errors import RunError
@@ -29,6 +29,17 @@ LONG_DEAD_SECONDS = 3600.0  # no clocks differ by that much: nothing to wait for
 Owner = dict[str, Any]
 
 
+class Kind(NamedTuple):
+    """What is written into a directory, and how it is told to go elsewhere."""
+
+    name: str
+    elsewhere: str
+
+
+RUN = Kind("run", "set output to another directory")
+EVALUATION = Kind("evaluation", "name another --out")
+
+
 def require_free(directory: RunDirectory) -> None:
     """Raise RunError, naming the owner, where a living job holds the directory; writes nothing."""
     try:
@@ -36,7 +47,7 @@ def require_free(directory: RunDirectory) -> None:
     except OSError:  # no such file, or one that is not ours to write: then taking it says so
         return
     try:
-        _require_dead(directory, descriptor)
+        _require_dead(directory.lock, descriptor, RUN)
     finally:
         os.close(descriptor)
 
@@ -46,12 +57,29 @@ def held(directory: RunDirectory) -> Iterator[None]:
     """Hold the directory. Raises RunError where a living job has it, OutputError where it cannot be written."""
     require_free(directory)
     directory.create()
+    with _held(directory.lock, RUN):
+        yield
+
+
+@contextmanager
+def held_for_evaluation(folder: Path) -> Iterator[None]:
+    """Hold the directory of an evaluation, and make it where it is not there; raises what `held` does."""
     try:
-        descriptor = os.open(directory.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(directory.lock, error) from error
+        raise cannot_write(folder, error) from error
+    with _held(folder / "LOCK", EVALUATION):
+        yield
+
+
+@contextmanager
+def _held(file: Path, kind: Kind) -> Iterator[None]:
     try:
-        _require_dead(directory, descriptor)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise cannot_write(file, error) from error
+    try:
+        _require_dead(file, descriptor, kind)
         _write(descriptor, json.dumps(_ourselves()) + "\n")
         released = threading.Event()
         threading.Thread(target=_touch, args=(descriptor, released), name="lease", daemon=True).start()
@@ -65,11 +93,11 @@ def held(directory: RunDirectory) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _require_dead(directory: RunDirectory, descriptor: int) -> None:
+def _require_dead(file: Path, descriptor: int, kind: Kind) -> None:
     is_ours = _lock(descriptor)
-    owner = _read(directory.lock)
-    if is_ours is False or (owner is not None and _lives(directory.lock, owner, is_locked=bool(is_ours))):
-        raise _held_by(directory, owner or {})
+    owner = _read(file)
+    if is_ours is False or (owner is not None and _lives(file, owner, is_locked=bool(is_ours))):
+        raise _held_by(file, owner or {}, kind)
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -108,15 +136,15 @@ def _ourselves() -> Owner:
     }
 
 
-def _held_by(directory: RunDirectory, owner: Owner) -> RunError:
+def _held_by(file: Path, owner: Owner, kind: Kind) -> RunError:
     job = f", SLURM job {owner['job']}" if owner.get("job") else ""
     return RunError(
-        "another job has the run's directory",
-        where=directory.root,
+        f"another job has the {kind.name}'s directory",
+        where=file.parent,
         found=f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}{job}, since "
         f"{owner.get('since', 'an unknown time')}",
         expected="one job at a time",
-        fix="wait for it or stop it, or set output to another directory",
+        fix=f"wait for it or stop it, or {kind.elsewhere}",
     )
 
 

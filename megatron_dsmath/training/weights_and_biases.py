@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,11 @@ from megatron_dsmath.training.metric_names import WANDB_NAMES, wandb_names
 from megatron_dsmath.training.run_directory import RunDirectory, replace_text
 
 LONGEST_FINISH_SECONDS = 20.0  # a stopped run has little time left
+PROBLEM_COLUMNS = ("question", "reference", "output", "programs", "verdict")
 
 Mode = Literal["auto", "online", "offline", "disabled"]
+EvaluationRow = Mapping[str, Any]
+"""An answer with its problem and verdict, as `evaluation.rows` writes them."""
 
 
 class WeightsAndBiases:
@@ -28,7 +32,15 @@ class WeightsAndBiases:
     @classmethod
     def open(cls, run: RunConfig, directory: RunDirectory) -> WeightsAndBiases | None:
         """Start or continue the run's record at W&B; None where it is disabled or cannot be had."""
-        mode = wandb_mode(run.tracking.wandb)
+        settings = run.tracking
+        return cls.start(settings.wandb_project, settings.wandb, directory, run.model_dump(mode="json"))
+
+    @classmethod
+    def start(
+        cls, project: str, wish: Mode, directory: RunDirectory, config: Mapping[str, Any]
+    ) -> WeightsAndBiases | None:
+        """The same for whatever has a directory, whose name the record gets."""
+        mode = wandb_mode(wish)
         if mode == "disabled":
             return None
         try:
@@ -39,13 +51,13 @@ class WeightsAndBiases:
             if not id_file.exists():
                 replace_text(id_file, uuid.uuid4().hex[:8])
             record = wandb.init(
-                project=run.tracking.wandb_project,
+                project=project,
                 name=directory.root.name,
                 id=id_file.read_text(encoding="utf-8"),
                 resume="allow" if mode == "online" else None,
                 dir=directory.root,
                 mode=mode,
-                config=run.model_dump(mode="json"),
+                config=dict(config),
                 settings=wandb.Settings(silent=True, init_timeout=30),
             )
             record.define_metric("*", step_metric=WANDB_NAMES["consumed_tokens"])
@@ -54,14 +66,31 @@ class WeightsAndBiases:
             return None
         return cls(record)
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Send one row under W&B's names."""
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Send one row of metrics.jsonl under W&B's names."""
+        self._send(row["step"], lambda: wandb_names(row))
+
+    def log_problems(self, step: int, rows: Sequence[EvaluationRow]) -> None:
+        """Send what was asked and answered after `step` as a table to look at."""
+        self._send(step, lambda: {"eval/problems": _table(rows)})
+
+    def log_results(self, results: Mapping[str, Any], rows: Mapping[str, Sequence[EvaluationRow]]) -> None:
+        """Send the numbers of results.json and such a table for each task."""
+        numbers = {
+            f"eval/{task}/{name}": figure
+            for task, figures in results["tasks"].items()
+            for name, figure in figures.items()
+            if isinstance(figure, int | float)
+        }
+        self._send(0, lambda: {**numbers, **{f"eval/{task}/problems": _table(some) for task, some in rows.items()}})
+
+    def _send(self, step: int, values: Callable[[], Mapping[str, Any]]) -> None:
         if self.run is None:
             return
         try:
-            self.run.log(wandb_names(row), step=row["step"])
+            self.run.log(values(), step=step)
         except Exception as error:  # as above
-            print(f"W&B is off from step {row['step']} on: {error}", file=sys.stderr)
+            print(f"W&B is off from step {step} on: {error}", file=sys.stderr)
             self.run = None
 
     def close(self) -> None:
@@ -80,6 +109,20 @@ class WeightsAndBiases:
             run.finish()
         except Exception as error:  # as above
             print(f"W&B could not finish the record: {error}", file=sys.stderr)
+
+
+def _table(rows: Sequence[EvaluationRow]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=list(PROBLEM_COLUMNS), data=[_problem(row) for row in rows])
+
+
+def _problem(row: EvaluationRow) -> list[str]:
+    """A row under PROBLEM_COLUMNS."""
+    programs = [f"{program['program']}\n# {program['verdict']}: {program['stdout']}" for program in row["programs"]]
+    verdict = "right" if row["correct"] else row["note"] or f"wrong: {row['extracted']}"
+    texts = (row["question"], row["reference"], row["output"], "\n\n".join(programs), verdict)
+    return [text.encode("utf-8", "backslashreplace").decode() for text in texts]  # a model may write half a character
 
 
 def wandb_mode(wished: Mode) -> Literal["online", "offline", "disabled"]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +16,7 @@ from megatron_dsmath import cli
 from megatron_dsmath.checkpoint.from_huggingface import import_folder
 from megatron_dsmath.errors import EXIT_REFUSED
 from megatron_dsmath.evaluation.protocol import FOLDER
+from megatron_dsmath.training.lock import held_for_evaluation
 from tests.checkpoint.llama import write_llama_with_tokenizer
 from tests.evaluation.scripted import rows_of, write_problems
 
@@ -52,6 +58,54 @@ def test_samples_are_voted_on_and_printed_as_json(
     assert results["tasks"]["problems"]["pass_at"].keys() == {"1", "2"}
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 6 and len({row["output"] for row in rows}) > 2, "samples differ"
+
+
+class Record:
+    """What `wandb.init` gives, as far as it is used."""
+
+    def __init__(self) -> None:
+        self.logged: dict[str, Any] = {}
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        pass
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged |= values
+
+    def finish(self) -> None:
+        pass
+
+
+def test_results_and_every_problem_go_to_w_and_b_where_it_is_asked_for(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, model = Record(), ["--model", str(tmp_path / "hf"), "--out", str(tmp_path / "out")]
+    module = SimpleNamespace(init=lambda **_: record, Settings=SimpleNamespace, Table=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    assert cli.main([*arguments, *model]) == 0
+    assert record.logged == {}
+    assert cli.main([*arguments, *model, "--wandb", "test"]) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert record.logged["eval/problems/accuracy"] == results["tasks"]["problems"]["accuracy"]
+    outputs = [row["output"] for row in rows_of(tmp_path / "out")]
+    assert [line[2] for line in record.logged["eval/problems/problems"].data] == outputs
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    assert cli.main([*arguments, *model, "--wandb", "test"]) == 0
+    assert "W&B is off for this run" in capsys.readouterr().err
+
+
+def test_a_second_job_is_refused_and_told_who_has_the_directory(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with held_for_evaluation(out):
+        assert cli.main([*arguments, "--model", str(tmp_path / "hf"), "--out", str(out)]) == EXIT_REFUSED
+        said = capsys.readouterr().err
+        assert "another job has the evaluation's directory" in said
+        assert f"process {os.getpid()} on {socket.gethostname()}" in said
+        assert "name another --out" in said
+        assert [path.name for path in out.iterdir()] == ["LOCK"]
+    assert cli.main([*arguments, "--model", str(tmp_path / "hf"), "--out", str(out)]) == 0
 
 
 def test_a_mistake_is_one_error_before_any_weight_is_read(

@@ -57,6 +57,7 @@ class StandIn:
         self.calls: list[dict[str, Any]] = []
         self.records: list[Record] = []
         self.Settings = SimpleNamespace
+        self.Table = SimpleNamespace
 
     def init(self, **arguments: Any) -> Record:
         if self.failing == "init":
@@ -119,6 +120,32 @@ def test_a_row_is_logged_at_its_step_by_w_and_b_s_names(wandb: Callable[..., Sta
     assert module.records[0].finished
 
 
+def test_problems_are_a_table_of_questions_programs_and_verdicts(
+    wandb: Callable[..., StandIn], directory: RunDirectory
+) -> None:
+    module = wandb()
+    record = WeightsAndBiases.open(OFFLINE, directory)
+    assert record is not None
+    program = {"program": "print(6 * 7)", "verdict": "ok", "stdout": "42\n", "error": ""}
+    asked = {"question": "6 times 7?", "reference": "42", "note": ""}
+    rows: list[dict[str, Any]] = [
+        {**asked, "output": "It is 42.", "programs": [program], "correct": True, "extracted": "42"},
+        {**asked, "output": "It is \udc80.", "programs": [], "correct": False, "extracted": "41"},
+        {**asked, "output": "", "programs": [], "correct": False, "extracted": None, "note": "no answer"},
+    ]
+    record.log_problems(4, rows)
+    record.log_results({"tasks": {"products": {"accuracy": 0.5, "interval_95": (0.1, 0.9)}}}, {"products": rows})
+    (step, alone), (_, results) = module.records[0].logged
+    table: Any = alone["eval/problems"]
+    assert (step, table.columns) == (4, ["question", "reference", "output", "programs", "verdict"])
+    assert table.data == [
+        ["6 times 7?", "42", "It is 42.", "print(6 * 7)\n# ok: 42\n", "right"],
+        ["6 times 7?", "42", "It is \\udc80.", "", "wrong: 41"],
+        ["6 times 7?", "42", "", "", "no answer"],
+    ]
+    assert results == {"eval/products/accuracy": 0.5, "eval/products/problems": table}
+
+
 @pytest.mark.parametrize("failing", ["init", "define_metric", "log", "finish"])
 def test_a_failure_is_said_once_and_stops_nothing(
     failing: str, wandb: Callable[..., StandIn], directory: RunDirectory, capsys: pytest.CaptureFixture[str]
@@ -129,6 +156,7 @@ def test_a_failure_is_said_once_and_stops_nothing(
     if record is not None:
         for _ in range(3):
             record.log(ROW)
+            record.log_problems(3, [])
         record.close()
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1

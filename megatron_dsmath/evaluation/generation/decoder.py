@@ -1,4 +1,4 @@
-"""Our decoder as it answers: the weights of any checkpoint in one process, keys and values kept from token to token.
+"""Our decoder as it answers: whole weights in one process, keys and values kept from token to token.
 
 The decoder that trains has no cache, and needs a world of ranks. This one computes the same from Hugging Face's names
 (model.parameters): tests compare it with transformers, as the logit gate does with the one that trains.
@@ -14,7 +14,7 @@ from megatron_dsmath.parallel.rotary import rotary_table
 
 
 class CachedDecoder:
-    """A `batch.CachedForward` of stored weights, in the precision they are stored in."""
+    """A `batch.CachedForward` of any weights, in the precision they are stored in."""
 
     def __init__(self, weights: WeightReader, device: torch.device) -> None:
         """Read every weight. Raises what reading them does."""

@@ -65,23 +65,21 @@ def open_model(path: Path, backend: str) -> Model:
         _require(backend, path)
     weights = open_weights(path)
     try:
-        tokenizer = load_from(weights.tokenizer_files)
-        if tokenizer is None:
-            raise TokenizerError(
-                "the model has no tokenizer",
-                where=path,
-                found="weights alone",
-                expected="a tokenizer.json or a SentencePiece .model beside the weights",
-                fix="evaluate a checkpoint that was saved with its tokenizer, or copy the tokenizer into the folder",
-            )
-        ends = _ends(weights, tokenizer)
-        return Model(_open(path, backend, weights, tokenizer, ends), tokenizer, _fingerprint(path))
+        tokenizer = _tokenizer(weights)
+        return Model(_open(path, backend, weights, tokenizer), tokenizer, _fingerprint(path))
     finally:
         weights.close()
 
 
-def _open(path: Path, backend: str, weights: WeightReader, tokenizer: Tokenizer, ends: frozenset[int]) -> Backend:
+def own_model(weights: WeightReader) -> tuple[Backend, Tokenizer]:
+    """Our own forward of weights that are open, and their tokenizer. Raises TokenizerError where they have none."""
+    tokenizer = _tokenizer(weights)
+    return _open(weights.path, "own", weights, tokenizer), tokenizer
+
+
+def _open(path: Path, backend: str, weights: WeightReader, tokenizer: Tokenizer) -> Backend:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ends = _ends(weights, tokenizer)
     if backend == "vllm":
         from megatron_dsmath.evaluation.generation.vllm_backend import VllmBackend
 
@@ -111,6 +109,19 @@ def _require(backend: str, path: Path) -> None:
             expected=f"a folder with {CONFIG}",
             fix="make one with dsmath export-hf, or use --backend own",
         )
+
+
+def _tokenizer(weights: WeightReader) -> Tokenizer:
+    tokenizer = load_from(weights.tokenizer_files)
+    if tokenizer is None:
+        raise TokenizerError(
+            "the model has no tokenizer",
+            where=weights.path,
+            found="weights alone",
+            expected="a tokenizer.json or a SentencePiece .model beside the weights",
+            fix="evaluate a checkpoint that was saved with its tokenizer, or copy the tokenizer into the folder",
+        )
+    return tokenizer
 
 
 def _ends(weights: WeightReader, tokenizer: Tokenizer) -> frozenset[int]:

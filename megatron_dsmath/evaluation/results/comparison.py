@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from megatron_dsmath.evaluation.benchmarks import PUBLISHED
+from megatron_dsmath.evaluation.published import PUBLISHED
 
 _FILE = Path(__file__).with_name("paper_tables.json")
 _THIS = "this model"
@@ -45,5 +45,7 @@ def _tables() -> Mapping[str, Any]:
 
 
 def _percent(figures: Mapping[str, Any], ending: str) -> str:
+    if f"accuracy{ending}" not in figures:
+        return "no verdict"
     low, high = figures[f"interval_95{ending}"]
     return f"{100 * figures[f'accuracy{ending}']:.1f} ({100 * low:.1f} to {100 * high:.1f})"

@@ -29,7 +29,7 @@ summary { cursor: pointer; } h3 { font-size: .875rem; margin: 1rem 0 .2rem; }
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _COUNTS = (
     "problems", "no_answer", "cut_off", "tool_calls", "programs", "program_errors", "program_timeouts",
-    "grader_timeouts", "grader_errors", "graders_disagree", "new_tokens",
+    "grader_timeouts", "grader_errors", "graders_disagree", "no_verdict", "new_tokens",
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def _figures(results: Mapping[str, Any]) -> list[str]:
             rows = [{task: name, "percent": f"{100 * share:.1f}"} for name, share in shares.items()]
             parts += [f"<h2>{escape(task)}, {results['samples']} samples</h2>", _table(rows)]
         for part in ("level", "subject", "language"):
-            if len(figures.get(f"by_{part}", {})) > 1:
+            if "accuracy" in figures and len(figures.get(f"by_{part}", {})) > 1:
                 parts += [f"<h2>{escape(task)} by {part}</h2>", _table(_by_part(figures[f"by_{part}"], part))]
     shown = {key: value for key, value in results.items() if key != "tasks"}
     return [*parts, "<h2>What was evaluated</h2>", _text(json.dumps(shown, ensure_ascii=False, indent=1))]
@@ -80,7 +80,7 @@ def _by_part(figures: Mapping[str, Mapping[str, Any]], part: str) -> list[dict[s
 
 
 def _problem(row: Row) -> str:
-    kind = "right" if row["correct"] else "wrong"
+    kind = {True: "right", False: "wrong", None: "no verdict"}[row["correct"]]
     found = row["extracted"] if row["extracted"] is not None else "no answer"
     differs = "" if row["correct"] == row["correct_as_the_paper"] else ", the graders disagree"
     title = f"{row['row']}.{row['sample']} {row['question']:.100}"
@@ -101,8 +101,8 @@ def _run(program: Mapping[str, str]) -> str:
 
 
 def _verdict(row: Row) -> str:
-    names = ("correct", "extracted", "correct_as_the_paper", "extracted_as_the_paper", "note", "end")
-    return "\n".join(f"{name}: {row[name]}" for name in names)
+    names = ("correct", "extracted", "correct_as_the_paper", "extracted_as_the_paper", "note", "checker_message", "end")
+    return "\n".join(f"{name}: {row[name]}" for name in names if name in row)
 
 
 def _document(title: str, parts: Sequence[str]) -> str:

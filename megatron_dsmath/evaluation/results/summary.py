@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from math import comb, sqrt
 from typing import Any
 
+from megatron_dsmath.evaluation.grading.strict import is_right
 from megatron_dsmath.evaluation.rows import Row
 
 _NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5th percentile
+LONGEST_COMPARED = 200  # characters: programs and proofs are answers too, and each pair would take milliseconds
 _PARTS = ("level", "subject", "language")
 
 
@@ -18,7 +19,7 @@ def summary(rows: Sequence[Row], samples: int) -> dict[str, Any]:
     """Accuracy with its interval, by our verdict and the paper's, what went wrong, and the same by part.
 
     `rows`: of one task, the samples of a problem together. With more samples than one, accuracy is their mean, and
-    `pass_at` and `majority` stand beside it.
+    `pass_at` and `majority` stand beside it. Where nobody judged, there is no accuracy.
     """
     figures = {
         **_accuracy(rows, samples),
@@ -30,10 +31,11 @@ def summary(rows: Sequence[Row], samples: int) -> dict[str, Any]:
         "program_timeouts": _programs_that(rows, lambda verdict: verdict == "timeout"),
         "grader_timeouts": sum(row["note"] == "timeout" for row in rows),
         "grader_errors": sum(row["note"] == "error" for row in rows),
+        "no_verdict": sum(row["correct"] is None for row in rows),
         "graders_disagree": sum(row["correct"] != row["correct_as_the_paper"] for row in rows),
         "new_tokens": sum(row["new_tokens"] for row in rows),
     }
-    if samples > 1:
+    if samples > 1 and "accuracy" in figures:
         problems = list(_problems(rows))
         figures["pass_at"] = {str(k): pass_at(problems, k) for k in _powers_of_two(samples)}
         figures["majority"] = sum(map(majority_is_right, problems)) / len(problems)
@@ -65,16 +67,32 @@ def pass_at(problems: Sequence[Sequence[Row]], k: int) -> float:
 
 
 def majority_is_right(samples: Sequence[Row]) -> bool:
-    """Whether the answer given most often is right; of several, the one given first. No answer is no vote."""
-    votes = Counter("".join(row["extracted"].split()) for row in samples if row["extracted"] is not None)
-    if not votes:
-        return False
-    winner = max(votes, key=lambda answer: votes[answer])  # in the order of first appearance
-    return any(row["correct"] for row in samples if row["extracted"] and "".join(row["extracted"].split()) == winner)
+    """Whether the answer given most often is right; of several, the one given first. No answer is no vote.
+
+    Answers that our grader calls equal vote together: 0.5 and \\frac{1}{2}. It is not asked where it needs algebra.
+    """
+    groups: list[list[Row]] = []
+    for row in samples:
+        if row["extracted"] is None:
+            continue
+        alike = next((group for group in groups if _same_answer(group[0]["extracted"], row["extracted"])), None)
+        if alike is None:
+            groups.append([row])
+        else:
+            alike.append(row)
+    return bool(groups) and bool(max(groups, key=len)[0]["correct"])
+
+
+def _same_answer(one: str, other: str) -> bool:
+    if "".join(one.split()) == "".join(other.split()):
+        return True
+    return max(len(one), len(other)) <= LONGEST_COMPARED and is_right(one, other, lambda *_: False)
 
 
 def _accuracy(rows: Sequence[Row], samples: int) -> dict[str, Any]:
     problems = len(rows) // samples
+    if any(row["correct"] is None for row in rows):
+        return {"problems": problems}
     correct, as_the_paper = (sum(row[name] for row in rows) / samples for name in ("correct", "correct_as_the_paper"))
     return {
         "problems": problems,

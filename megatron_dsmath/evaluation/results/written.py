@@ -27,8 +27,8 @@ def as_the_harness(results: Mapping[str, Any]) -> dict[str, Any]:
         "results": {
             task: {
                 "alias": task,
-                **_metric("strict", figures["accuracy"], figures["problems"]),
-                **_metric("deepseekmath", figures["accuracy_as_the_paper"], figures["problems"]),
+                **_metric("strict", figures.get("accuracy"), figures["problems"]),
+                **_metric("deepseekmath", figures.get("accuracy_as_the_paper"), figures["problems"]),
             }
             for task, figures in tasks.items()
         },
@@ -60,17 +60,24 @@ def as_the_harness(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metric(grader: str, accuracy: float, count: int) -> dict[str, float | str]:
+def _metric(grader: str, accuracy: float | None, count: int) -> dict[str, float | str]:
+    """Nothing where nobody judged."""
+    if accuracy is None:
+        return {}
     # The sample's standard deviation over the root of the count, as the harness has it.
     error = sqrt(accuracy * (1 - accuracy) / (count - 1)) if count > 1 else "N/A"
     return {f"exact_match,{grader}": accuracy, f"exact_match_stderr,{grader}": error}
 
 
 def _shots(results: Mapping[str, Any]) -> dict[str, int]:
-    """By task; those that are asked by their language have the shots of that."""
+    """By task; those that are asked by their subject or language have the shots of the first of them."""
     prompts = results["protocol_text"]["prompts"]
     return {
-        task: prompts[task if task in prompts else next(iter(figures["by_language"]))]["shots"]
+        task: next(
+            prompts[key]["shots"]
+            for key in (task, *figures.get("by_subject", ()), *figures["by_language"])
+            if key in prompts
+        )
         for task, figures in results["tasks"].items()
     }
 

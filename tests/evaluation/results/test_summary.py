@@ -46,6 +46,22 @@ def test_the_majority_votes_without_those_who_gave_no_answer() -> None:
     assert majority_is_right([eight, row_of(True, "1, 2"), row_of(True, "1,2")]), "spaces are no difference"
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        (r"\frac{1}{2}", "0.5", True),
+        ("1,200", "1200", True),
+        (r"\dfrac{3}{4}", r"\frac{3}{4}", True),
+        ("50", "0.5", False),
+        ("(1, 2)", "(2, 1)", False),
+        ("x + 1", "1 + x", False),  # only algebra says so
+    ],
+)
+def test_answers_that_are_written_otherwise_vote_together(one: str, other: str, together: bool) -> None:
+    eight = row_of(False, "8")
+    assert majority_is_right([eight, row_of(True, one), row_of(True, other)]) == together
+
+
 def test_figures_of_a_task() -> None:
     error = {"program": "1 / 0", "verdict": "error", "stdout": "", "error": "ZeroDivisionError"}
     rows = [

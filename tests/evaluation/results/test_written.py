@@ -36,11 +36,26 @@ def test_the_harness_shape_has_metrics_versions_shots_and_counts(results: dict[s
 
 @pytest.mark.parametrize(
     ("protocol", "model", "figures"),
-    [  # paper, tables 5, 5, 2 and 3
+    [  # paper, tables 5, 5, 2, 3, 4 and 3
         ("instruct-cot", "DeepSeekMath-Instruct 7B", {"gsm8k": 82.9, "math": 46.8, "mgsm-zh": 73.2, "cmath": 84.6}),
         ("instruct-tool", "DeepSeekMath-Instruct 7B", {"gsm8k": 83.7, "math": 57.4, "mgsm-zh": 72.0, "cmath": 84.3}),
-        ("base-few-shot", "DeepSeekMath-Base 7B", {"gsm8k": 64.2, "math": 36.2, "cmath": 71.7}),
+        (
+            "base-few-shot",
+            "DeepSeekMath-Base 7B",
+            {
+                "gsm8k": 64.2,
+                "math": 36.2,
+                "ocw": 15.4,
+                "sat": 84.4,
+                "mmlu-stem": 56.5,
+                "cmath": 71.7,
+                "gaokao-cloze": 20.3,
+                "gaokao-mathqa": 35.3,
+            },
+        ),
         ("base-program", "DeepSeekMath-Base 7B", {"gsm8k": 66.9, "math": 31.4}),
+        ("base-code", "DeepSeekMath-Base 7B", {"humaneval": 40.9, "mbpp": 52.6}),
+        ("base-proof", "DeepSeekMath-Base 7B", {"minif2f-valid": 25.8, "minif2f-test": 24.6}),
     ],
 )
 def test_the_papers_own_models_stand_in_its_tables(protocol: str, model: str, figures: dict[str, float]) -> None:
