@@ -5,6 +5,7 @@ Nothing happens unless the environment variable DSMATH_FAULT names a kind and a 
     DSMATH_FAULT=kill:checkpoint.before_rename:rank=1:count=2
 
 kills rank 1 when it comes by the second time. Without `rank`, every rank; without `count` and `step`, every time.
+Several are written `count=2,4`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ POINTS = {
     "step.loss": "the losses of a microbatch are computed (`fault_factor`)",
     "step.gradients": "the gradients are summed over all ranks, and no weight is changed (`fault_factor`)",
     "validation.begin": "a validation begins, after its step's update",
+    "evaluation.begin": "an evaluation begins, after its step's update",
     "save.begin": "a save begins; every rank has agreed to it",
     "end.begin": "the last step is done or a stop agreed on, and all of it saved",
     "row.before_append": "a row of metrics.jsonl or of a file in logs/ is about to be written (rank 0)",
@@ -61,6 +63,7 @@ KINDS = {
     "nan": "a value becomes NaN (`fault_factor`)",
     "infinity": "a value becomes infinite (`fault_factor`)",
     "spike": "a value becomes a thousand times as large (`fault_factor`)",
+    "drift": "a value becomes larger by a 1024th, and by one more each time (`fault_factor`)",
 }
 """Every kind, and what happens."""
 
@@ -78,7 +81,7 @@ class Fault(NamedTuple):
 
     kind: str
     point: str
-    selectors: dict[str, int]
+    selectors: dict[str, frozenset[int]]
 
 
 _passages: Counter[str] = Counter()
@@ -103,7 +106,9 @@ def fault_point(point: str, step: int | None = None) -> None:
 def fault_factor(point: str, step: int | None = None) -> float:
     """What the caller is to multiply a value with at this point: 1, unless DSMATH_FAULT corrupts it."""
     fault = _armed(point, step)
-    return 1.0 if fault is None else _FACTORS.get(fault.kind, 1.0)
+    if fault is None:
+        return 1.0
+    return 1.0 + _passages[point] / 1024 if fault.kind == "drift" else _FACTORS.get(fault.kind, 1.0)
 
 
 def _armed(point: str, step: int | None) -> Fault | None:
@@ -115,21 +120,23 @@ def _armed(point: str, step: int | None) -> Fault | None:
         return None
     _passages[point] += 1
     now = {"rank": int(os.environ.get("RANK", "0")), "step": step, "count": _passages[point]}
-    return fault if all(now[name] == value for name, value in fault.selectors.items()) else None
+    return fault if all(now[name] in values for name, values in fault.selectors.items()) else None
 
 
 @lru_cache(maxsize=1)
 def _parse(text: str) -> Fault:
     kind, _, rest = text.partition(":")
     point, *selectors = rest.split(":")
-    pairs = [selector.partition("=")[::2] for selector in selectors]
-    legible = all(name in ("rank", "step", "count") and value.isdecimal() for name, value in pairs)
+    pairs = [(name, values.split(",")) for name, _, values in (selector.partition("=") for selector in selectors)]
+    legible = all(
+        name in ("rank", "step", "count") and all(value.isdecimal() for value in values) for name, values in pairs
+    )
     if kind not in KINDS or point not in POINTS or not legible:
         raise UsageError(
             "the fault to inject is none",
             where=VARIABLE,
             found=text,
-            expected="KIND:POINT, then :rank=N, :count=N, :step=N as wanted",
+            expected="KIND:POINT, then :rank=N, :count=N, :step=N as wanted, or :count=N,M",
             fix=f"kinds: {', '.join(KINDS)}; points: {', '.join(POINTS)}",
         )
-    return Fault(kind, point, {name: int(value) for name, value in pairs})
+    return Fault(kind, point, {name: frozenset(map(int, values)) for name, values in pairs})

@@ -31,7 +31,14 @@ def test_nothing_happens_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("selectors", "hits"),
-    [("", [1, 2, 3, 4]), (":count=2", [2]), (":step=8", [3]), (":rank=1:count=4", [4]), (":rank=0", [])],
+    [
+        ("", [1, 2, 3, 4]),
+        (":count=2", [2]),
+        (":step=8", [3]),
+        (":rank=1:count=4", [4]),
+        (":rank=0", []),
+        (":count=1,3", [1, 3]),
+    ],
 )
 def test_the_selectors_choose_rank_passage_and_step(
     selectors: str, hits: list[int], monkeypatch: pytest.MonkeyPatch
@@ -59,8 +66,21 @@ def test_values_are_corrupted_by_a_factor(kind: str, factor: float, monkeypatch:
     assert str(fault_factor("step.loss")) == str(factor)
 
 
+def test_a_drift_is_another_one_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "drift:step.loss:count=1,2,4")
+    assert [fault_factor("step.loss") for _ in range(4)] == [1 + 1 / 1024, 1 + 2 / 1024, 1.0, 1 + 4 / 1024]
+
+
 @pytest.mark.parametrize(
-    "text", ["kill", "kill:nowhere", "drown:step.begin", "kill:step.begin:rank=x", "kill:step.begin:host=1"]
+    "text",
+    [
+        "kill",
+        "kill:nowhere",
+        "drown:step.begin",
+        "kill:step.begin:rank=x",
+        "kill:step.begin:rank=0,",
+        "kill:step.begin:host=1",
+    ],
 )
 def test_a_fault_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, text)

@@ -20,9 +20,6 @@ PAGE = REPOSITORY / "docs" / "faults.md"
 NOTE = "<!-- Written by tools/generate_fault_list.py from the marks of the tests; edits are lost. -->"
 NOT_COVERED = {
     "R9": "SLURM's time limit: the launch scripts are tested against stand-ins for its commands, not as a fault here",
-    "R14": "a wrong result that is a finite number: nothing is computed twice, so it is not told from the data's "
-    "([0021](decisions/0021-guard-watchdog-lock.md)); what differs between ranks that read the same is found",
-    "R28": "host memory that runs out: the kill that follows is R1's; only the staging buffer is refused with its size",
 }
 
 
@@ -41,7 +38,8 @@ def page() -> str:
         _table(("", "why"), list(NOT_COVERED.items())),
         "## Injecting one",
         "`DSMATH_FAULT=KIND:POINT` in the environment, then `:rank=N`, `:step=N` (completed steps), `:count=N` (the "
-        "N-th time) as wanted: `DSMATH_FAULT=kill:checkpoint.before_rename:rank=0:count=2 dsmath train RUN.yaml`. "
+        "N-th time) as wanted, or several, `:count=2,4`: "
+        "`DSMATH_FAULT=kill:checkpoint.before_rename:rank=0:count=2 dsmath train RUN.yaml`. "
         "`dsmath doctor --fault-points` prints these tables.",
         _table(("point", "what is true there"), [(f"`{point}`", fact) for point, fact in POINTS.items()]),
         _table(("kind", "what happens"), [(f"`{kind}`", fact) for kind, fact in KINDS.items()]),

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from megatron_dsmath.checkpoint.writer import STOP_SIGNALS
-from megatron_dsmath.errors import DsmathError, InternalError, OutputError
+from megatron_dsmath.errors import DsmathError, InternalError, OutputError, catalogue
 
 _CLOSING_SECONDS = 10.0
 
@@ -76,7 +76,7 @@ class BackgroundWriter:
                 return Answer(refused=self._ended())
             line += received
         found = json.loads(line)
-        return Answer(refused=OutputError(**found["refused"])) if "refused" in found else Answer(done=found["done"])
+        return Answer(refused=_error(**found["refused"])) if "refused" in found else Answer(done=found["done"])
 
     def close(self) -> None:
         """End the process, at once if it is busy."""
@@ -109,6 +109,12 @@ class BackgroundWriter:
             expected="that it lives as long as the run",
             fix="run again: the run continues from the checkpoint before",
         )
+
+
+def _error(kind: str, **facts: Any) -> DsmathError:
+    """An error of the writer, of the same class here."""
+    classes = {error.kind(): error for error in catalogue()}
+    return classes[kind](**facts)
 
 
 @contextmanager

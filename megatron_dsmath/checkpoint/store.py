@@ -36,8 +36,7 @@ def begin(root: Path, step: int) -> Path:
     whole_directory.remove_leftovers(root, "step_*")
     target = root / f"step_{step}"
     if target.is_dir() and not _is_complete(target):
-        with refused_by_the_system(target):
-            target.rename(target.with_name(f"{target.name}.damaged-{secrets.token_hex(4)}"))
+        set_aside(target)
     return whole_directory.begin(target)
 
 
@@ -80,16 +79,27 @@ def publish(incomplete: Path, manifest: Manifest) -> Path:
     return published
 
 
+def set_aside(damaged: Path) -> Path:
+    """Give a damaged checkpoint a name that no step has, which it returns; nothing in it is changed.
+
+    Raises OutputError.
+    """
+    aside = damaged.with_name(f"{damaged.name}.damaged-{secrets.token_hex(4)}")
+    with refused_by_the_system(damaged):
+        damaged.rename(aside)
+        whole_directory.sync(aside.parent)
+    return aside
+
+
 def newest(root: Path) -> Path | None:
     """The newest complete checkpoint in `root`; None where none was ever published.
 
     Raises CheckpointError when there are some and none is complete: a run must not start anew over them.
     """
-    folders = _step_folders(root)
     problems = []
-    for folder in reversed(folders):
+    for folder in reversed(step_folders(root)):
         try:
-            _manifest(folder)
+            manifest_of(folder)
         except CheckpointError as error:
             problems.append(error)
         else:
@@ -128,7 +138,7 @@ def listing(path: Path) -> list[dict[str, Any]]:
         )
     if (path / MANIFEST).exists():
         return [_row(path)]
-    return [_row(folder) for folder in _step_folders(path / "checkpoints") or _step_folders(path)]
+    return [_row(folder) for folder in step_folders(path / "checkpoints") or step_folders(path)]
 
 
 def verify(path: Path, rank: int = 0, size: int = 1) -> Manifest:
@@ -137,7 +147,7 @@ def verify(path: Path, rank: int = 0, size: int = 1) -> Manifest:
     Ranks 0 to `size` - 1 together hash every file once. Raises CheckpointError naming the first file that differs.
     """
     checkpoint = locate(path)
-    manifest = read_manifest(checkpoint)
+    manifest = manifest_of(checkpoint)
     _require_sizes(checkpoint, manifest)
     by_size = sorted(manifest.files.items(), key=lambda item: (-item[1].bytes, item[0]))
     for name, entry in by_size[rank::size]:
@@ -152,7 +162,7 @@ def prune(root: Path, keep: int) -> list[Path]:
 
     Called after a newer one is published. Damaged ones are left for people to look at.
     """
-    complete = [folder for folder in _step_folders(root) if _is_complete(folder)]
+    complete = [folder for folder in step_folders(root) if _is_complete(folder)]
     doomed = complete[: -max(keep, KEPT_AT_LEAST)]
     for folder in doomed:
         with refused_by_the_system(folder):
@@ -165,7 +175,8 @@ def preflight(folder: Path, needed_bytes: int) -> None:
     whole_directory.require_room(folder, needed_bytes)
 
 
-def _step_folders(root: Path) -> list[Path]:
+def step_folders(root: Path) -> list[Path]:
+    """What is published in `root`, whole or damaged, oldest first."""
     if not root.is_dir():
         return []
     folders = [entry for entry in root.iterdir() if entry.is_dir() and _STEP.fullmatch(entry.name)]
@@ -176,7 +187,8 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def _manifest(folder: Path) -> Manifest:
+def manifest_of(folder: Path) -> Manifest:
+    """Read a checkpoint's manifest, which must be of the step that its name says. Raises CheckpointError."""
     manifest = read_manifest(folder)
     if _STEP.fullmatch(folder.name) and manifest.step != _step(folder):
         raise CheckpointError(
@@ -191,14 +203,14 @@ def _manifest(folder: Path) -> Manifest:
 
 def _is_complete(folder: Path) -> bool:
     with suppress(CheckpointError):
-        _manifest(folder)
+        manifest_of(folder)
         return True
     return False
 
 
 def _row(folder: Path) -> dict[str, Any]:
     try:
-        manifest = _manifest(folder)
+        manifest = manifest_of(folder)
     except CheckpointError as error:
         step = _step(folder) if _STEP.fullmatch(folder.name) else None
         facts: dict[str, Any] = {"step": step, "kind": "damaged", "tokens": None, "size_bytes": None}

@@ -15,13 +15,14 @@ import mmap
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from megatron_dsmath.checkpoint import whole_directory
-from megatron_dsmath.errors import DsmathError
+from megatron_dsmath.errors import DsmathError, InternalError
 from megatron_dsmath.faults import fault_point
 
 NICENESS = 10  # a tenth of a processor that the rank wants too, all of one that nobody wants
@@ -124,9 +125,26 @@ def main() -> None:
         try:
             answer = {"done": verbs[request.pop("verb")](memory, **request)}
         except DsmathError as error:
-            facts = {"where": error.where, "found": error.found, "expected": error.expected, "fix": error.fix}
-            answer = {"refused": {"what": error.what, **{name: fact and str(fact) for name, fact in facts.items()}}}
+            answer = {"refused": _facts(error)}
+        except Exception as error:  # the rank says it, in one error for all of the run
+            answer = {"refused": _facts(_unforeseen(error))}
         print(json.dumps(answer), flush=True)
+
+
+def _facts(error: DsmathError) -> dict[str, str | None]:
+    facts = {"where": error.where, "found": error.found, "expected": error.expected, "fix": error.fix}
+    texts = {name: None if fact is None else str(fact) for name, fact in facts.items()}
+    return {"kind": error.kind(), "what": error.what, **texts}
+
+
+def _unforeseen(error: Exception) -> InternalError:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return InternalError(
+        "the process that writes checkpoints has failed",
+        where=f"{place.filename}:{place.lineno} in {place.name}",
+        found=f"{type(error).__name__}: {error}",
+        fix="run again: the run continues from the checkpoint before",
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,16 @@ def add_verbs(verbs: Verbs) -> None:
     take_overrides(verb)
     verb.add_argument("--nproc", type=int, help="start this many ranks here (not under torchrun)")
     verb.add_argument("--check", action="store_true", help="check everything, start nothing, print the directory")
+    verb.add_argument(
+        "--resume",
+        choices=["newest", "last-good"],
+        default="newest",
+        help="from which checkpoint: newest refuses a damaged one, last-good sets it aside and goes back",
+    )
+    verb.add_argument("--evaluate", metavar="FILE.jsonl", help="problems that the model answers as it is trained")
+    verb.add_argument("--evaluate-every", type=int, metavar="N", help="after so many steps, and the last (1000)")
+    protocol = "a protocol as of dsmath evaluate (instruct-tool)"
+    verb.add_argument("--evaluate-protocol", metavar="NAME", help=protocol)
 
     example = "dsmath verify-layouts configs/pretrain/deepseekmath_base_7b.yaml --layouts tp2sp,pp2vpp2,dp2,tp2pp2"
     verb = add_verb(verbs, "verify-layouts", verify_layouts, example, table=True)
@@ -54,12 +64,14 @@ def quickstart(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train from a run file, or continue what its directory holds."""
+    from megatron_dsmath.evaluation.live import live_evaluation
     from megatron_dsmath.training import start
 
+    evaluation = live_evaluation(options.evaluate, options.evaluate_every, options.evaluate_protocol)
     if options.check:
         print(start.check(options.run, options.set, options.nproc).output)
         return EXIT_DONE
-    return start.start(options.run, options.set, options.nproc)
+    return start.start(options.run, options.set, options.nproc, options.resume, evaluation)
 
 
 def verify_layouts(options: argparse.Namespace) -> int:

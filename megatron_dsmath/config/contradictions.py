@@ -218,6 +218,32 @@ def drops_come_in_order(run: RunConfig) -> Iterator[ConfigError]:
             )
 
 
+def rewinding_has_a_checkpoint_to_reach(run: RunConfig) -> Iterator[ConfigError]:
+    """Where the guard goes back, one of the checkpoints that are kept is always old enough."""
+    guard, saving = run.guard, run.checkpoint
+    policies = {"guard.non_finite": guard.non_finite, "guard.spike": guard.spike}
+    key = next((key for key, policy in policies.items() if policy == "rewind"), None)
+    if key is None:
+        return
+    if not saving.every_steps:
+        yield ConfigError(
+            "the guard is to go back to a checkpoint, and none is saved at a known step",
+            where=key,
+            found="rewind, checkpoint.every_steps 0",
+            expected="checkpoint.every_steps of 1 or more",
+            fix="set checkpoint.every_steps, or pass over such data without going back: skip",
+        )
+    elif guard.rewind_steps > (saving.keep - 1) * saving.every_steps:  # the newest may be of the very last step
+        needed = 1 - (-guard.rewind_steps // saving.every_steps)
+        yield ConfigError(
+            "the guard is to go back further than the checkpoints that are kept",
+            where="guard.rewind_steps",
+            found=f"{guard.rewind_steps}, checkpoint.keep {saving.keep}, checkpoint.every_steps {saving.every_steps}",
+            expected=f"at most {(saving.keep - 1) * saving.every_steps} steps: (keep - 1) x every_steps",
+            fix=f"for example checkpoint.keep: {needed}",
+        )
+
+
 RULES: tuple[Rule, ...] = (
     heads_divide_the_model,
     tensor_ranks_divide_the_model,
@@ -230,6 +256,7 @@ RULES: tuple[Rule, ...] = (
     a_run_reads_one_kind_of_data,
     corpora_have_names_of_their_own,
     drops_come_in_order,
+    rewinding_has_a_checkpoint_to_reach,
 )
 
 

@@ -30,6 +30,8 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept; older ones are deleted after a newer one is complete."""
     asynchronous: bool
     """Train on while a checkpoint is written: a step waits for a copy in memory, which takes as much of it."""
+    max_failures: NonNegativeInt
+    """Saves in a row that a full or failing disk may spoil while training goes on; one more ends the run."""
     allowed_changes: tuple[AllowedChange, ...]
     """Keys whose change since the checkpoint is meant: of those that decide what is learned from which tokens."""
 

@@ -13,7 +13,7 @@ from megatron_dsmath.report import formats, markup, plots
 from megatron_dsmath.report.curves import achieved_shares, tokens_by_corpus, window_steps
 from megatron_dsmath.report.plots import Runs
 from megatron_dsmath.report.record import RunRecord, read_run
-from megatron_dsmath.report.summary import facts
+from megatron_dsmath.report.summary import Facts, facts, goodput
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ def _measured(runs: Runs, metric: str) -> bool:
 
 
 def _page(runs: Runs, pictures: dict[Figure, bytes], sections: Sequence[Section]) -> bytes:
-    summaries = [dict(facts(run)) for run in runs.values()]
-    rows = [[label, *(summary[label] for summary in summaries)] for label in summaries[0]]
     parts = [
         markup.paragraph(", ".join(str(run.folder) for run in runs.values()), "soft"),
-        markup.table(rows, ["", *runs] if len(runs) > 1 else ()),
+        _side_by_side(runs, facts),
+        markup.heading("Goodput"),
+        _side_by_side(runs, goodput),
     ]
     for section in sections:
         parts.append(markup.heading(section.title))
@@ -129,6 +129,12 @@ def _page(runs: Runs, pictures: dict[Figure, bytes], sections: Sequence[Section]
             markup.fold("run.yaml, as the run resolved it", run.settings_text),
         ]
     return markup.document(f"Training report: {', '.join(runs)}", parts).encode("utf-8", errors="replace")
+
+
+def _side_by_side(runs: Runs, facts_of: Callable[[RunRecord], Facts]) -> str:
+    columns = [dict(facts_of(run)) for run in runs.values()]
+    rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
+    return markup.table(rows, ["", *runs] if len(runs) > 1 else ())
 
 
 def _picture(runs: Runs, figure: Figure, png: bytes) -> str:

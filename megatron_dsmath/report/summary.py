@@ -26,10 +26,27 @@ def facts(run: RunRecord) -> Facts:
         ("Validation loss", _validation_loss(run)),
         ("Throughput", _throughput(run)),
         ("Time", _time(run)),
-        ("Restarts", formats.count(number(run.status.get("restarts")))),
         ("State", _state(run)),
         ("Checkpoints", _checkpoints(run)),
     ]
+
+
+def goodput(run: RunRecord) -> Facts:
+    """(label, value) of what became of the time since the first start, restarts included (`training.goodput`)."""
+    save_seconds = _latest(run, "save_seconds")
+    return [
+        ("Time in useful steps", formats.share(_latest(run, "goodput"))),
+        ("Restarts", formats.count(_latest(run, "restarts"))),
+        ("Steps done again", formats.count(_latest(run, "lost_steps"))),
+        ("Standing still for saves", "–" if save_seconds is None else formats.duration(save_seconds)),
+        ("Failed saves", formats.count(_latest(run, "failed_saves"))),
+    ]
+
+
+def _latest(run: RunRecord, name: str) -> float | None:
+    """STATUS.json is written after the last row; while a run starts, it does not say yet."""
+    said = number(run.status.get(name))
+    return run.last(name) if said is None else said
 
 
 def _model(run: RunRecord) -> str:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from megatron_dsmath.checkpoint import store, whole_directory
-from megatron_dsmath.checkpoint.background_writer import BackgroundWriter
+from megatron_dsmath.checkpoint.background_writer import Answer, BackgroundWriter
 from megatron_dsmath.checkpoint.manifest import FileEntry, Manifest
-from megatron_dsmath.errors import InternalError
+from megatron_dsmath.errors import DsmathError, InternalError, OutputError
 from megatron_dsmath.faults import fault_point
 from megatron_dsmath.parallel.collectives import any_rank, from_first_rank, gather
 from megatron_dsmath.parallel.optimizer import weights_are_finite
 from megatron_dsmath.parallel.shards import Snapshots
 from megatron_dsmath.training.changes import deciding_keys
+from megatron_dsmath.training.inputs import STATE_BYTES_PER_PARAMETER
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.machine import machine
 from megatron_dsmath.training.state import State
 
 SHARDS, TOKENIZER = "shards", "tokenizer"
-STATE_BYTES_PER_PARAMETER = 16  # at most: the weight, its fp32 copy and two moments
 
 
 class _Saving(NamedTuple):
@@ -30,18 +31,21 @@ class _Saving(NamedTuple):
 
     folder: Path
     manifest: Manifest
-    is_written: bool  # by all ranks; what is left is to publish it
+    refused: OutputError | None = None  # what this rank was to write beside its writer
+    is_written: bool = False  # by all ranks; what is left is to publish it
 
 
 class Saver:
     """Saves a run's state, of which the run waits for a copy in memory only; writing is another process' work.
 
-    All ranks call every method alike. Older checkpoints go once a newer one is published. A failure to write is
-    raised by the next call, as OutputError on every rank.
+    All ranks call every method alike. Older checkpoints go once a newer one is published. What the disk refuses
+    (OutputError, known to every rank some steps later) is told to `report` with the step; it is raised once there are
+    more than `checkpoint.max_failures` in a row, and where the last save of all is one of them.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job, self._topology = job, job.topology
+    def __init__(self, job: Job, report: Callable[[int, OutputError], None]) -> None:
+        self._job, self._topology, self._report = job, job.topology, report
+        self._failures: list[OutputError] = []  # since the last checkpoint that was published
         self._is_first = job.topology.rank == 0
         self._snapshots: Snapshots | None = None
         self._writer: BackgroundWriter | None = None
@@ -57,6 +61,8 @@ class Saver:
         try:
             if kind is None:
                 self.finish()
+                if self._failures:
+                    raise self._failures[-1]
         finally:
             if self._writer is not None:
                 self._writer.close()
@@ -90,15 +96,18 @@ class Saver:
         """
         self._wait_for_the_one_before(state)
         _require_finite_weights(self._job, state.step)
-        folder = Path(from_first_rank(str(self._begin(state)) if self._is_first else ""))
+        self._last_save_time = time.monotonic()
+        folder: Path | OutputError = from_first_rank(self._begin(state) if self._is_first else None)
+        if isinstance(folder, OutputError):
+            self._fail(state.step, folder)
+            return
         try:
-            self._copy(state, folder)
+            refused = self._copy(state, folder)
         except BaseException:
             if self._is_first:
                 whole_directory.discard(folder)
             raise
-        self._saving = _Saving(folder, _manifest(self._job, state), is_written=False)
-        self._last_save_time = time.monotonic()
+        self._saving = _Saving(folder, _manifest(self._job, state), refused)
         if not self._job.run.checkpoint.asynchronous:
             self.finish()
 
@@ -112,7 +121,26 @@ class Saver:
         while self._saving is not None:
             self._advance()
 
-    def _copy(self, state: State, folder: Path) -> None:
+    def _begin(self, state: State) -> Path | OutputError:
+        """The directory to fill, made on one rank; or why there can be none."""
+        root, folder = self._job.directory.checkpoints, None
+        try:
+            store.preflight(root, self._job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
+            folder = store.begin(root, state.step)
+            with whole_directory.refused_by_the_system(folder):
+                fault_point("checkpoint.begun", state.step)
+                (folder / SHARDS).mkdir()
+                (folder / TOKENIZER).mkdir()
+                for file in self._job.tokenizer.files:
+                    shutil.copyfile(file, folder / TOKENIZER / file.name)
+        except OutputError as error:
+            if folder is not None:
+                whole_directory.discard(folder)
+            return error
+        return folder
+
+    def _copy(self, state: State, folder: Path) -> OutputError | None:
+        """Leave the state to this rank's writer; returns why it cannot be written."""
         snapshots, writer = self._opened()
         fault_point("checkpoint.copying", state.step)
         small = snapshots.take(writer.memory)
@@ -120,11 +148,15 @@ class Saver:
         present = [f"{SHARDS}/{name}" for name in small]
         if self._is_first:
             present += [f"{TOKENIZER}/{file.name}" for file in self._job.tokenizer.files]
-        with whole_directory.refused_by_the_system(folder):
-            for name, content in small.items():
-                (folder / SHARDS / name).write_bytes(content)
+        try:
+            with whole_directory.refused_by_the_system(folder):
+                for name, content in small.items():
+                    (folder / SHARDS / name).write_bytes(content)
+        except OutputError as error:
+            return error
         staged = {f"{SHARDS}/{snapshots.file_name}": snapshots.size_bytes}
         writer.ask("write", folder=str(folder), staged=staged, present=present)
+        return None
 
     def _opened(self) -> tuple[Snapshots, BackgroundWriter]:
         if self._snapshots is None or self._writer is None:
@@ -135,19 +167,21 @@ class Saver:
 
     def _advance(self) -> None:
         assert self._saving is not None
-        folder, manifest, is_written = self._saving
+        folder, manifest, refused, is_written = self._saving
         _, writer = self._opened()
-        answers = gather(writer.answer(), self._topology)
+        answers = gather(writer.answer() if refused is None else Answer(refused=refused), self._topology)
         refusals = [answer.refused for answer in answers if answer.refused is not None]
         if refusals:
             self._saving = None
             if self._is_first:
                 whole_directory.discard(folder)
-            raise refusals[0]
+            self._fail(manifest.step, min(refusals, key=lambda error: isinstance(error, OutputError)))
+            return
         if is_written:
             self._saving = None
+            self._failures.clear()
             return
-        self._saving = _Saving(folder, manifest, is_written=True)
+        self._saving = self._saving._replace(is_written=True)
         if self._is_first:
             parts = [answer.done or {} for answer in answers]
             files = {name: FileEntry(**entry) for part in parts for name, entry in part.items()}
@@ -159,28 +193,21 @@ class Saver:
                 sync=[str(self._job.ledger.steps_file)],
             )
 
-    def _begin(self, state: State) -> Path:
-        root = self._job.directory.checkpoints
-        store.preflight(root, self._job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
-        folder = store.begin(root, state.step)
-        try:
-            with whole_directory.refused_by_the_system(folder):
-                fault_point("checkpoint.begun", state.step)
-                (folder / SHARDS).mkdir()
-                (folder / TOKENIZER).mkdir()
-                for file in self._job.tokenizer.files:
-                    shutil.copyfile(file, folder / TOKENIZER / file.name)
-        except BaseException:
-            whole_directory.discard(folder)
-            raise
-        return folder
+    def _fail(self, step: int, error: DsmathError) -> None:
+        """The save of `step` came to nothing: go on without it, or raise the error."""
+        if not isinstance(error, OutputError):
+            raise error
+        self._failures.append(error)
+        if len(self._failures) > self._job.run.checkpoint.max_failures:
+            raise error
+        self._report(step, error)
 
     def _wait_for_the_one_before(self, state: State) -> None:
         if self._saving is None:
             return
         started, folder = time.monotonic(), self._saving.folder
         self.finish()
-        if self._is_first:
+        if self._is_first and not self._failures:
             before = folder.name.partition(".")[0]
             seconds = time.monotonic() - started
             print(f"step {state.step} waited {seconds:.1f} s to be saved, until {before} was written", flush=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_dsmath.errors import OutputError
 from megatron_dsmath.training.run_directory import RunDirectory, append_row
 
 
@@ -25,17 +27,20 @@ class Goodput:
     """Wall time of the steps that stand in metrics.jsonl."""
     save_seconds: float = 0.0
     """Wall time in which training stood still for a save."""
+    failed_saves: int = 0
+    """Saves that the disk refused, and after which training went on."""
 
     @classmethod
     def of(cls, directory: RunDirectory) -> Goodput:
         """Read it from logs/starts.jsonl, logs/saves.jsonl and metrics.jsonl; a torn line counts for nothing."""
-        starts = list(_rows(directory.logs / "starts.jsonl"))
+        starts, saves = list(_rows(directory.logs / "starts.jsonl")), list(_rows(directory.saves))
         return cls(
             first_start_unix=starts[0]["time_unix"] if starts else time.time(),
             restarts=max(0, len(starts) - 1),
             lost_steps=sum(start.get("rows_done_again", 0) for start in starts),
             useful_seconds=sum(row.get("step_seconds", 0.0) for row in _rows(directory.metrics)),
-            save_seconds=sum(row["seconds"] for row in _rows(directory.saves)),
+            save_seconds=sum(save.get("seconds", 0.0) for save in saves),
+            failed_saves=sum("failed" in save for save in saves),
         )
 
     def add_step(self, seconds: float) -> None:
@@ -47,6 +52,12 @@ class Goodput:
         self.save_seconds += seconds
         append_row(directory.saves, {"step": step, "seconds": seconds, "time_unix": time.time()})
 
+    def add_failed_save(self, directory: RunDirectory, step: int, reason: str) -> None:
+        """One that came to nothing, also written down in logs/saves.jsonl, if the disk takes that much."""
+        self.failed_saves += 1
+        with suppress(OutputError):
+            append_row(directory.saves, {"step": step, "failed": reason, "time_unix": time.time()})
+
     def facts(self) -> dict[str, Any]:
         """As metrics.jsonl and STATUS.json have it; `goodput` is useful over wall time, null before it has any."""
         wall_seconds = time.time() - self.first_start_unix
@@ -55,6 +66,7 @@ class Goodput:
             "restarts": self.restarts,
             "lost_steps": self.lost_steps,
             "save_seconds": self.save_seconds,
+            "failed_saves": self.failed_saves,
         }
 
 

@@ -37,6 +37,8 @@ class Judgement(NamedTuple):
     """Of the loss and of the gradient norm, as `Memory.sigmas`."""
     memory: Memory
     """What to remember once the step is applied, or rejected."""
+    computed_again: str | None = None
+    """What came of computing the step once more, where that was done (`training.recomputation`)."""
 
 
 def judge(guard: GuardConfig, state: State, sums: StepSums) -> Judgement:
@@ -57,6 +59,7 @@ def set_aside(job: Job, state: State, batches: Sequence[DeviceBatch], sums: Step
     """Write down what was in a rejected step, and return the state to go on from. Raises InternalError to stop."""
     file = _write_down(job, state, batches, sums, judgement)
     memory, numbers = judgement.memory, f"loss {sums.loss:g}, gradient norm {sums.gradient_norm:g}"
+    numbers += f"; computed again: {judgement.computed_again}"
     if judgement.action == "stop" or memory.rejected_there > MOST_REJECTIONS:
         tried = f"; {memory.rejected_there - 1} times passed over already" if memory.rejected_there > 1 else ""
         raise InternalError(
@@ -140,6 +143,7 @@ def _write_down(job: Job, state: State, batches: Sequence[DeviceBatch], sums: St
             "step": state.step + 1,
             "cause": judgement.cause,
             "action": judgement.action,
+            "computed_again": judgement.computed_again,
             "loss": _json_number(sums.loss),
             "loss_by_corpus": {name: _json_number(loss) for name, loss in sums.loss_by_corpus.items()},
             "grad_norm": _json_number(sums.gradient_norm),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -15,14 +16,16 @@ from megatron_dsmath.training.process import process_start
 from megatron_dsmath.training.whereabouts import HERE
 
 OTHERS_NAMED = 8
+_ENTERED = ("marks", "section", "step", "topology")
+_ENTRY_BYTES = 512  # of one page: a reader sees the old or the new
 Beat = dict[str, Any]
 
 
-def heartbeat(number: int, still_seconds: float, thread: int | None) -> Beat:
-    """Where this process' main `thread` is now; `still_seconds`: how long it has not got on."""
+def heartbeat(thread: int | None, still_seconds: float, *, answers: bool) -> Beat:
+    """Where this process' main `thread` is now, and how long it has not got on; `answers`: to a call (`watchdog`)."""
     frames = _stack(sys._current_frames().get(thread or 0))
     return {
-        "beats": number,
+        "answers": answers,
         "marks": HERE.marks,
         "section": HERE.section,
         "step": HERE.step,
@@ -35,6 +38,18 @@ def heartbeat(number: int, still_seconds: float, thread: int | None) -> Beat:
         "pid": os.getpid(),
         "process_start": process_start(os.getpid()),
     }
+
+
+def entry() -> bytes:
+    """The section that the main thread has just entered: little enough to be written on the way into each."""
+    return json.dumps({name: getattr(HERE, name) for name in _ENTERED}).encode().ljust(_ENTRY_BYTES)
+
+
+def brought_up_to(entered: Beat, beat: Beat) -> Beat:
+    """A rank's last heartbeat, or the section that it has entered since."""
+    if entered["marks"] <= beat["marks"]:
+        return beat
+    return {**beat, **entered, "detail": "", "at": "its beginning", "waits_in": None}
 
 
 def verdict(

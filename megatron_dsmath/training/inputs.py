@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.manifest import read_manifest
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.data.reading import RunBatches, open_batches
 from megatron_dsmath.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_dsmath.errors import CheckpointError, TokenizerError
+from megatron_dsmath.errors import CheckpointError, OutputError, TokenizerError
 from megatron_dsmath.training.changes import refuse_changes
 from megatron_dsmath.training.run_directory import RunDirectory
 from megatron_dsmath.training.state import State
+
+STATE_BYTES_PER_PARAMETER = 16  # at most: the weight, its fp32 copy and two moments
+
+Resume = Literal["newest", "last-good"]
+"""From which checkpoint a run goes on: the newest, or the newest whose every byte is as it was saved."""
 
 
 class Inputs(NamedTuple):
@@ -43,6 +48,23 @@ def open_inputs(run: RunConfig, checkpoint: Path | None) -> Inputs:
     end_sample = state.next_sample + max(0, run.schedule.steps - state.step) * run.schedule.sequences_per_step
     batches = open_batches(run, tokenizer.fingerprint, end_sample, state.plan, state.next_sample)
     return Inputs(tokenizer, batches, replace(state, plan=batches.plan))
+
+
+def require_room(run: RunConfig) -> None:
+    """Raise OutputError unless the disk can take the checkpoints that the run keeps, and one more beside them."""
+    checkpoints, keep = RunDirectory(Path(run.output)).checkpoints, run.checkpoint.keep
+    missing = keep + 1 - min(keep, len(store.step_folders(checkpoints)))
+    size_bytes = run.model.parameters * STATE_BYTES_PER_PARAMETER
+    try:
+        store.preflight(checkpoints, missing * size_bytes)
+    except OutputError as error:
+        raise OutputError(
+            "the run's checkpoints do not fit",
+            where=error.where,
+            found=error.found,
+            expected=f"{missing * size_bytes:,} bytes: {missing} more checkpoints of {size_bytes:,} at most",
+            fix=f"free space there, choose another output, or lower checkpoint.keep, now {keep}",
+        ) from error
 
 
 def newest_checkpoint(run: RunConfig) -> Path | None:

@@ -26,17 +26,21 @@ METRICS: dict[str, str] = {
     "restarts": "Starts after the first; going back to a checkpoint on a rejected step counts as one.",
     "lost_steps": "Steps that a restart did again, since the first start.",
     "save_seconds": "Time since the first start in which training stood still for a save, in seconds.",
+    "failed_saves": "Saves since the first start that the disk refused, and after which training went on.",
     "validation_loss": "Held-out nats per target token, corpora weighted as the mixture; where it was measured.",
     "validation_loss_by_corpus": "The same over each corpus' held-out part.",
+    "evaluation_accuracy": "The share of `--evaluate`'s problems that was answered right; where it was measured.",
+    "evaluation_tool_calls": "How often the model called its tool in answering them.",
 }
 
 _WANDB_GROUPS = {
     "train": ("loss", "loss_by_corpus", "grad_norm", "learning_rate", "loss_sigmas", "grad_norm_sigmas"),
     "valid": ("validation_loss", "validation_loss_by_corpus"),
+    "eval": ("evaluation_accuracy", "evaluation_tool_calls"),
     "perf": ("step_seconds", "tokens_per_second", "mfu"),
     "run": (
         *("step", "consumed_tokens", "consumed_samples", "tokens_by_corpus", "epochs_by_corpus"),
-        *("spikes", "rejected_steps", "goodput", "restarts", "lost_steps", "save_seconds"),
+        *("spikes", "rejected_steps", "goodput", "restarts", "lost_steps", "save_seconds", "failed_saves"),
     ),
 }
 WANDB_NAMES: dict[str, str] = {name: f"{group}/{name}" for group, names in _WANDB_GROUPS.items() for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_dsmath.checkpoint import store
@@ -10,20 +11,46 @@ from megatron_dsmath.checkpoint.weights import check_same_model
 from megatron_dsmath.config import RunConfig, dump
 from megatron_dsmath.errors import CheckpointError
 from megatron_dsmath.parallel import shards
-from megatron_dsmath.parallel.collectives import from_first_rank
+from megatron_dsmath.parallel.collectives import from_first_rank, gather
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.checkpointing import SHARDS, layout
-from megatron_dsmath.training.inputs import newest_checkpoint
+from megatron_dsmath.training.inputs import Resume
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.machine import differences, machine
-from megatron_dsmath.training.run_directory import keep_rows_until, replace_text
+from megatron_dsmath.training.run_directory import RunDirectory, keep_rows_until, replace_text
 from megatron_dsmath.training.state import State
 
 
-def newest(run: RunConfig, topology: Topology) -> Path | None:
-    """The newest whole checkpoint of the run, on every rank; None where it never saved."""
-    found: Path | None = from_first_rank(newest_checkpoint(run) if topology.rank == 0 else None)
-    return found
+def newest(run: RunConfig, topology: Topology, resume: Resume = "newest") -> Path | None:
+    """The checkpoint to go on from, on every rank; None where the run never saved.
+
+    Says which newer ones are passed over, and why; with `last-good`, also of whose files one is not what was saved,
+    and these are set aside. Raises CheckpointError on all ranks where there are checkpoints and none will do: a run
+    must not start anew over them.
+    """
+    root = RunDirectory(Path(run.output)).checkpoints
+    passed_over: dict[Path, CheckpointError] = {}
+    folders: list[Path] = from_first_rank(store.step_folders(root) if topology.rank == 0 else None)
+    for folder in reversed(folders):
+        try:
+            _verified(folder, topology) if resume == "last-good" else _on_all(topology, store.manifest_of, folder)
+        except CheckpointError as error:
+            passed_over[folder] = error
+            continue
+        if topology.rank == 0:
+            for damaged, problem in passed_over.items():
+                fate = f"set aside as {store.set_aside(damaged).name}" if resume == "last-good" else "passed over"
+                print(f"{damaged} is {fate}: {problem.what} ({problem.where}: {problem.found})", flush=True)
+        return folder
+    if passed_over:
+        raise CheckpointError(
+            "the run has checkpoints, and none is whole",
+            where=root,
+            found="; ".join(f"{problem.what} ({problem.where})" for problem in passed_over.values()),
+            fix="copy the damaged files again from where they came, or begin a new run: set output to another "
+            "directory",
+        )
+    return None
 
 
 def restore(job: Job, checkpoint: Path | None) -> State:
@@ -51,7 +78,7 @@ def _reservation(job: Job, manifest: Manifest) -> str:
 
 
 def _load(job: Job, folder: Path) -> Manifest:
-    manifest = store.verify(folder, job.topology.rank, job.topology.world_size)
+    manifest = _verified(folder, job.topology)
     check_same_model(manifest.model, job.run.model, where=folder)
     kinds = (manifest.layout["distributed_optimizer"], job.run.parallel.distributed_optimizer)
     if kinds[0] != kinds[1]:
@@ -71,4 +98,30 @@ def _load(job: Job, folder: Path) -> Manifest:
             fix=f"set precision: {manifest.precision}, or name this run under model.initial_weights of a new one",
         )
     shards.load(folder / SHARDS, job.pieces, job.optimizer)
+    return manifest
+
+
+def _verified(folder: Path, topology: Topology) -> Manifest:
+    """The manifest of a checkpoint whose every byte is as it was saved; each rank compares its share of them."""
+    try:
+        return _on_all(topology, store.verify, folder, topology.rank, topology.world_size)
+    except CheckpointError as error:
+        error.fix = (
+            "copy the file again from where it came, or go back to the newest checkpoint that is as it was "
+            "saved: --resume last-good"
+        )
+        raise
+
+
+def _on_all(topology: Topology, read: Callable[..., Manifest], *arguments: object) -> Manifest:
+    """What `read` returns; a CheckpointError that it raises on one rank is raised on all."""
+    manifest, problem = None, None
+    try:
+        manifest = read(*arguments)
+    except CheckpointError as error:
+        problem = error
+    for found in gather(problem, topology):
+        if found is not None:
+            raise found
+    assert manifest is not None
     return manifest

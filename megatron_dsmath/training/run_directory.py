@@ -69,7 +69,7 @@ class RunDirectory:
 
     @property
     def saves(self) -> Path:
-        """How long training stood still for each save."""
+        """How long training stood still for each save, and which saves failed."""
         return self.logs / "saves.jsonl"
 
     @property

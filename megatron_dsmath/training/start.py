@@ -6,8 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_dsmath.config import load
 from megatron_dsmath.config.run import RunConfig
@@ -16,6 +17,7 @@ from megatron_dsmath.errors import (
     EXIT_INTERNAL,
     EXIT_REFUSED,
     EXIT_STOPPED,
+    CheckpointError,
     DsmathError,
     OutputError,
     StoppedOnRequest,
@@ -24,12 +26,16 @@ from megatron_dsmath.errors import (
 )
 from megatron_dsmath.training.attempts import begin_attempt, require_progress
 from megatron_dsmath.training.goodput import Goodput
-from megatron_dsmath.training.inputs import newest_checkpoint, open_inputs
+from megatron_dsmath.training.inputs import Resume, newest_checkpoint, open_inputs, require_room
 from megatron_dsmath.training.interruption import StopRequest
 from megatron_dsmath.training.local_ranks import PARENT, end_with_parent, run_ranks
 from megatron_dsmath.training.lock import held, require_free
+from megatron_dsmath.training.memory import named_where_it_runs_out
 from megatron_dsmath.training.run_directory import RunDirectory, Status
 from megatron_dsmath.training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from megatron_dsmath.training.evaluating import Evaluation
 
 _STATES: dict[int, Status] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_REFUSED: "refused"}
 
@@ -41,23 +47,32 @@ def check(path: str, overrides: Sequence[str], world_size: int | None) -> RunCon
     require_free(directory)
     open_inputs(run, checkpoint)
     require_progress(directory, checkpoint)
+    require_room(run)
     directory.create()
     return run
 
 
-def start(path: str, overrides: Sequence[str], ranks: int | None) -> int:
+def start(
+    path: str,
+    overrides: Sequence[str],
+    ranks: int | None,
+    resume: Resume = "newest",
+    evaluation: Evaluation | None = None,
+) -> int:
     """`dsmath train`: join the world this process was started in, or start `ranks` of its own; returns an exit code."""
     if ranks is not None:
         _require_startable(ranks)
     if ranks is not None and ranks > 1:
         directory = RunDirectory(Path(check(path, overrides, ranks).output))
         with held(directory):
-            code = run_ranks(["train", path, *(f"--set={assignment}" for assignment in overrides)], ranks)
+            flags = [*(f"--set={assignment}" for assignment in overrides), f"--resume={resume}"]
+            flags += evaluation.flags if evaluation else ()
+            code = run_ranks(["train", path, *flags], ranks)
             if directory.state() == "running":  # a rank that was killed could not say how it ended
                 _have_the_last_word(directory, code, "the processes were killed")
         return code
     read = load if "RANK" in os.environ else check  # of a world, whoever started it has checked
-    return _be_a_rank(read(path, overrides, _world_size()))
+    return _be_a_rank(read(path, overrides, _world_size()), resume, evaluation)
 
 
 def _world_size() -> int:
@@ -76,14 +91,14 @@ def _require_startable(ranks: int) -> None:
         raise UsageError("the number of processes is wrong", where="--nproc", found=ranks, expected="1 or more")
 
 
-def _be_a_rank(run: RunConfig) -> int:
+def _be_a_rank(run: RunConfig, resume: Resume, evaluation: Evaluation | None) -> int:
     stop = StopRequest()
     stop.listen()  # a signal is not lost in the seconds in which torch is imported
     end_with_parent()
     directory, rank = RunDirectory(Path(run.output)), int(os.environ.get("RANK", "0"))
     is_owner = rank == 0 and PARENT not in os.environ  # else the process that started the ranks is
     with held(directory) if is_owner else nullcontext():
-        code = _train_and_say(run, stop, directory, rank)
+        code = _train_and_say(run, stop, resume, evaluation, directory, rank)
     sys.stdout.flush()
     sys.stderr.flush()
     if _world_size() > 1:
@@ -91,11 +106,14 @@ def _be_a_rank(run: RunConfig) -> int:
     return code
 
 
-def _train_and_say(run: RunConfig, stop: StopRequest, directory: RunDirectory, rank: int) -> int:
+def _train_and_say(
+    run: RunConfig, stop: StopRequest, resume: Resume, evaluation: Evaluation | None, directory: RunDirectory, rank: int
+) -> int:
     """Take part, and say once for all ranks how it ended; returns the exit code."""
     watchdog = Watchdog(run.guard, directory, rank, _world_size())
     try:
-        return _take_part(run, stop, directory, rank, watchdog)
+        with named_where_it_runs_out(run, rank, _world_size()):
+            return _take_part(run, stop, resume, evaluation, directory, rank, watchdog)
     except DsmathError as error:
         watchdog.stop()
         code = error.exit_code
@@ -113,10 +131,19 @@ def _train_and_say(run: RunConfig, stop: StopRequest, directory: RunDirectory, r
     return code
 
 
-def _take_part(run: RunConfig, stop: StopRequest, directory: RunDirectory, rank: int, watchdog: Watchdog) -> int:
+def _take_part(
+    run: RunConfig,
+    stop: StopRequest,
+    resume: Resume,
+    evaluation: Evaluation | None,
+    directory: RunDirectory,
+    rank: int,
+    watchdog: Watchdog,
+) -> int:
     """Train until the run is done or all ranks agree to stop."""
     if rank == 0:
-        begin_attempt(directory, newest_checkpoint(run))
+        with suppress(CheckpointError):  # refused once the others, who would wait for this rank, have joined
+            begin_attempt(directory, newest_checkpoint(run))
         directory.say("running", None, directory.last_step())
     watchdog.start()
     from megatron_dsmath.parallel import collectives, topology
@@ -124,7 +151,7 @@ def _take_part(run: RunConfig, stop: StopRequest, directory: RunDirectory, rank:
 
     code, message = EXIT_DONE, ""
     try:
-        train(run, stop)
+        train(run, stop, resume, evaluation)
     except StoppedOnRequest as stopped:
         code, message = stopped.exit_code, stopped.what
         if rank == 0:

@@ -14,7 +14,7 @@ from megatron_dsmath.parallel.collectives import sum_of_reports, sum_of_reports_
 from megatron_dsmath.parallel.optimizer import gradient_norm
 from megatron_dsmath.parallel.pipeline import run_microbatches
 from megatron_dsmath.training.job import DeviceBatch, Job
-from megatron_dsmath.training.whereabouts import mark
+from megatron_dsmath.training.whereabouts import HERE, mark
 
 
 class StepSums(NamedTuple):
@@ -41,7 +41,7 @@ def forward_backward(job: Job, batches: Sequence[DeviceBatch]) -> StepSums:
         piece.zero_grad_buffer()
     job.optimizer.zero_grad()
     reports = _run(job, batches, backward=True)
-    factor = fault_factor("step.gradients")
+    factor = fault_factor("step.gradients", HERE.step)
     if factor != 1.0:
         for piece in job.pieces:
             piece.scale_gradients(factor)
@@ -65,7 +65,7 @@ def _run(job: Job, batches: Sequence[DeviceBatch], *, backward: bool) -> list[to
 
 
 def _loss(nats: torch.Tensor, batch: DeviceBatch, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    factor = fault_factor("step.loss")
+    factor = fault_factor("step.loss", HERE.step)
     return sums_by_group(nats if factor == 1.0 else nats * factor, batch, groups)
 
 

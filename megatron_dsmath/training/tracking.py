@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from megatron_dsmath.errors import OutputError
 from megatron_dsmath.training.goodput import Goodput
 from megatron_dsmath.training.guard import Judgement
 from megatron_dsmath.training.job import Job
@@ -22,6 +24,7 @@ from megatron_dsmath.training.weights_and_biases import WeightsAndBiases
 from megatron_dsmath.training.whereabouts import enter
 
 Row = dict[str, Any]
+_RARE = ("validation_loss", "evaluation_accuracy")
 
 
 class Tracker:
@@ -70,13 +73,18 @@ class Tracker:
         if self.job.topology.rank:
             return
         append_row(self.job.directory.metrics, row)
-        if row["step"] % self.job.run.tracking.console_every_steps == 0 or "validation_loss" in row:
+        if row["step"] % self.job.run.tracking.console_every_steps == 0 or not row.keys().isdisjoint(_RARE):
             self._show(row)
             self.job.directory.say("running", None, row["step"], **self.goodput.facts())
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=row["step"], line=_line(row))
         if self.wandb is not None:
             self.wandb.log(row)
+
+    def log_problems(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show W&B what the model answered after `step`."""
+        if self.wandb is not None:
+            self.wandb.log_problems(step, rows)
 
     @contextmanager
     def saving(self, step: int) -> Iterator[None]:
@@ -86,6 +94,14 @@ class Tracker:
         yield
         if self.job.topology.rank == 0:
             self.goodput.add_save(self.job.directory, step, time.perf_counter() - started)
+
+    def save_failed(self, step: int, error: OutputError) -> None:
+        """The state after `step` could not be saved, and the run is not over: say so where people look."""
+        if self.job.topology.rank:
+            return
+        reason = f"{error.what} ({error.where}: {error.found})"
+        print(f"step {step} is not saved: {reason}", file=sys.stderr, flush=True)
+        self.goodput.add_failed_save(self.job.directory, step, reason)
 
     def _goodput(self) -> Goodput:
         return Goodput(time.time()) if self.job.topology.rank else Goodput.of(self.job.directory)
@@ -124,6 +140,8 @@ def open_tracker(job: Job, state: State) -> Iterator[Tracker]:
 
 def _line(row: Row) -> str:
     validation = f"  validation {row['validation_loss']:.4f}" if "validation_loss" in row else ""
+    if "evaluation_accuracy" in row:
+        validation += f"  right {100 * row['evaluation_accuracy']:.1f}%"
     speed = f"{row['tokens_per_second']:,.0f} tokens/s"
     return f"loss {row['loss']:.4f}{validation}  rate {row['learning_rate']:.2e}  norm {row['grad_norm']:.2f}  {speed}"
 

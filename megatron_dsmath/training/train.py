@@ -11,37 +11,38 @@ from megatron_dsmath.parallel.collectives import any_rank
 from megatron_dsmath.parallel.optimizer import apply_gradients
 from megatron_dsmath.schedule.learning_rate import learning_rate
 from megatron_dsmath.training.checkpointing import Saver
-from megatron_dsmath.training.guard import judge, set_aside
+from megatron_dsmath.training.evaluating import Evaluation, evaluate
+from megatron_dsmath.training.guard import set_aside
+from megatron_dsmath.training.inputs import Resume
 from megatron_dsmath.training.interruption import StopRequest
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.ledger import hash_of_step, record
+from megatron_dsmath.training.recomputation import compute
 from megatron_dsmath.training.resuming import newest, restore
 from megatron_dsmath.training.state import State
-from megatron_dsmath.training.step import forward_backward
 from megatron_dsmath.training.tracking import open_tracker
 from megatron_dsmath.training.validation import validate
 from megatron_dsmath.training.whereabouts import HERE, enter
 
 
-def train(run: RunConfig, stop: StopRequest) -> State:
+def train(run: RunConfig, stop: StopRequest, resume: Resume = "newest", evaluation: Evaluation | None = None) -> State:
     """Train, or continue, the run on every rank of the world; returns the final state.
 
     Raises StoppedOnRequest where `stop` was made on any rank before the last step was done; the state is saved.
     """
     place = topology.start(run.parallel, run.seed)
     HERE.topology = place.coordinates
-    checkpoint = newest(run, place)
+    checkpoint = newest(run, place, resume)
     job = open_job(run, place, checkpoint)
     state = restore(job, checkpoint)
-    with open_tracker(job, state) as tracker, Saver(job) as saver:
+    with open_tracker(job, state) as tracker, Saver(job, tracker.save_failed) as saver:
         stopping = any_rank(stop.made, place)
         while state.step < run.schedule.steps and not stopping:
             enter("step", state.step)
             started = time.perf_counter()
             batches = job.step_batches(state.next_sample)
-            sums = forward_backward(job, batches)
+            sums, judgement = compute(job, state, batches)
             tokens_hash = hash_of_step(batches, place)
-            judgement = judge(run.guard, state, sums)
             if judgement.action != "apply":
                 saver.finish()
                 state = set_aside(job, state, batches, sums, judgement)
@@ -51,9 +52,12 @@ def train(run: RunConfig, stop: StopRequest) -> State:
             state = state.after_step(run, sums.tokens_by_corpus, judgement.memory)
             record(job, state, tokens_hash)
             row = tracker.row(state, sums, judgement, rate, time.perf_counter() - started)
-            if _validation_is_due(run, state.step):
+            if run.data.held_out_share and _is_due(run.validation.every_steps, run, state.step):
                 enter("validation", state.step)
                 row |= validate(job)
+            if evaluation is not None and _is_due(evaluation.every_steps, run, state.step):
+                enter("evaluation", state.step)
+                row |= evaluate(job, evaluation, state.step, tracker.log_problems)
             tracker.log(row)
             saver.poll()
             stopping = any_rank(stop.made, place)
@@ -71,8 +75,5 @@ def train(run: RunConfig, stop: StopRequest) -> State:
     return state
 
 
-def _validation_is_due(run: RunConfig, step: int) -> bool:
-    every = run.validation.every_steps
-    if not every or not run.data.held_out_share:
-        return False
-    return step % every == 0 or step == run.schedule.steps
+def _is_due(every_steps: int, run: RunConfig, step: int) -> bool:
+    return every_steps > 0 and (step % every_steps == 0 or step == run.schedule.steps)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 from megatron_dsmath.faults import fault_point
 
-Section = Literal["setup", "step", "validation", "save", "end"]
+Section = Literal["setup", "step", "validation", "evaluation", "save", "end"]
 MEDIAN_STEPS = 128
 
 
@@ -28,6 +29,8 @@ class Whereabouts:
         """Grows whenever the process gets on."""
         self.topology = ""
         """Its coordinates in the layout, once they are known."""
+        self.on_enter: Callable[[], None] | None = None
+        """Called on the way into each section."""
         self._step_seconds: deque[float] = deque(maxlen=MEDIAN_STEPS)
         self._entered = time.monotonic()
 
@@ -45,6 +48,8 @@ class Whereabouts:
             self._step_seconds.append(now - self._entered)
         self.section, self.step, self.detail, self._entered = section, step, "", now
         self.marks += 1
+        if self.on_enter is not None:
+            self.on_enter()
         fault_point(f"{section}.begin", step)
 
     def mark(self, detail: str) -> None:

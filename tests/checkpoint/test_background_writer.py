@@ -14,8 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.background_writer import BackgroundWriter
 from megatron_dsmath.checkpoint.writer import NICENESS
+from megatron_dsmath.errors import CheckpointError, InternalError
+from tests.checkpoint.test_store import manifest
 
 CONTENT = os.urandom(10_000_019)  # more than two blocks, and no whole number of them
 SMALL = b"present already"
@@ -100,6 +103,33 @@ def test_a_writer_that_is_killed_is_named_with_its_signal(writer: BackgroundWrit
     assert refused is not None
     assert refused.what == "the process that writes checkpoints has ended"
     assert "SIGKILL" in str(refused.found)
+
+
+def test_what_nobody_foresaw_is_one_error_of_the_parent_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DSMATH_FAULT", "raise:writer.before_file:count=1")
+    writer = BackgroundWriter(9)
+    writer.ask("write", folder=str(tmp_path), staged={"a": 9}, present=[])
+    refused = writer.answer().refused
+    assert isinstance(refused, InternalError)
+    assert "InjectedFaultError" in str(refused.found)
+    assert "faults.py:" in str(refused.where)
+    writer.ask("write", folder=str(tmp_path), staged={"a": 9}, present=[])
+    assert writer.answer().refused is None
+    writer.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_files_that_are_not_those_of_the_manifest_are_no_fault_of_the_disk(
+    writer: BackgroundWriter, tmp_path: Path
+) -> None:
+    incomplete = store.begin(tmp_path, 4)
+    (incomplete / "a").write_bytes(b"1")
+    facts = manifest(4, incomplete).to_json()
+    (incomplete / "a").write_bytes(b"12")
+    writer.ask("publish", folder=str(incomplete), manifest=facts, keep=2, sync=[])
+    assert isinstance(writer.answer().refused, CheckpointError)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -150,6 +150,23 @@ CONTRADICTIONS: dict[str, tuple[Edits, str, str, str, str]] = {
         "2000, schedule.steps 1000",
         "shorten the warm-up",
     ),
+    "rewinding past what is kept": (
+        [("spike: flag", "spike: rewind"), ("rewind_steps: 100", "rewind_steps: 1001")],
+        "guard.rewind_steps",
+        "rewind_steps: 1001",
+        "1001, checkpoint.keep 3, checkpoint.every_steps 500",
+        "checkpoint.keep: 4",
+    ),
+    "rewinding without saves at known steps": (
+        [
+            ("non_finite: stop", "non_finite: rewind"),
+            ("every_steps: 500\n  every_minutes", "every_steps: 0\n  every_minutes"),
+        ],
+        "guard.non_finite",
+        "non_finite: rewind",
+        "checkpoint.every_steps 0",
+        "skip",
+    ),
 }
 
 

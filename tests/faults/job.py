@@ -26,8 +26,11 @@ class Ending(NamedTuple):
     """Standard error of all ranks."""
 
 
-def run_job(run_file: Path, ranks: int, fault: str = "") -> Ending:
-    """Start the run on so many ranks of this machine, with what DSMATH_FAULT is to be, and wait for all of them."""
+def run_job(run_file: Path, ranks: int, fault: str = "", *arguments: str) -> Ending:
+    """Start the run on so many ranks of this machine, with what DSMATH_FAULT is to be, and wait for all of them.
+
+    `arguments`: of `dsmath train`, after the run file.
+    """
     folder = run_file.parent / f"job-{time.monotonic_ns()}"
     folder.mkdir()
     context = multiprocessing.get_context("forkserver")
@@ -42,7 +45,9 @@ def run_job(run_file: Path, ranks: int, fault: str = "") -> Ending:
         }
         if fault:
             environment["DSMATH_FAULT"] = fault
-        process = context.Process(target=_be_a_rank, args=(run_file, folder / f"said_{rank}", environment))
+        process = context.Process(
+            target=_be_a_rank, args=(["train", str(run_file), *arguments], folder / f"said_{rank}", environment)
+        )
         process.start()
         processes.append(process)
     try:
@@ -72,7 +77,7 @@ def _wait_for_all(processes: list[Any]) -> float:
     return GRACE_SECONDS if alive or first is None else last - first
 
 
-def _be_a_rank(run_file: Path, said: Path, environment: dict[str, str]) -> None:
+def _be_a_rank(arguments: list[str], said: Path, environment: dict[str, str]) -> None:
     import gc
     import sys
 
@@ -87,4 +92,4 @@ def _be_a_rank(run_file: Path, said: Path, environment: dict[str, str]) -> None:
 
     torch.set_num_threads(1)
     gc.freeze()
-    os._exit(cli.main(["train", str(run_file)]))
+    os._exit(cli.main(arguments))

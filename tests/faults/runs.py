@@ -59,6 +59,10 @@ class Trial:
         """Go on without faults; the end must be the undisturbed run's, bit for bit."""
         ending = self.go()
         assert ending.codes == [0] * RANKS, ending.said
+        self.is_like(undisturbed)
+
+    def is_like(self, undisturbed: dict[str, Any]) -> None:
+        """What it has come to must be the undisturbed run's end, bit for bit."""
         found = bits_of(self.output)
         differing = [name for name in undisturbed if found[name] != undisturbed[name]]
         self.tally.silent_corruptions += bool(differing)

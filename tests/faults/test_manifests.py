@@ -55,6 +55,7 @@ def test_a_spoiled_manifest(how: str, trial: Callable[..., Trial], tally: Tally,
     tally.injected += 1
     ending = run_job(run.run_file, RANKS)
     assert ending.codes == [0, 0], ending.said
+    assert f"{checkpoints / 'step_6'} is passed over" in ending.said
     assert "continuing after step 3" in ending.said
     same = bits_of(run.output) == undisturbed("DP2")
     tally.silent_corruptions += not same
@@ -79,30 +80,86 @@ def test_no_manifest_is_left(trial: Callable[..., Trial], tally: Tally, capsys: 
     tally.injected += 1
     assert main(["train", str(run.run_file), "--nproc", str(RANKS)]) == 78
     assert capsys.readouterr().err.count("error[checkpoint]") == 1
+    ending = run_job(run.run_file, RANKS)  # ranks that nobody checked for, as torchrun's
+    assert ending.codes == [78, 78], ending.said
+    assert ending.said.count("error[checkpoint]") == 1
     assert rows_of(run.output) == rows
+    tally.survived = tally.injected
+
+
+def flipped(content: bytes) -> bytes:
+    half = len(content) // 2
+    return content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+
+
+DAMAGES: dict[str, Callable[[Path, Path], object]] = {  # to a shard, given the same one of the step before
+    "missing": lambda shard, _: shard.unlink(),
+    "swapped": lambda shard, older: shutil.copyfile(older, shard),
+    "cut": lambda shard, _: shard.write_bytes(shard.read_bytes()[:-1]),
+    "flipped": lambda shard, _: shard.write_bytes(flipped(shard.read_bytes())),
+}
+
+
+@pytest.mark.fault(
+    "R6",
+    injected="a shard of the newest checkpoint missing, of another step, cut, flipped by a bit",
+    where="DP2",
+    holds="all ranks refuse with 78 in one error that names the file; no step is trained. With `--resume last-good` "
+    "the run goes on from the checkpoint before, bit for bit, says so and why, and sets the damaged one aside as it is",
+)
+@pytest.mark.parametrize(
+    "how", ["swapped", *(pytest.param(how, marks=pytest.mark.long) for how in DAMAGES if how != "swapped")]
+)
+def test_a_damaged_shard(how: str, trial: Callable[..., Trial], tally: Tally, undisturbed: Bits) -> None:
+    run = trial("DP2")
+    checkpoints = killed_after_two_checkpoints(run)
+    shard, rows = checkpoints / "step_6" / "shards" / "__1_0.distcp", rows_of(run.output)
+    DAMAGES[how](shard, checkpoints / "step_3" / "shards" / shard.name)
+    damaged = contents_of(checkpoints / "step_6")
+    tally.injected += 1
+
+    ending = run_job(run.run_file, RANKS)
+    assert ending.codes == [78, 78], ending.said
+    assert status_of(run.output)["exit_code"] == 78
+    assert ending.said.count("error[checkpoint]: a file of the checkpoint is not what was saved") == 1
+    assert str(shard) in ending.said
+    assert "saved: --resume last-good" in ending.said
+    assert rows_of(run.output) == rows
+
+    ending = run_job(run.run_file, RANKS, "", "--resume", "last-good")
+    assert ending.codes == [0, 0], ending.said
+    (aside,) = checkpoints.glob("step_6.damaged-*")
+    why = f"{checkpoints / 'step_6'} is set aside as {aside.name}: a file of the checkpoint is not what was saved"
+    assert ending.said.count(why) == 1
+    assert "continuing after step 3" in ending.said
+    assert contents_of(aside) == damaged
+    same = bits_of(run.output) == undisturbed("DP2")
+    tally.silent_corruptions += not same
+    assert same
     tally.survived = tally.injected
 
 
 @pytest.mark.fault(
     "R6",
-    injected="a shard missing, and one of another step in its place",
-    where="DP2",
-    holds="refused with 78 in one error that names the file; no step is trained",
+    injected="damage to all checkpoints, the oldest in a shard, the newest in its manifest",
+    where="DP2, `--resume last-good`",
+    holds="all ranks refuse with 78; nothing is set aside, so that no later start begins anew",
 )
-@pytest.mark.parametrize("how", ["missing", "swapped"])
-def test_a_shard_that_is_not_this_one_s(how: str, trial: Callable[..., Trial], tally: Tally) -> None:
+def test_no_good_one_is_left(trial: Callable[..., Trial], tally: Tally) -> None:
     run = trial("DP2")
     checkpoints = killed_after_two_checkpoints(run)
-    shard, rows = checkpoints / "step_6" / "shards" / "__1_0.distcp", rows_of(run.output)
-    if how == "missing":
-        shard.unlink()
-    else:
-        shutil.copyfile(checkpoints / "step_3" / "shards" / shard.name, shard)
+    shard, rows = checkpoints / "step_3" / "shards" / "__0_0.distcp", rows_of(run.output)
+    shard.write_bytes(flipped(shard.read_bytes()))
+    spoil(checkpoints / "step_6" / MANIFEST, b"")
     tally.injected += 1
-    ending = run_job(run.run_file, RANKS)
-    assert set(ending.codes) <= {70, 78}, ending.said  # 70 where another rank checked that file
-    assert status_of(run.output)["exit_code"] == 78
-    assert ending.said.count("error[checkpoint]: a file of the checkpoint is not what was saved") == 1
+    ending = run_job(run.run_file, RANKS, "", "--resume", "last-good")
+    assert ending.codes == [78, 78], ending.said
+    assert ending.said.count("error[checkpoint]: the run has checkpoints, and none is whole") == 1
     assert str(shard) in ending.said
+    assert list(checkpoints.glob("*.damaged-*")) == []
     assert rows_of(run.output) == rows
     tally.survived = tally.injected
+
+
+def contents_of(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -18,7 +18,7 @@ POINT_OF_THE_CALLER = {
     "checkpoint.writer._write_all": "writer.inside_file",
 }
 NONE_NEEDED = {
-    "checkpoint.store.begin": "one rename of what is damaged already; `checkpoint.begun` comes next",
+    "checkpoint.store.set_aside": "one rename of what is damaged already",
     "checkpoint.logit_gate.run_own_logits": "a request between two processes, in a folder for it alone",
     "checkpoint.safetensors_writer.write_safetensors": "a conversion: all of it in a directory that has no name yet",
     "checkpoint.safetensors_writer._write_file": "the same",
@@ -28,6 +28,7 @@ NONE_NEEDED = {
     "training.lock._write": "a lease, which is judged by its age and not by what it says",
     "training.run_directory.create": "a probe, which finds out whether writing fails",
     "training.watchdog._dump": "stacks for people; what goes wrong there is passed over",
+    "training.watchdog._put_down_entry": "a word to the other ranks; what goes wrong there is passed over",
 }
 
 

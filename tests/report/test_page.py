@@ -11,7 +11,7 @@ import pytest
 
 from megatron_dsmath.errors import ConfigError, OutputError, UsageError
 from megatron_dsmath.report.page import Section, write_report
-from tests.report.conftest import RUN, WriteRun, row, write
+from tests.report.conftest import RUN, VALIDATED, WriteRun, row, write
 
 PICTURES = ["gradient_norm", "learning_rate", "loss", "loss_by_corpus", "mixture", "throughput"]
 VOID = {"meta", "img", "br"}
@@ -52,10 +52,12 @@ class Reader(HTMLParser):
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run that was started twice and stopped, with its report."""
-    folder = write(tmp_path_factory.mktemp("runs") / "run")
+    rows = [row(1), row(2), row(3), row(4, goodput=0.5, **VALIDATED)]
+    folder = write(tmp_path_factory.mktemp("runs") / "run", rows)
     (folder / "logs").mkdir()
     (folder / "logs" / "starts.jsonl").write_text('{"time_unix": 100.0, "world_size": 4}\n{"world_size": 2}\n')
-    status = {"state": "stopped", "message": "asked to", "restarts": 1, "time_unix": 285.0}
+    status = {"state": "stopped", "message": "asked to", "time_unix": 285.0}
+    status |= {"goodput": 0.975, "restarts": 1, "lost_steps": 12, "save_seconds": 65.0, "failed_saves": 0}
     (folder / "STATUS.json").write_text(json.dumps(status))
     saved = folder / "checkpoints" / "step_3"
     saved.mkdir(parents=True)
@@ -75,12 +77,29 @@ def test_the_summary_says_what_the_files_say(reported: Path) -> None:
         "Validation loss": "2.6250 at step 4",
         "Throughput": "1,280 tokens/s (median)",
         "Time": "3 min 05 s since the first start, 2.0 s of it in steps",
-        "Restarts": "1",
         "State": "stopped; asked to",
         "Checkpoints": "1, the newest at step 3",
         "step 3": "1.5 kB, whole",
     }
     assert {label: page.row(label) for label in expected} == {label: [value] for label, value in expected.items()}
+
+
+def test_goodput_is_what_the_run_says_of_itself(reported: Path) -> None:
+    page = Reader(reported / "report.html")
+    assert page.row("Time in useful steps") == ["97.50%"]  # STATUS.json, which is newer than the last row
+    assert page.row("Restarts") == ["1"]
+    assert page.row("Steps done again") == ["12"]
+    assert page.row("Standing still for saves") == ["1 min 05 s"]
+    assert page.row("Failed saves") == ["0"]
+
+
+def test_goodput_of_a_run_under_way_is_that_of_its_last_row(write_run: WriteRun) -> None:
+    measured = {"goodput": 0.5, "restarts": 2, "lost_steps": 3, "save_seconds": 4.0, "failed_saves": 1}
+    folder, older = write_run("new", [row(1), row(2, **measured)]), write_run("old")
+    (folder / "STATUS.json").write_text(json.dumps({"state": "running", "restarts": 3}))
+    page = Reader(write_report([folder, older]))
+    labels = ("Time in useful steps", "Restarts", "Steps done again", "Standing still for saves", "Failed saves")
+    assert [page.row(label) for label in labels] == [[value, "–"] for value in ("50.00%", "3", "3", "4.0 s", "1")]
 
 
 def test_the_mixture_is_shown_against_its_weights(reported: Path) -> None:

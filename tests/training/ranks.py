@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 from megatron_dsmath.config.run import RunConfig
 
 Row = dict[str, Any]
-WALL_TIME = {"step_seconds", "tokens_per_second", "mfu", "goodput", "restarts", "lost_steps", "save_seconds"}
+WALL_TIME = {
+    *("step_seconds", "tokens_per_second", "mfu"),
+    *("goodput", "restarts", "lost_steps", "save_seconds", "failed_saves"),
+}
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one process": (1, {}),

@@ -189,6 +189,7 @@ def test_a_checkpoint_with_one_flipped_bit_is_refused_by_all_ranks_in_one_error(
     run_file = write_run_file(inputs, output, tmp_path / "run.yaml")
     endings = run_ranks(2, dsmath, ["train", str(run_file)])
     assert errors_in(*endings) == ["error[checkpoint]: a file of the checkpoint is not what was saved"]
+    assert [ending.code for ending in endings] == [78, 78]
     assert status_of(output)["exit_code"] == 78
 
 

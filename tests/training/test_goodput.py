@@ -32,14 +32,19 @@ def directory(tmp_path: Path) -> RunDirectory:
 def test_it_counts_everything_since_the_first_start(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     (directory.logs / "starts.jsonl").write_text(STARTS)
     directory.metrics.write_text("".join(f'{{"step": {step}, "step_seconds": 4.0}}\n' for step in range(1, 101)))
-    directory.saves.write_text('{"step": 50, "seconds": 1.5}\n{"step": 100, "seconds": 2.5}\n')
+    directory.saves.write_text(
+        '{"step": 50, "seconds": 1.5}\n{"step": 50, "failed": "no space"}\n{"step": 100, "seconds": 2.5}\n'
+    )
     monkeypatch.setattr(goodput.time, "time", lambda: 2000.0)
     found = Goodput.of(directory)
-    assert found.facts() == {"goodput": 400 / 1000, "restarts": 2, "lost_steps": 12, "save_seconds": 4.0}
+    counts = {"restarts": 2, "lost_steps": 12}
+    assert found.facts() == {"goodput": 400 / 1000, **counts, "save_seconds": 4.0, "failed_saves": 1}
     found.add_step(100.0)
     found.add_save(directory, 101, 3.0)
-    assert found.facts() == {"goodput": 500 / 1000, "restarts": 2, "lost_steps": 12, "save_seconds": 7.0}
+    assert found.facts() == {"goodput": 500 / 1000, **counts, "save_seconds": 7.0, "failed_saves": 1}
     assert read_rows(directory.saves)[-1] == {"step": 101, "seconds": 3.0, "time_unix": 2000.0}
+    found.add_failed_save(directory, 101, "no space")
+    assert found.facts()["failed_saves"] == Goodput.of(directory).failed_saves == 2
 
 
 def test_a_run_that_never_started_has_none(directory: RunDirectory) -> None:

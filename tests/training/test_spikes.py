@@ -31,6 +31,7 @@ def judged(memory: Memory, loss: float, norm: float, **policy: str) -> Judgement
             "non_finite": "stop",
             "spike": "flag",
             "rewind_steps": 1,
+            "verify_every_steps": 0,
             "setup_timeout_seconds": 1.0,
             "step_timeout_seconds": 1.0,
             "save_timeout_seconds": 1.0,

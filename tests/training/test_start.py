@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from megatron_dsmath.cli import main
 from megatron_dsmath.config import load
+from megatron_dsmath.errors import OutputError
 from megatron_dsmath.training import start
+from megatron_dsmath.training.inputs import require_room
 from megatron_dsmath.training.run_directory import RunDirectory, Status
 from tests.support.corpora import write_run_file
 from tests.support.ranks import run_ranks
@@ -41,6 +44,32 @@ def test_a_refused_run_file_creates_nothing(
     assert main(["train", str(run_file), *wrong, *options]) == 78
     assert capsys.readouterr().err.count("error[config]") == 2
     assert not (run_file.parent / "run").exists()
+
+
+@pytest.mark.fault(
+    "R4",
+    injected="less room than the checkpoints that a run will keep need",
+    where="the check before any process starts",
+    holds="refused with the bytes needed and free, and nothing is written",
+)
+@pytest.mark.parametrize(("kept", "missing"), [(0, 3), (1, 2), (2, 1), (5, 1)])
+def test_a_disk_too_small_for_what_will_be_kept_is_refused(
+    kept: int, missing: int, run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load(str(run_file), ["checkpoint.keep=2"])
+    for step in range(kept):
+        (Path(run.output) / f"checkpoints/step_{step}").mkdir(parents=True)
+    needed = missing * run.model.parameters * 16  # bf16 and fp32 weights, two moments, and a little
+    usage = shutil.disk_usage(run_file.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    require_room(run)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(OutputError, match=f"{needed:,} bytes: {missing} more"):
+        require_room(run)
+    if not kept:
+        assert main(["train", str(run_file), "--check", "--set", "checkpoint.keep=2"]) == 78
+        assert "lower checkpoint.keep, now 2" in capsys.readouterr().err
+        assert not Path(run.output).exists()
 
 
 def test_no_ranks_are_no_run(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +107,18 @@ def test_ranks_that_were_killed_are_not_said_to_run(run_file: Path, monkeypatch:
     assert main(["train", str(run_file), "--nproc", "2"]) == 70
     status = status_of(directory.root)
     assert (status["state"], status["exit_code"]) == ("failed", 70)
+
+
+def test_every_rank_is_told_from_which_checkpoint_to_go_on(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+
+    def hear(arguments: list[str], _ranks: int) -> int:
+        told.append(arguments)
+        return 0
+
+    monkeypatch.setattr(start, "run_ranks", hear)
+    assert main(["train", str(run_file), "--nproc", "2", "--set", "seed=3", "--resume", "last-good"]) == 0
+    assert told == [["train", str(run_file), "--set=seed=3", "--resume=last-good"]]
 
 
 def dsmath_with_slow_last_words(arguments: list[str], output: Path) -> tuple[Ending, Row]:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +18,7 @@ import pytest
 
 from megatron_dsmath.training import watchdog
 from megatron_dsmath.training.heartbeat import verdict
+from megatron_dsmath.training.process import process_start
 from megatron_dsmath.training.run_directory import RunDirectory
 from megatron_dsmath.training.watchdog import Watchdog
 from megatron_dsmath.training.whereabouts import HERE
@@ -84,8 +92,7 @@ def codes_of(fault: str, inputs: Path, folder: Path, ranks: int = 2, **overrides
         (
             "stop:step.begin:rank=1:step=2",
             {},
-            # Where it was when it was last heard of; the first steps may be younger than its last heartbeat.
-            r"rank 1 no longer runs; \(data 1 of 2\) on .* was in (set-up|step after step [012])",
+            r"rank 1 no longer runs; \(data 1 of 2\) on .* was in step after step 2, at its beginning when it",
             2,
         ),
         (
@@ -128,6 +135,86 @@ def test_the_rank_that_hangs_is_named_with_the_stacks_of_all_that_still_run(
     assert f"rank {culprit} " in status["message"]
 
 
+@pytest.fixture
+def caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watchdog:
+    """The watchdog of rank 0 of 2, which is not started; rank 1 is written by hand."""
+    monkeypatch.setattr(watchdog.os, "_exit", lambda code: None)
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    dog = Watchdog(run_config().guard, directory, 0, 2)
+    dog._folder.mkdir(parents=True)
+    return dog
+
+
+def put_down(dog: Watchdog, pid: int, *, answers: bool, **more: Any) -> None:
+    """A heartbeat of rank 1, of the step after the first."""
+    facts = {**beat(1, 5), "pid": pid, "host": socket.gethostname(), "process_start": process_start(pid), **more}
+    (dog._folder / "rank_1.json").write_text(json.dumps({**facts, "answers": answers}))
+
+
+@pytest.fixture
+def peer() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this machine that sleeps."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def test_a_stopped_rank_is_ended_without_waiting_for_its_answer(
+    caller: Watchdog, peer: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog, "ANSWER_SECONDS", 60.0)
+    peer.send_signal(signal.SIGSTOP)
+    put_down(caller, peer.pid, answers=False)
+    started = time.monotonic()
+    caller._judge(61.0)
+    assert time.monotonic() - started < 10.0
+    assert peer.wait(10.0) == -signal.SIGKILL
+    assert "rank 1 no longer runs" in capsys.readouterr().err
+
+
+def test_an_answer_is_waited_for_and_no_longer(
+    caller: Watchdog, peer: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog, "ANSWER_SECONDS", 60.0)
+    put_down(caller, peer.pid, answers=False)
+    threading.Timer(0.5, put_down, [caller, peer.pid], {"answers": True}).start()
+    started = time.monotonic()
+    caller._judge(61.0)
+    assert 0.4 < time.monotonic() - started < 10.0
+    assert peer.poll() is None
+    assert "rank 1 on" in capsys.readouterr().err
+
+
+def test_a_rank_that_runs_and_never_answers_is_given_up(
+    caller: Watchdog, peer: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog, "ANSWER_SECONDS", 0.5)
+    put_down(caller, peer.pid, answers=False)
+    caller._judge(61.0)
+    assert "rank 1 no longer runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("marks", "where"), [(6, "validation after step 4, at its beginning"), (5, "step after step")])
+def test_a_section_entered_since_the_last_heartbeat_is_where_a_rank_is(
+    marks: int, where: str, caller: Watchdog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_down(caller, 1, answers=True)
+    entered = {"marks": marks, "section": "validation", "step": 4, "topology": "data 1 of 2"}
+    (caller._folder / "rank_1.entered").write_text(json.dumps(entered) + " " * 50)
+    caller._judge(61.0)
+    assert where in capsys.readouterr().err
+
+
+def test_each_section_is_put_down_on_the_way_in(caller: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HERE, "on_enter", caller._put_down_entry)
+    for section, step in (("validation", 1234), ("step", 7)):
+        HERE.enter(section, step)  # type: ignore[arg-type]
+        found = json.loads((caller._folder / "rank_0.entered").read_text())
+        assert (found["section"], found["step"], found["marks"]) == (section, step, HERE.marks)
+    caller.stop()
+
+
 @pytest.mark.long
 def test_a_rank_that_hangs_in_set_up_is_named_by_the_others(inputs: Path, tmp_path: Path) -> None:
     codes = codes_of("stop:setup.begin:rank=1", inputs, tmp_path)
@@ -137,7 +224,7 @@ def test_a_rank_that_hangs_in_set_up_is_named_by_the_others(inputs: Path, tmp_pa
 
 def beat(step: int, marks: int, waits_in: str | None = None, section: str = "step") -> dict[str, Any]:
     place = {"topology": "", "host": "node", "pid": 7, "at": "training/step.py:1 in run", "detail": "microbatch 2 of 4"}
-    return {"step": step, "marks": marks, "waits_in": waits_in, "section": section, "beats": 1, **place}
+    return {"step": step, "marks": marks, "waits_in": waits_in, "section": section, "answers": True, **place}
 
 
 @pytest.mark.parametrize(
@@ -174,6 +261,8 @@ def test_the_limit_is_that_of_the_section_and_ten_median_steps(monkeypatch: pyte
     assert dog.limit_seconds() == 500.0
     HERE.enter("validation", 3)
     assert dog.limit_seconds() == 60.0  # ten medians are 30
+    HERE.enter("evaluation", 3)
+    assert dog.limit_seconds() == 500.0
     HERE.enter("end", 3)
     assert dog.limit_seconds() == 500.0
 
