@@ -24,6 +24,7 @@ import torch
 
 from megatron_dsmath.config.run import RunConfig
 from megatron_dsmath.data.ledger.ledger import Ledger
+from megatron_dsmath.errors import OutputError
 from megatron_dsmath.parallel.collectives import barrier
 from megatron_dsmath.parallel.state_parts import SHARDING, state_parts
 from megatron_dsmath.parallel.transformer import unwrapped
@@ -93,7 +94,7 @@ def measure(run: RunConfig) -> Figures:
     )
     buffers = torch.ones(COPIED_BYTES, dtype=torch.uint8), torch.zeros(COPIED_BYTES, dtype=torch.uint8)
     alone = best([timed_step(opened, number) for number in range(ROUNDS + 1)][1:])
-    with Saver(job) as saver:
+    with Saver(job, raised) as saver:
         saves: list[tuple[float, float]] = []
         copies: list[tuple[float, float]] = []
         disturbed: list[tuple[float, float]] = []
@@ -114,6 +115,11 @@ def measure(run: RunConfig) -> Figures:
             copies.append(timed_copy(saver.size_bytes, *buffers))
         size_bytes = saver.size_bytes
     return Figures(size_bytes, best(copies[1:]), saves[0], saves[1:], min(writes), alone, best(disturbed))
+
+
+def raised(_: int, error: OutputError) -> None:
+    """A save that fails is the benchmark's end."""
+    raise error
 
 
 def gather(run: RunConfig) -> list[tuple[float, float]]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from megatron_dsmath.data.conversations.conversation import Message
 from megatron_dsmath.data.conversations.encoding import ConversationEncoder
-from megatron_dsmath.data.conversations.template import DeepSeekMathTemplate
+from megatron_dsmath.data.conversations.jinja_template import open_template
 from megatron_dsmath.data.tokenizer import Tokenizer
 from megatron_dsmath.evaluation.benchmarks import Problem
 from megatron_dsmath.evaluation.generation.backend import Backend, Completion, Decoding, Request, seed_of
@@ -52,9 +52,10 @@ class Respondent:
     """A model that is asked as a protocol says."""
 
     def __init__(self, backend: Backend, tokenizer: Tokenizer, protocol: Protocol, sandbox: Sandbox | None) -> None:
-        """`sandbox`: where programs run; None in mode cot."""
+        """`sandbox`: where programs run; None in mode cot. Raises as `open_template`."""
         self._backend, self._tokenizer, self._protocol, self._sandbox = backend, tokenizer, protocol, sandbox
-        self._encoder = ConversationEncoder(DeepSeekMathTemplate(tokenizer), tokenizer)
+        template = open_template(protocol.template or "deepseekmath", tokenizer)
+        self._encoder = ConversationEncoder(template, tokenizer)
         self._continuation = Continuation(tokenizer)
 
     def answers(self, asked: Sequence[tuple[Problem, int]], sampled: bool) -> list[Answer]:

@@ -101,8 +101,9 @@ class Protocol(Section):
     mode: Mode
     """cot: words alone; tool: words and programs, whose output the model reads; program: what the program prints is
     the answer; code: the program must pass the benchmark's tests; proof: a checker must accept the output."""
-    template: Literal["deepseekmath"] | None
-    """The chat's, as in SFT; null: the prompt is the beginning of a document, behind the BOS token if there is one."""
+    template: Literal["deepseekmath", "tokenizer"] | None
+    """The chat's, as `sft build --template` has it: the paper's, or the one in the model's own tokenizer files; null:
+    the prompt is the beginning of a document, behind the BOS token if there is one."""
     prompts: dict[str, Prompt] = Field(min_length=1)
     """By task; what has none is asked as its subject says, or its language (en, zh)."""
     decoding: Decoding

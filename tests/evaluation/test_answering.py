@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -43,6 +44,27 @@ def test_the_model_reads_what_sft_taught(tmp_path: Path) -> None:
         f"<s>User: {question}\n{instruction}\n\nAssistant:"
         for question, instruction in zip(("What is 0 + 1?", chinese), instructions, strict=True)
     ]
+
+
+def test_the_models_own_chat_template_is_used_where_the_protocol_says_so(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    write_problems(tmp_path / "problems.jsonl", SUMS[:1])
+    model = scripted_model(tmp_path / "model", lambda read, seed: " $\\boxed{1}$")
+    config = tmp_path / "model/tokenizer_config.json"
+    turns = "{% for m in messages %}{{ bos_token + m.role + '\n' + m.content + eos_token + '\n' }}{% endfor %}"
+    template = turns + "{% if add_generation_prompt %}{{ bos_token + 'assistant\n' }}{% endif %}"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
+    shipped = (FOLDER / "instruct-cot.yaml").read_text(encoding="utf-8").replace("text: ", f"text: {FOLDER}/")
+    protocol = tmp_path / "mine.yaml"
+    protocol.write_text(shipped.replace("template: deepseekmath", "template: tokenizer"), encoding="utf-8")
+    evaluate_model(evaluation_of(tmp_path, str(protocol)), model)
+    assert isinstance(model.backend, ScriptedBackend)
+    (((request,), _),) = model.backend.calls
+    question = load_protocol("instruct-cot").prompts["en"].text.replace("{question}", str(SUMS[0]["question"]))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model").apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+    )
+    assert list(request.ids) == theirs
 
 
 @needs_sandbox
