@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from megatron_dsmath.config.contradictions import RULES, Rule, world_contradictions
+from megatron_dsmath.config.contradictions import RULES
 from megatron_dsmath.config.dialect import write
 from megatron_dsmath.config.keys import Location, is_list, section_of
+from megatron_dsmath.config.layout_contradictions import Rule, world_contradictions
 from megatron_dsmath.config.mistakes import mistakes
 from megatron_dsmath.config.overrides import override
 from megatron_dsmath.config.run import RunConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import chain
 from math import lcm
 
-from megatron_dsmath.config.contradictions import (
-    RULES,
+from megatron_dsmath.config.contradictions import RULES
+from megatron_dsmath.config.layout_contradictions import (
     even_stages,
     tensor_ranks_divide_the_model,
     world_contradictions,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_dsmath.config import load
-from megatron_dsmath.config.contradictions import even_stages
+from megatron_dsmath.config.layout_contradictions import even_stages
 from megatron_dsmath.errors import LayoutError
 from tests.support.seeded import PAPER_RUN, seeded
 
