@@ -23,14 +23,15 @@ Batch = Sequence[tuple[Problem, int]]
 class Examiner:
     """Asks a model as a protocol says, runs its programs and grades it; a context manager, which ends the sandboxes.
 
-    Raises SandboxError where the protocol has tools and programs cannot be confined.
+    Raises SandboxError where the protocol has tools and programs cannot be confined, and what Respondent does.
     """
 
     def __init__(self, backend: Backend, tokenizer: Tokenizer, protocol: Protocol) -> None:
-        self._protocol, self._stack = protocol, ExitStack()
-        sandbox = self._stack.enter_context(Sandbox()) if protocol.tools else None
-        self._respondent = Respondent(backend, tokenizer, protocol, sandbox)
-        self._judges = self._stack.enter_context(Judges(protocol))
+        with ExitStack() as stack:
+            sandbox = stack.enter_context(Sandbox()) if protocol.tools else None
+            self._respondent = Respondent(backend, tokenizer, protocol, sandbox)
+            self._judges = stack.enter_context(Judges(protocol))
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Examiner:
         return self
