@@ -62,14 +62,20 @@ class Launched:
 
 @pytest.mark.fault(
     "R8",
-    injected="SIGUSR1 to torchrun itself",
+    injected="SIGUSR1 to torchrun itself, and two signals one after the other",
     where="torchrun, DP2",
     holds="as from a signal to a rank; the launcher says 75 though torchrun says 1",
 )
-def test_sigusr1_to_torchrun_saves_and_ends_with_75(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGUSR1], [signal.SIGTERM, signal.SIGTERM], [signal.SIGUSR1, signal.SIGTERM]], ids=str
+)
+def test_a_signal_to_torchrun_saves_and_ends_with_75(signals: list[signal.Signals], tmp_path: Path) -> None:
     launched = Launched(tmp_path)
     launched.ranks()
-    psutil.Process(launched.process.pid).children()[0].send_signal(signal.SIGUSR1)
+    torchrun = psutil.Process(launched.process.pid).children()[0]
+    for number in signals:
+        torchrun.send_signal(number)
+        time.sleep(0.2)  # torchrun is in its handler, and the ranks before the end of their step or in their save
     code, said = launched.end()
     assert code == 75, said
     status = status_of(launched.directory.root)
