@@ -24,27 +24,10 @@ from tests.checkpoint.llama import (
     edit_tensors,
     same_bits,
     tensors_of,
-    write_llama,
     write_llama_with_tokenizer,
 )
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("hf") / "llama")
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
-    return Path(shutil.copytree(whole, tmp_path / "llama"))
-
-
-@pytest.fixture(scope="module")
-def in_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("hf") / "parts", shard="100KB")
 
 
 @pytest.fixture

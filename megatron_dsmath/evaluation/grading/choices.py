@@ -11,7 +11,8 @@ LIMIT_STATEMENT = 200
 _DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{|[{}$*]|\\[()\[\]]")
 _NAMED = r"(?i:(?:the )?(?:option|choice)|选项)?\s*"
 _END = r"(?=\s*(?:$|[\n.,;:，。；：、]|or\b|and\b|because\b|since\b|或|和|选项|项))"
-_ONE = rf"(?:[(（]\s?[A-H]\s?[)）]|[A-H]{{1,4}}(?:[)）]|{_END})|[B-H](?=\s+[a-z]))"
+_LIST = r"(?=(?:\s+[A-H])+\s*(?:$|[\n.,;，。；]))"  # A B D: letters alone, up to an end
+_ONE = rf"(?:[(（]\s?[A-H]\s?[)）]|[A-H]{{1,4}}(?:[)）]|{_END})|[A-H]{_LIST}|[B-H](?=\s+[a-z]))"
 _STATED = re.compile(rf"\s*[:：]?\s*{_NAMED}({_ONE}(?:(?:[\s,、和或与]|and|or)*{_ONE})*)")
 _BY_THE_WAY = re.compile(
     r"\b(?:choice|option) [(（]?([A-H])(?![A-Za-z'’])"

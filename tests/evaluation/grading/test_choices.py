@@ -35,11 +35,15 @@ STATED = {
     "故选B，因为选项A错误。": "B",
     "故选：AC": "AC",
     "The answer is A or B.": "AB",
+    "So the answer is $\\boxed{A B D}$.": "ABD",
+    "The answer is A C.": "AC",
 }
 NOT_STATED = [
     "So the answer is $\\boxed{24}$.",
     "So the answer is $\\boxed{A \\cap B}$.",
     "The answer is B^2 + C.",
+    "The answer is A Big number.",
+    "The answer is A B C plus one.",
     "I don't know. A triangle has three sides.",
     "A function is given, and E is a point of it.",
     "集合 A 和 B 相交。",
