@@ -105,6 +105,14 @@ def require_absent(target: Path) -> None:
 
 def require_room(target: Path, needed_bytes: int) -> None:
     """Raise OutputError unless `needed_bytes` can be written where `target` will be."""
+    require_free_space(require_writable(target, needed_bytes), needed_bytes)
+
+
+def require_writable(target: Path, needed_bytes: int | None = None) -> Path:
+    """The directory in which `target` is, or will be made with those between.
+
+    Raises OutputError, which names the bytes where they are given, unless something can be made there.
+    """
     folder = target.absolute()
     while not folder.is_dir():
         folder = folder.parent
@@ -112,7 +120,7 @@ def require_room(target: Path, needed_bytes: int) -> None:
     with refused_by_the_system(probe, needed_bytes):
         probe.mkdir()
         probe.rmdir()
-    require_free_space(folder, needed_bytes)
+    return folder
 
 
 @contextmanager

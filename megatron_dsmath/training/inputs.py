@@ -8,7 +8,9 @@ from typing import Literal, NamedTuple
 
 from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.manifest import read_manifest
+from megatron_dsmath.checkpoint.whole_directory import require_writable
 from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.data.atomic_files import require_free_space
 from megatron_dsmath.data.reading import RunBatches, open_batches
 from megatron_dsmath.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_dsmath.errors import CheckpointError, OutputError, TokenizerError
@@ -55,8 +57,9 @@ def require_room(run: RunConfig) -> None:
     checkpoints, keep = RunDirectory(Path(run.output)).checkpoints, run.checkpoint.keep
     missing = keep + 1 - min(keep, len(store.step_folders(checkpoints)))
     size_bytes = run.model.parameters * STATE_BYTES_PER_PARAMETER
+    folder = require_writable(checkpoints)
     try:
-        store.preflight(checkpoints, missing * size_bytes)
+        require_free_space(folder, missing * size_bytes)
     except OutputError as error:
         raise OutputError(
             "the run's checkpoints do not fit",

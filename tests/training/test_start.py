@@ -72,6 +72,15 @@ def test_a_disk_too_small_for_what_will_be_kept_is_refused(
         assert not Path(run.output).exists()
 
 
+def test_a_place_that_cannot_be_written_is_not_said_to_be_full(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(run_file), "--check", "--set", "output=/proc/run"]) == 78
+    said = capsys.readouterr().err
+    assert "the output cannot be written" in said
+    assert "do not fit" not in said
+
+
 def test_no_ranks_are_no_run(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(run_file), "--nproc", "0"]) == 78
     assert "error[usage]: the number of processes is wrong" in capsys.readouterr().err
