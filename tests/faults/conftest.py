@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.job import run_job
 from tests.faults.runs import RANKS, Bits, Tally, Trial, bits_of
 from tests.support.corpora import write_inputs
+from tests.support.job import run_job
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from typing import Any
 
 from megatron_dsmath.checkpoint import store
 from megatron_dsmath.errors import CheckpointError
-from tests.faults.job import Ending, run_job
 from tests.support.corpora import write_run_file
+from tests.support.job import Ending, run_job
 from tests.training.ranks import numbers_of, rows_of
 
 Bits = Callable[[str], dict[str, Any]]  # of a layout's undisturbed run, as `bits_of`

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.job import run_job
 from tests.faults.runs import RANKS, Bits, Tally, Trial
+from tests.support.job import run_job
 from tests.training.ranks import read_rows, rows_of, status_of
 
 WRITES = [  # points where the system is asked for something, and the rank that comes by

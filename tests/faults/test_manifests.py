@@ -10,8 +10,8 @@ import pytest
 
 from megatron_dsmath.checkpoint.manifest import MANIFEST
 from megatron_dsmath.cli import main
-from tests.faults.job import run_job
 from tests.faults.runs import RANKS, Bits, Tally, Trial, bits_of
+from tests.support.job import run_job
 from tests.training.ranks import rows_of, status_of
 
 SPOILED = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
 import signal
 import socket
@@ -23,61 +22,21 @@ from megatron_dsmath.training.run_directory import RunDirectory
 from megatron_dsmath.training.watchdog import Watchdog
 from megatron_dsmath.training.whereabouts import HERE
 from tests.support.corpora import write_run_file
+from tests.support.job import Ending, run_job
 from tests.support.runs import run_config
 from tests.training.ranks import status_of
 
-PATIENCE_SECONDS = 240  # gloo alone would wait for 30 minutes
-SOON_SECONDS = 20
 STEP_SECONDS, SETUP_SECONDS = 3.0, 12.0
 
 
-def hang(fault: str, run_file: Path, stderr: Path, environment: dict[str, str]) -> None:
-    """One rank of `dsmath train`, left to end as it does."""
-    import os
-    import sys
-
-    os.environ.update(environment)
-    os.environ["DSMATH_FAULT"] = fault
-    import torch
-
-    from megatron_dsmath import cli
-
-    torch.set_num_threads(1)
-    sys.stderr = stderr.open("w", buffering=1)
-    os._exit(cli.main(["train", str(run_file)]))
-
-
-def codes_of(fault: str, inputs: Path, folder: Path, ranks: int = 2, **overrides: Any) -> list[int | None]:
-    """The exit codes of all ranks once rank 0 has ended, or soon after; -9 is a kill, None one that still stands."""
-    overrides = {
+def ending_of(fault: str, inputs: Path, folder: Path, **overrides: Any) -> Ending:
+    """How two ranks of `dsmath train` end where one has a fault; its run's directory is `folder/run`."""
+    timeouts = {
         "guard__setup_timeout_seconds": SETUP_SECONDS,
         "guard__step_timeout_seconds": STEP_SECONDS,
         "guard__save_timeout_seconds": STEP_SECONDS,
-        **overrides,
     }
-    run_file = write_run_file(inputs, folder / "run", folder / "run.yaml", **overrides)
-    processes = []
-    for rank in range(ranks):
-        environment = {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_RANK": str(rank),
-            "DSMATH_RENDEZVOUS": str(folder / "rendezvous"),
-            "GLOO_SOCKET_IFNAME": "lo",
-        }
-        process = multiprocessing.get_context("forkserver").Process(
-            target=hang, args=(fault, run_file, folder / f"stderr_{rank}", environment)
-        )
-        process.start()
-        processes.append(process)
-    try:
-        processes[0].join(PATIENCE_SECONDS)
-        for process in processes[1:]:
-            process.join(SOON_SECONDS)
-        return [process.exitcode for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    return run_job(write_run_file(inputs, folder / "run", folder / "run.yaml", **timeouts, **overrides), 2, fault)
 
 
 @pytest.mark.fault(
@@ -115,12 +74,11 @@ def codes_of(fault: str, inputs: Path, folder: Path, ranks: int = 2, **overrides
 def test_the_rank_that_hangs_is_named_with_the_stacks_of_all_that_still_run(
     fault: str, layout: dict[str, Any], where: str, step: int, inputs: Path, tmp_path: Path
 ) -> None:
-    codes = codes_of(fault, inputs, tmp_path, **layout)
+    codes, _, said = ending_of(fault, inputs, tmp_path, **layout)
     culprit = int(re.search(r"rank=(\d)", fault)[1])  # type: ignore[index]
     stopped = fault.startswith("stop")
     assert codes[1 - culprit] == 70
     assert codes[culprit] == (-9 if stopped else 70)
-    said = "".join((tmp_path / f"stderr_{rank}").read_text() for rank in range(2))
     assert said.count("error[internal]: a rank hangs") == 1
     named = re.search("where: +(.*)", said)
     assert named is not None
@@ -217,8 +175,10 @@ def test_each_section_is_put_down_on_the_way_in(caller: Watchdog, monkeypatch: p
 
 @pytest.mark.long
 def test_a_rank_that_hangs_in_set_up_is_named_by_the_others(inputs: Path, tmp_path: Path) -> None:
-    codes = codes_of("stop:setup.begin:rank=1", inputs, tmp_path)
-    assert codes == [70, None]  # it never said which process it is: whoever started the ranks ends it
+    assert ending_of("stop:setup.begin:rank=1", inputs, tmp_path).codes == [
+        70,
+        None,
+    ]  # it never said which process it is: whoever started the ranks ends it
     assert "rank 1 was never heard of" in status_of(tmp_path / "run")["message"]
 
 

@@ -23,7 +23,7 @@ class Ending(NamedTuple):
     seconds_to_follow: float
     """From the first rank's end to the last one's."""
     said: str
-    """Standard error of all ranks."""
+    """What all ranks printed."""
 
 
 def run_job(run_file: Path, ranks: int, fault: str = "", *arguments: str) -> Ending:
