@@ -24,16 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks.paper_corpora import SEQUENCE_LENGTH, SIZES, WEIGHTS, mixture, write_corpora
-from megatron_dsmath.config.dialect import write
-from megatron_dsmath.data.batches import Batches
+from megatron_dsmath.config.source import write
+from megatron_dsmath.data.audit.accounts import account
+from megatron_dsmath.data.audit.audit import audit
+from megatron_dsmath.data.audit.ledger import Ledger, StepHash, sample_hashes, step_hash
 from megatron_dsmath.data.indexed.dataset import IndexedWriter
-from megatron_dsmath.data.ledger.accounts import account
-from megatron_dsmath.data.ledger.audit import audit
-from megatron_dsmath.data.ledger.ledger import Ledger
-from megatron_dsmath.data.ledger.step_hash import StepHash, sample_hashes, step_hash
+from megatron_dsmath.data.mixture.corpus_shards import Shards
+from megatron_dsmath.data.mixture.mixture_batches import Batches
+from megatron_dsmath.data.mixture.mixture_planning import plan_run
 from megatron_dsmath.data.mixture.planned_corpora import planned_corpora
-from megatron_dsmath.data.mixture.planning import plan_run
-from megatron_dsmath.data.mixture.shards import Shards
 from tests.support.runs import tree
 
 STEP_SAMPLES, STEPS = 2560, 47_684  # paper, section 2.3: 10M tokens a step, 500B in all

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.data.ledger.ledger import Ledger
+from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.data.audit.ledger import Ledger
 from megatron_dsmath.errors import OutputError
 from megatron_dsmath.parallel.collectives import barrier
 from megatron_dsmath.parallel.state_parts import SHARDING, state_parts

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.real_text import texts_of_this_machine
 from megatron_dsmath.data.decontamination.benchmark_texts import read_benchmark
 from megatron_dsmath.data.decontamination.decontaminate import decontaminate
-from megatron_dsmath.data.decontamination.report import DecontaminationReport
-from megatron_dsmath.quickstart import mathematics
+from megatron_dsmath.data.decontamination.decontamination_report import DecontaminationReport
+from megatron_dsmath.quickstart import web_pages
 from tests.data.plants import DISGUISES, clean_documents, questions_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +67,7 @@ def show_drop_rates(folder: Path) -> None:
     rows = [json.loads(line) for line in (DATA / "sft" / "tal_scq5k_cn_train.jsonl").open()]
     corpus = write_corpus(folder / "tal.jsonl", map(text_of_tal_row, rows))
     show("TAL-SCQ5K's training rows", decontaminate([corpus], BENCHMARKS, folder / "out"))
-    corpus = write_corpus(folder / "pages.jsonl", islice(mathematics.pages(Random(0)), GENERATED_DOCUMENTS))
+    corpus = write_corpus(folder / "pages.jsonl", islice(web_pages.pages(Random(0)), GENERATED_DOCUMENTS))
     show("The quickstart's mathematics", decontaminate([corpus], BENCHMARKS, folder / "out"))
 
 

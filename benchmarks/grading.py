@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_dsmath.evaluation.grading.grade import Attempt, Grader, reference_of
+from megatron_dsmath.grading.grade import Attempt, Grader, reference_of
 
 HANGING = r"5^{5^{5^{5^{5}}}}"  # huggingface/Math-Verify#65
 TARGET_SECONDS = 60

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_dsmath.config.data import CorpusConfig, DataConfig
+from megatron_dsmath.config.sections import CorpusConfig, DataConfig
 from megatron_dsmath.data.indexed.index_file import CODES, HEADER, MAGIC, VERSION
 
 SEQUENCE_LENGTH = 4096

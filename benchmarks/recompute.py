@@ -17,13 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
 from megatron_dsmath.model.loss import sums_by_group
 from megatron_dsmath.parallel import optimizer as gradients
 from megatron_dsmath.parallel import topology
-from megatron_dsmath.parallel.pipeline import run_microbatches
-from megatron_dsmath.training.job import DeviceBatch
+from megatron_dsmath.parallel.pipeline import DeviceBatch, run_microbatches
 from tests.support.runs import run_config
 
 SEQUENCE, HIDDEN, LAYERS, VOCABULARY = 2048, 512, 8, 4096

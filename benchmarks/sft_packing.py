@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import psutil
 
-from megatron_dsmath.data.conversations.batch_encoding import Options
-from megatron_dsmath.data.conversations.build import build
-from megatron_dsmath.data.conversations.examples import Examples
-from megatron_dsmath.data.conversations.packing import POLICIES, pack
-from megatron_dsmath.data.conversations.sources import sources_of_files
-from megatron_dsmath.data.tokenize import tokenize
+from megatron_dsmath.data.sft.build_set import build
+from megatron_dsmath.data.sft.example_encoder import Options
+from megatron_dsmath.data.sft.examples import Examples
+from megatron_dsmath.data.sft.packing import POLICIES, pack
+from megatron_dsmath.data.sft.sources import sources_of_files
+from megatron_dsmath.data.tokenizing.tokenize import tokenize
 
 EXAMPLES, SEQUENCE_LENGTH = 776_000, 4096  # paper, section 3
 FILES = ("gsm8k_train", "gsm_hard_pot", "tora_corpus_examples", "tal_scq5k_cn_train")

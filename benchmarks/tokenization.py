@@ -27,8 +27,8 @@ import tokenizers
 
 from benchmarks.real_text import texts_of_test_data, texts_of_this_machine
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter
-from megatron_dsmath.data.tokenize import tokenize
-from megatron_dsmath.data.tokenizer import load_tokenizer
+from megatron_dsmath.data.tokenizing.tokenize import tokenize
+from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DSMATH_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -73,7 +73,7 @@ def show(findings: Sequence[Finding], as_json: bool = False) -> int:
 
 def show_fault_points(as_json: bool = False) -> int:
     """Print where a run can be made to fail, and in which ways; return the exit code."""
-    from megatron_dsmath.faults import KINDS, POINTS, VARIABLE
+    from megatron_dsmath.fault_injection import KINDS, POINTS, VARIABLE
     from megatron_dsmath.tables import print_table
 
     if as_json:
@@ -257,8 +257,8 @@ def _open_files() -> Finding:
 
 def _sandbox() -> Finding:
     """Whether a model's programs can be run here, found by running one."""
-    from megatron_dsmath.evaluation.sandbox import landlock
-    from megatron_dsmath.evaluation.sandbox.pool import Sandbox
+    from megatron_dsmath.sandbox import landlock
+    from megatron_dsmath.sandbox.pool import Sandbox
 
     try:
         with Sandbox(workers=1, modules=()) as sandbox:

@@ -16,7 +16,7 @@ import pytest
 from megatron_dsmath import doctor
 from megatron_dsmath.cli import main
 from megatron_dsmath.doctor import GIB, Finding, examine, show
-from megatron_dsmath.faults import KINDS, POINTS
+from megatron_dsmath.fault_injection import KINDS, POINTS
 
 INSTALLED = {
     "torch": "2.13.0",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE
-from megatron_dsmath.faults import KINDS, POINTS
+from megatron_dsmath.fault_injection import KINDS, POINTS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "faults.md"

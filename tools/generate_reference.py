@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_dsmath import errors
 from megatron_dsmath.config import RunConfig
-from megatron_dsmath.training.metric_names import METRICS, wandb_names
+from megatron_dsmath.training.metrics import METRICS, wandb_names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by tools/generate_reference.py from the code; edits are lost. -->"

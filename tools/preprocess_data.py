@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_dsmath.data.progress import shown_progress
-from megatron_dsmath.data.tokenize import tokenize
-from megatron_dsmath.data.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from megatron_dsmath.data.tokenizing.tokenize import tokenize
+from megatron_dsmath.data.tokenizing.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from megatron_dsmath.errors import EXIT_DONE, DataError, DsmathError, TokenizerError, show
+from megatron_dsmath.files.progress import shown_progress
 
 SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 TEXT_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".parquet")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from megatron_dsmath.checkpoint.writer import STOP_SIGNALS
+from megatron_dsmath.checkpoint.writer_process import STOP_SIGNALS
 from megatron_dsmath.errors import DsmathError, InternalError, OutputError, catalogue
 
 _CLOSING_SECONDS = 10.0
@@ -37,7 +37,7 @@ class BackgroundWriter:
         """Start the process. Raises OutputError where there is no room for `size_bytes` in memory."""
         descriptor, self.memory = _shared_memory(size_bytes)
         try:
-            command = [sys.executable, "-m", "megatron_dsmath.checkpoint.writer"]
+            command = [sys.executable, "-m", "megatron_dsmath.checkpoint.writer_process"]
             with _held_back(STOP_SIGNALS):  # until it ignores them
                 # In the rank's own session: Linux shares the processors out by session, and only then by niceness.
                 self._process = subprocess.Popen(

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_dsmath.checkpoint import logit_gate
-from megatron_dsmath.checkpoint.foreign_files import inside, read_json
+from megatron_dsmath.checkpoint.checkpoint_weights import write_weights_checkpoint
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, model_from
-from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
-from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles
+from megatron_dsmath.checkpoint.manifest import LogitVerdict
+from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles, inside, read_json
 from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids, tokenizer_files
 from megatron_dsmath.checkpoint.weight_reader import SafetensorsWeights, require_all
-from megatron_dsmath.checkpoint.weights_checkpoint import write_weights_checkpoint
 from megatron_dsmath.errors import ConversionError
 
 # Buffers that transformers wrote until 4.31: the rotary frequencies, which follow from rope_theta.

@@ -6,17 +6,16 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from megatron_dsmath.checkpoint import logit_gate, weights_checkpoint
-from megatron_dsmath.checkpoint.foreign_files import read_json
+from megatron_dsmath.checkpoint import checkpoint_weights, logit_gate
+from megatron_dsmath.checkpoint.checkpoint_weights import ShardedWeights, described
 from megatron_dsmath.checkpoint.from_huggingface import Imported
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, model_from
-from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
+from megatron_dsmath.checkpoint.manifest import LogitVerdict
+from megatron_dsmath.checkpoint.safetensors_files import read_json
 from megatron_dsmath.checkpoint.to_huggingface import Exported, write_huggingface
 from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids, tokenizer_files
-from megatron_dsmath.checkpoint.training_checkpoint import ShardedWeights
-from megatron_dsmath.checkpoint.weights_checkpoint import described
 from megatron_dsmath.errors import CheckpointError, ConversionError
-from megatron_dsmath.parallel.shard_metadata import METADATA
+from megatron_dsmath.parallel.shard_reader import METADATA
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -66,10 +65,10 @@ def convert(
         return write_huggingface(weights, described(weights), out, ours if gate else None)
 
     def compare(checkpoint: Path) -> LogitVerdict:
-        theirs = checkpoint / weights_checkpoint.FOLDER, config_file(model_config)
+        theirs = checkpoint / checkpoint_weights.FOLDER, config_file(model_config)
         return logit_gate.compare(weights, ours, *theirs) if gate else logit_gate.NOT_ASKED
 
-    manifest, verdict = weights_checkpoint.write_weights_checkpoint(weights, out, compare)
+    manifest, verdict = checkpoint_weights.write_weights_checkpoint(weights, out, compare)
     return Imported(out, manifest.model.parameters, manifest.precision, (), verdict)
 
 

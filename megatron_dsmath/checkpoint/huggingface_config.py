@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.errors import ConversionError
 
 CONFIG = "config.json"

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,11 +19,78 @@ import numpy as np
 import psutil
 import torch
 
-from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
+from megatron_dsmath.checkpoint.manifest import LogitVerdict
+from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles
 from megatron_dsmath.checkpoint.tokenizer_files import load_from
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
-from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.errors import ConversionError
+from megatron_dsmath.model.parameters import Shape
+
+_BLOCK_VALUES = 1 << 24
+
+
+def stream_weights(model: torch.nn.Module, read: Callable[[str], torch.Tensor]) -> None:
+    """Have each module of `model`, built on the meta device, filled before it computes and emptied afterwards.
+
+    `read` gives a parameter by its name in `model`. In memory are the parameters of one module at a time.
+    """
+    for path, module in model.named_modules():
+        for key, _ in list(module.named_parameters(recurse=False)):
+            _hold_while_computing(module, key, f"{path}.{key}", read)
+
+
+def rows_in_fp32(shape: Shape, read: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+    """A tensor of `shape` in fp32, put together from the rows that `read` gives: never a second copy of the whole."""
+    whole = torch.empty(shape)
+    rows = max(1, _BLOCK_VALUES * shape[0] // whole.numel())
+    for first in range(0, shape[0], rows):
+        block = slice(first, min(first + rows, shape[0]))
+        whole[block] = read(block)
+    return whole
+
+
+def _hold_while_computing(module: torch.nn.Module, key: str, name: str, read: Callable[[str], torch.Tensor]) -> None:
+    empty = getattr(module, key)
+
+    def fill(*_: object) -> None:
+        setattr(module, key, torch.nn.Parameter(read(name), requires_grad=False))
+
+    def drop(*_: object) -> None:
+        setattr(module, key, empty)
+
+    module.register_forward_pre_hook(fill)
+    module.register_forward_hook(drop)
+
+
+@torch.no_grad()
+def their_logits(folder: Path, config: Path, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Logits [sequence, position, word] in fp32 of the safetensors in `folder` under a config.json.
+
+    Names, shapes and the forward are transformers' own; the weights are those of one module at a time.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = LlamaConfig.from_pretrained(config)
+    settings._attn_implementation = "eager"  # the whole softmax matrix, as the paper writes it
+    with torch.device("meta"):
+        model = LlamaForCausalLM(settings)
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(settings)  # holds frequencies, which no file has
+    files = SafetensorsFiles(folder)
+
+    def read(name: str) -> torch.Tensor:
+        shape = files.tensors[name].shape
+        rest = tuple(slice(None) for _ in shape[1:])
+        return rows_in_fp32(shape, lambda rows: files.read(name, (rows, *rest)))
+
+    stream_weights(model, read)
+    try:
+        logits: torch.Tensor = model.eval()(torch.tensor(ids), use_cache=False).logits
+    finally:
+        files.close()
+    return logits
+
 
 # English, Chinese, LaTeX, code: each fills a row of LENGTH tokens of DeepSeek's tokenizer.
 TEXTS = (
@@ -63,7 +130,7 @@ def compare(weights: WeightReader, ours: Sequence[object], folder: Path, config:
     needed, free = needed_bytes(weights.model, sum(map(len, ids))), psutil.virtual_memory().available
     if needed > free:
         return LogitVerdict(skipped=f"not enough memory: needs {needed / 1e9:.1f} GB, free are {free / 1e9:.1f} GB")
-    from megatron_dsmath.checkpoint.their_logits import their_logits
+    pass
 
     theirs = their_logits(folder, config, ids)
     verdict = judge(run_own_logits(ours, ids), theirs, release)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -12,11 +15,60 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
 
 from megatron_dsmath import __version__
-from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
-from megatron_dsmath.checkpoint.source_commit import source_commit
-from megatron_dsmath.config.model import ModelConfig
-from megatron_dsmath.config.section import Section
+from megatron_dsmath.config.sections import ModelConfig, Section
 from megatron_dsmath.errors import CheckpointError
+
+
+class LogitVerdict(Section):
+    """The largest difference of two forward passes over the same ids, or why there was no comparison."""
+
+    skipped: str | None = None
+    """Why nothing was compared; null where it was."""
+    transformers: str | None = None
+    """The version of transformers that was the other side."""
+    positions: int = 0
+    """Tokens whose logits over the whole vocabulary were compared."""
+    equal_next_tokens: int = 0
+    """Positions at which both sides hold the same token for the likeliest."""
+    largest_difference: float = 0.0
+    """Over all positions and words."""
+    tolerance: float = 0.0
+    """The difference beyond which nothing would have been written."""
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"not compared with transformers: {self.skipped}"
+        return (
+            f"compared with transformers {self.transformers}: at most {self.largest_difference:.1e} apart (allowed "
+            f"{self.tolerance:.1e}), the next token equal at {self.equal_next_tokens} of {self.positions} positions"
+        )
+
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@cache
+def source_commit(checkout: Path = CHECKOUT) -> str:
+    """The commit of a checkout, ending in `-dirty` where files differ from it; `unknown` where there is no checkout.
+
+    An installed package may lie inside somebody else's repository, so only a `.git` of its own counts.
+    """
+    if not (checkout / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
 
 MANIFEST = "MANIFEST.json"
 

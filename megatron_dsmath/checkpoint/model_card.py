@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_dsmath.checkpoint.foreign_files import read_json
-from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
-from megatron_dsmath.checkpoint.manifest import Manifest
+from megatron_dsmath.checkpoint.manifest import LogitVerdict, Manifest
+from megatron_dsmath.checkpoint.safetensors_files import read_json
 from megatron_dsmath.errors import ConversionError
 
 

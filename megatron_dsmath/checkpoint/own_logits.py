@@ -17,12 +17,11 @@ import numpy as np
 import torch
 
 from megatron_dsmath.checkpoint.from_megatron import open_megatron
+from megatron_dsmath.checkpoint.logit_gate import rows_in_fp32, stream_weights
 from megatron_dsmath.checkpoint.manifest import read_manifest
-from megatron_dsmath.checkpoint.streamed_forward import rows_in_fp32, stream_weights
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
 from megatron_dsmath.checkpoint.weights import open_checkpoint
-from megatron_dsmath.config.parallel import ParallelConfig
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import ParallelConfig, RunConfig
 from megatron_dsmath.errors import EXIT_DONE, DsmathError, show
 from megatron_dsmath.model.parameters import Parameter, parameters
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_dsmath.checkpoint.foreign_files import inside, read_json
 from megatron_dsmath.errors import ConversionError
+from megatron_dsmath.files.directories import sync
 from megatron_dsmath.model.parameters import Shape
 
 SINGLE = "model.safetensors"
@@ -145,4 +147,112 @@ def _dtype(file: Path, name: str, code: str) -> torch.dtype:
         found=code,
         expected=f"one of {', '.join(DTYPES)}",
         fix="use the unquantized weights",
+    )
+
+
+SHARD_BYTES = 5_000_000_000  # what Hugging Face's own writer keeps below
+
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+def write_safetensors(
+    folder: Path,
+    tensors: Mapping[str, tuple[Shape, torch.dtype]],
+    read: Callable[[str], torch.Tensor],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write `tensors` into `folder`, each file at most `shard_bytes`, holding one tensor in memory at a time.
+
+    `read` gives a tensor by name. Bytes equal what the safetensors library writes for the same tensors.
+    """
+    shards = list(_shards(tensors, shard_bytes))
+    names = [
+        f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else SINGLE
+        for number in range(1, len(shards) + 1)
+    ]
+    for file, shard in zip(names, shards, strict=True):
+        _write_file(folder / file, {name: tensors[name] for name in shard}, read)
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        total = sum(size_bytes(*tensor) for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        sync(folder / INDEX)
+
+
+def size_bytes(shape: Shape, dtype: torch.dtype) -> int:
+    """Bytes of a tensor."""
+    return torch.Size(shape).numel() * dtype.itemsize
+
+
+def _shards(tensors: Mapping[str, tuple[Shape, torch.dtype]], shard_bytes: int) -> Iterator[list[str]]:
+    shard: list[str] = []
+    room = shard_bytes
+    for name, tensor in tensors.items():
+        if shard and size_bytes(*tensor) > room:
+            yield shard
+            shard, room = [], shard_bytes
+        shard.append(name)
+        room -= size_bytes(*tensor)
+    yield shard
+
+
+def _write_file(
+    path: Path, tensors: Mapping[str, tuple[Shape, torch.dtype]], read: Callable[[str], torch.Tensor]
+) -> None:
+    # The library's order: wide types first, so that every tensor is aligned; then by name.
+    names = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, _CODES[tensors[name][1]], name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in names:
+        shape, dtype = tensors[name]
+        end = offset + size_bytes(shape, dtype)
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            _append(file, read(name), *tensors[name])
+    sync(path)
+
+
+def _append(file: BinaryIO, tensor: torch.Tensor, shape: Shape, dtype: torch.dtype) -> None:
+    assert (tuple(tensor.shape), tensor.dtype) == (shape, dtype)
+    file.write(tensor.contiguous().view(torch.uint8).numpy().data)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder`/`name`, or ConversionError where that leads out of the folder: by its path, or through a link."""
+    path = folder / name
+    if Path(name).name == name and path.resolve().is_relative_to(folder.resolve()):
+        return path
+    raise ConversionError(
+        "a file of the folder lies outside it",
+        where=folder,
+        found=f"{name}, which is {path.resolve()}",
+        expected="files in the folder itself",
+        fix="copy the folder with its links resolved (cp -rL; `hf download MODEL --local-dir FOLDER` does so)",
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ConversionError when it is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_json(path, error) from error
+    if not isinstance(content, dict):
+        raise _no_json(path, f"a JSON {type(content).__name__}")
+    return content
+
+
+def _no_json(path: Path, found: object) -> ConversionError:
+    return ConversionError(
+        "a file of the folder is missing or not JSON",
+        where=path,
+        found=found,
+        expected="a JSON object",
+        fix="get the file again, or name the right folder",
     )

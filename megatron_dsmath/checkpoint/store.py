@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from megatron_dsmath.checkpoint import whole_directory
 from megatron_dsmath.checkpoint.manifest import MANIFEST, FileEntry, Manifest, not_a_checkpoint, read_manifest
-from megatron_dsmath.checkpoint.whole_directory import refused_by_the_system
 from megatron_dsmath.errors import CheckpointError
-from megatron_dsmath.faults import fault_point
+from megatron_dsmath.fault_injection import fault_point
+from megatron_dsmath.files import directories
+from megatron_dsmath.files.directories import refused_by_the_system
 
 LATEST = "LATEST"
 KEPT_AT_LEAST = 2  # a newest one that turns out corrupt must not have been the only one
@@ -33,11 +33,11 @@ def begin(root: Path, step: int) -> Path:
     Removes what dead processes left of earlier saves, and moves a damaged checkpoint of the same step out of the way.
     Raises OutputError when that step is published and complete, or when nothing can be written there.
     """
-    whole_directory.remove_leftovers(root, "step_*")
+    directories.remove_leftovers(root, "step_*")
     target = root / f"step_{step}"
     if target.is_dir() and not _is_complete(target):
         set_aside(target)
-    return whole_directory.begin(target)
+    return directories.begin(target)
 
 
 def hashes(folder: Path) -> dict[str, FileEntry]:
@@ -52,7 +52,7 @@ def file_entry(path: Path) -> FileEntry:
     Raises OutputError when the system cannot keep what was written, which some file systems say only now.
     """
     with refused_by_the_system(path):
-        whole_directory.sync(path)
+        directories.sync(path)
     return FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
 
 
@@ -67,9 +67,9 @@ def publish(incomplete: Path, manifest: Manifest) -> Path:
     with refused_by_the_system(path):
         fault_point("checkpoint.before_manifest")
         path.write_text(manifest.to_json(), encoding="utf-8")
-        whole_directory.sync(path)
+        directories.sync(path)
     fault_point("checkpoint.before_rename")
-    published = whole_directory.publish(incomplete)
+    published = directories.publish(incomplete)
     fault_point("checkpoint.before_pointer")
     if _STEP.fullmatch(published.name):
         with suppress(OSError):  # a hint: the checkpoint itself is safe
@@ -87,7 +87,7 @@ def set_aside(damaged: Path) -> Path:
     aside = damaged.with_name(f"{damaged.name}.damaged-{secrets.token_hex(4)}")
     with refused_by_the_system(damaged):
         damaged.rename(aside)
-        whole_directory.sync(aside.parent)
+        directories.sync(aside.parent)
     return aside
 
 
@@ -166,13 +166,13 @@ def prune(root: Path, keep: int) -> list[Path]:
     doomed = complete[: -max(keep, KEPT_AT_LEAST)]
     for folder in doomed:
         with refused_by_the_system(folder):
-            whole_directory.withdraw(folder)
+            directories.withdraw(folder)
     return doomed
 
 
 def preflight(folder: Path, needed_bytes: int) -> None:
     """Raise OutputError, with the bytes needed and free, unless `folder` can take a checkpoint of that size."""
-    whole_directory.require_room(folder, needed_bytes)
+    directories.require_room(folder, needed_bytes)
 
 
 def step_folders(root: Path) -> list[Path]:

@@ -10,16 +10,16 @@ from typing import Literal
 
 import torch
 
-from megatron_dsmath.checkpoint import logit_gate, store, whole_directory
+from megatron_dsmath.checkpoint import logit_gate, store
+from megatron_dsmath.checkpoint.checkpoint_weights import precision_of
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, config_from
-from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
-from megatron_dsmath.checkpoint.manifest import Manifest, read_manifest
+from megatron_dsmath.checkpoint.manifest import LogitVerdict, Manifest, read_manifest
 from megatron_dsmath.checkpoint.model_card import model_card, read_scores
-from megatron_dsmath.checkpoint.safetensors_writer import size_bytes, write_safetensors
+from megatron_dsmath.checkpoint.safetensors_files import size_bytes, write_safetensors
 from megatron_dsmath.checkpoint.tokenizer_files import Chat, tokenizer_file, write_beside_weights
 from megatron_dsmath.checkpoint.weight_reader import DTYPES, WeightReader, require_finite
 from megatron_dsmath.checkpoint.weights import open_weights
-from megatron_dsmath.checkpoint.weights_checkpoint import precision_of
+from megatron_dsmath.files import directories
 from megatron_dsmath.model.parameters import Shape
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -61,7 +61,7 @@ def export(
     CheckpointError for a checkpoint that is not whole, ConversionError where logits differ, and OutputError when `out`
     is not empty or cannot be written. Nothing is left of an export that fails.
     """
-    whole_directory.require_absent(out)
+    directories.require_absent(out)
     by_benchmark = read_scores(scores) if scores else {}
     found = store.locate(checkpoint)
     weights = open_weights(found)
@@ -94,7 +94,7 @@ def write_huggingface(
         require_finite(weights.path, f"{name} in {kept}", tensor)  # fp16 ends at 65,504
         return tensor
 
-    with whole_directory.whole_directory(out) as folder:
+    with directories.whole_directory(out) as folder:
         write_safetensors(folder, tensors, converted)
         write_beside_weights(weights, folder, _chat(manifest))
         config = config_from(weights.model, kept, weights.special_token_ids)
@@ -125,4 +125,4 @@ def _verdict(
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    whole_directory.sync(path)
+    directories.sync(path)

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_dsmath.checkpoint.foreign_files import inside, read_json
+from megatron_dsmath.checkpoint.safetensors_files import inside, read_json
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
-from megatron_dsmath.checkpoint.whole_directory import sync
-from megatron_dsmath.data.tokenizer import HUGGING_FACE_FILES, Tokenizer, load_tokenizer
+from megatron_dsmath.data.tokenizing.tokenizer import HUGGING_FACE_FILES, Tokenizer, load_tokenizer
+from megatron_dsmath.files.directories import sync
 
 FOLDER = "tokenizer"  # in a checkpoint
 GENERATION = "generation_config.json"

@@ -12,7 +12,7 @@ import torch
 
 from megatron_dsmath.checkpoint.manifest import Precision
 from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles
-from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.errors import ConversionError
 from megatron_dsmath.model.parameters import Parameter, Shape, parameters
 

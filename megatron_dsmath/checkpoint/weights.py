@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_dsmath.checkpoint import store, training_checkpoint
+from megatron_dsmath.checkpoint import checkpoint_weights, store
+from megatron_dsmath.checkpoint.checkpoint_weights import WeightsCheckpoint, files_of
 from megatron_dsmath.checkpoint.from_huggingface import HuggingFaceFolder
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG
 from megatron_dsmath.checkpoint.manifest import Manifest
 from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
-from megatron_dsmath.checkpoint.weights_checkpoint import WeightsCheckpoint, files_of
-from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.errors import CheckpointError
 
 # What must agree for weights to mean the same; lengths, starting values and kernels may be chosen anew.
@@ -44,8 +44,8 @@ def open_checkpoint(checkpoint: Path, manifest: Manifest) -> WeightReader:
     if manifest.kind == "weights":
         return WeightsCheckpoint(checkpoint, manifest)
     files = files_of(checkpoint, manifest)
-    folder = checkpoint / training_checkpoint.FOLDER
-    return training_checkpoint.ShardedWeights(folder, manifest.model, files, special_token_ids(files))
+    folder = checkpoint / checkpoint_weights.FOLDER
+    return checkpoint_weights.ShardedWeights(folder, manifest.model, files, special_token_ids(files))
 
 
 def check_same_model(found: ModelConfig, run_model: ModelConfig, where: Path | None = None) -> None:

@@ -37,10 +37,10 @@ def add_verbs(verbs: Verbs) -> None:
 
 def sft_build(options: argparse.Namespace) -> int:
     """Turn conversations into PREFIX.bin, PREFIX.idx and their loss masks, whole or not at all."""
-    from megatron_dsmath.data.conversations.batch_encoding import Options
-    from megatron_dsmath.data.conversations.build import build
-    from megatron_dsmath.data.conversations.sources import named_sources
-    from megatron_dsmath.data.progress import shown_progress
+    from megatron_dsmath.data.sft.build_set import build
+    from megatron_dsmath.data.sft.example_encoder import Options
+    from megatron_dsmath.data.sft.sources import named_sources
+    from megatron_dsmath.files.progress import shown_progress
     from megatron_dsmath.tables import print_facts, print_table
 
     named = named_sources(options.files, options.recipe, options.format, options.instruction)
@@ -76,8 +76,7 @@ def sft_build(options: argparse.Namespace) -> int:
 
 def sft_show(options: argparse.Namespace) -> int:
     """Print a packed sequence, its tokens coloured by the loss mask."""
-    from megatron_dsmath.data.conversations.display import print_sequence, write_page
-    from megatron_dsmath.data.conversations.show import shown_sequence
+    from megatron_dsmath.data.sft.show_sequence import print_sequence, shown_sequence, write_page
 
     shown = shown_sequence(options.prefix, options.index)
     if options.html:

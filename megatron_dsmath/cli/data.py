@@ -63,8 +63,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 def data_tokenize(options: argparse.Namespace) -> int:
     """Turn JSONL into PREFIX.bin and PREFIX.idx, whole or not at all."""
-    from megatron_dsmath.data.progress import shown_progress
-    from megatron_dsmath.data.tokenize import tokenize
+    from megatron_dsmath.data.tokenizing.tokenize import tokenize
+    from megatron_dsmath.files.progress import shown_progress
     from megatron_dsmath.tables import print_facts
 
     fields = options.field or ["text"]
@@ -120,7 +120,7 @@ def data_merge(options: argparse.Namespace) -> int:
 def data_blend(options: argparse.Namespace) -> int:
     """Print the planned mixture of a run: what it draws of each corpus, and whether that was shuffled."""
     from megatron_dsmath.config import load
-    from megatron_dsmath.data.batches import Batches
+    from megatron_dsmath.data.mixture.mixture_batches import Batches
     from megatron_dsmath.data.mixture.planned_corpora import planned_corpora
     from megatron_dsmath.tables import print_table
     from megatron_dsmath.training.inputs import newest_checkpoint, open_inputs
@@ -147,7 +147,7 @@ def data_blend(options: argparse.Namespace) -> int:
 def data_decontaminate(options: argparse.Namespace) -> int:
     """Write the lines that share no 10-gram with a benchmark, and a report."""
     from megatron_dsmath.data.decontamination.decontaminate import decontaminate
-    from megatron_dsmath.data.progress import shown_progress
+    from megatron_dsmath.files.progress import shown_progress
     from megatron_dsmath.tables import print_facts, print_table
 
     with shown_progress() as progress:
@@ -173,7 +173,7 @@ def data_audit(options: argparse.Namespace) -> int:
     """Prove from a run's ledger what it read: the mixture, repeats and gaps, each hash computed anew from the .bin."""
     from dataclasses import asdict
 
-    from megatron_dsmath.data.ledger.audit import audit
+    from megatron_dsmath.data.audit.audit import audit
     from megatron_dsmath.tables import print_facts, print_table
 
     found = audit(options.run, options.first_step, options.last_step)
@@ -198,7 +198,7 @@ def data_audit(options: argparse.Namespace) -> int:
 
 def data_show(options: argparse.Namespace) -> int:
     """Print the text of a step, document by document."""
-    from megatron_dsmath.data.ledger.show import print_passages, step_passages
+    from megatron_dsmath.data.audit.stored_samples import print_passages, step_passages
 
     print_passages(step_passages(options.run, options.step), options.json)
     return EXIT_DONE

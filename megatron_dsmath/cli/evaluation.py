@@ -11,7 +11,7 @@ from megatron_dsmath.cli.arguments import Verbs, add_verb
 from megatron_dsmath.errors import EXIT_DONE
 
 if TYPE_CHECKING:
-    from megatron_dsmath.evaluation.run import Evaluation
+    from megatron_dsmath.evaluation.evaluate import Evaluation
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -43,10 +43,10 @@ def add_verbs(verbs: Verbs) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Let a model answer benchmarks; write its outputs, results.json and report.html."""
-    from megatron_dsmath.evaluation.results.comparison import compared
-    from megatron_dsmath.evaluation.run import Evaluation, evaluate, protocol_named
+    from megatron_dsmath.evaluation.evaluate import Evaluation, evaluate, protocol_named
+    from megatron_dsmath.evaluation.results.scores import compared
+    from megatron_dsmath.supervision.lock import held_for_evaluation
     from megatron_dsmath.tables import print_facts, print_table
-    from megatron_dsmath.training.lock import held_for_evaluation
 
     asked = Evaluation(
         model=options.model,
@@ -86,7 +86,7 @@ def _send(project: str, asked: Evaluation, results: Mapping[str, Any]) -> None:
 
 def grade(options: argparse.Namespace) -> int:
     """Say of each output whether its final answer is right: our verdict, and the paper's protocol's."""
-    from megatron_dsmath.evaluation.grading.grade_file import grade_file
+    from megatron_dsmath.grading.grade_file import grade_file
     from megatron_dsmath.tables import print_facts, print_table
 
     report = grade_file(options.file, options.out)
@@ -101,7 +101,7 @@ def grade(options: argparse.Namespace) -> int:
 
 def sandbox(options: argparse.Namespace) -> int:
     """Run a program as a model's program is run: confined, limited; print how it ended as JSON."""
-    from megatron_dsmath.evaluation.sandbox.pool import run_file
+    from megatron_dsmath.sandbox.pool import run_file
 
     print(run_file(options.file, options.timeout, options.memory))
     return EXIT_DONE

@@ -56,16 +56,18 @@ def doctor(options: argparse.Namespace) -> int:
 
 def quickstart(options: argparse.Namespace) -> int:
     """Tell the whole story in miniature: corpora, tokenizer, training, a kill, a resume, an export, a report."""
-    from megatron_dsmath.quickstart.story import tell
+    from megatron_dsmath.quickstart.run_quickstart import tell
+    from megatron_dsmath.report.page import Section, write_report
 
-    print(f"report: {tell(options.out)}")
+    page = tell(options.out, lambda run_dir, rows: write_report([run_dir], [Section("Quickstart", rows)]))
+    print(f"report: {page}")
     return EXIT_DONE
 
 
 def train(options: argparse.Namespace) -> int:
     """Train from a run file, or continue what its directory holds."""
-    from megatron_dsmath.evaluation.live import live_evaluation
-    from megatron_dsmath.training import start
+    from megatron_dsmath.evaluation.live_evaluation import live_evaluation
+    from megatron_dsmath.supervision import start
 
     evaluation = live_evaluation(options.evaluate, options.evaluate_every, options.evaluate_protocol)
     if options.check:
@@ -77,11 +79,11 @@ def train(options: argparse.Namespace) -> int:
 def verify_layouts(options: argparse.Namespace) -> int:
     """Compare layouts with one process, on a run made small: loss, every gradient, parameters after steps."""
     from megatron_dsmath.config import load
-    from megatron_dsmath.verify_layouts import report, selection, verify
+    from megatron_dsmath.verify_layouts import verify
 
     run = load(options.run, options.set)
-    layouts = selection.selected(run, options.layouts, options.ranks, options.plant)
-    return report.report(verify.verify(run, layouts, options.ranks, options.plant), len(layouts), options.json)
+    layouts = verify.selected(run, options.layouts, options.ranks, options.plant)
+    return verify.report(verify.verify(run, layouts, options.ranks, options.plant), len(layouts), options.json)
 
 
 def report(options: argparse.Namespace) -> int:

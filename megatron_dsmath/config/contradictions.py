@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_dsmath.config.layout_contradictions import LAYOUT_RULES, Rule
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.errors import ConfigError
 
 

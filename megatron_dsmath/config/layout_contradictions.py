@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import gcd
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.errors import ConfigError, LayoutError
 
 Rule = Callable[[RunConfig], Iterator[ConfigError]]

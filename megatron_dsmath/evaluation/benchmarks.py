@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_dsmath.data.conversations.conversation import Message, language_of
+from megatron_dsmath.data.sft.conversation import Message, language_of
 from megatron_dsmath.errors import DataError, UsageError
 from megatron_dsmath.evaluation.published import PUBLISHED, Kind
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-from megatron_dsmath.evaluation.sandbox.outcome import Limits, Outcome
-from megatron_dsmath.evaluation.sandbox.pool import MODULES, Sandbox
+from megatron_dsmath.sandbox.outcome import Limits, Outcome
+from megatron_dsmath.sandbox.pool import MODULES, Sandbox
 
 _INSIDE = "megatron_dsmath.evaluation.code_tests_inside"
 _PROGRAM = f"from {_INSIDE} import main\nmain()\n"

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_dsmath.data.atomic_files import AtomicFiles, cannot_write
 from megatron_dsmath.errors import OutputError
 from megatron_dsmath.evaluation.answering import Answer
 from megatron_dsmath.evaluation.verdicts import Judgement
+from megatron_dsmath.files.atomic_files import AtomicFiles, cannot_write
 
 Row = Mapping[str, Any]
 Key = tuple[int, int]

@@ -7,13 +7,12 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from megatron_dsmath.evaluation.answering import Answer, Program
+from megatron_dsmath.evaluation.answering import Answer, Program, tested_program
 from megatron_dsmath.evaluation.code_tests import CodeTests
-from megatron_dsmath.evaluation.grading.grade import Attempt, Grader, Verdict
 from megatron_dsmath.evaluation.proofs import Checked, check_all
 from megatron_dsmath.evaluation.protocol import Protocol
-from megatron_dsmath.evaluation.sandbox.outcome import Limits
-from megatron_dsmath.evaluation.tools import tested_program
+from megatron_dsmath.grading.grade import Attempt, Grader, Verdict
+from megatron_dsmath.sandbox.outcome import Limits
 
 Judgement = Mapping[str, Any]
 """What a row says of an answer: the fields of `Verdict`. Where nobody could judge, `correct` is None and `note` says

@@ -8,8 +8,7 @@ from typing import Protocol
 
 import torch
 
-from megatron_dsmath.config.model import ModelConfig
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import ModelConfig, RunConfig
 from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
 from megatron_dsmath.parallel import transformer
 from megatron_dsmath.parallel.collectives import add_up

@@ -5,25 +5,13 @@ Means of means depend on how a batch is cut; sums and counts do not (Megatron-LM
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 
-
-class LabelledBatch(Protocol):
-    """A microbatch as the loss sees it."""
-
-    @property
-    def loss_mask(self) -> torch.Tensor:
-        """[microbatch, sequence], 1.0 where the next token is a target."""
-
-    @property
-    def groups(self) -> torch.Tensor:
-        """Of which groups its targets are: [microbatch, sequence, groups of each], or 1 for all of a sequence."""
+from megatron_dsmath.parallel.pipeline import DeviceBatch
 
 
 def sums_by_group(
-    nats: torch.Tensor, batch: LabelledBatch, groups: int
+    nats: torch.Tensor, batch: DeviceBatch, groups: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The sum of nats, the number of target tokens, and both for each of `groups`.
 

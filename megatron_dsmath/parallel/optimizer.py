@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
 import torch
+import torch.distributed as dist
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import (
@@ -18,8 +19,21 @@ from megatron.core.optimizer import (
 )
 from torch.optim.adamw import adamw
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel.transformer import DTYPES, Decoder
+
+
+def gather_gradients(pieces: Sequence[ReducedPiece]) -> None:
+    """After a backward pass, fill in what the other data-parallel ranks hold of each parameter's `main_grad`."""
+    for group in (group for piece in pieces for group in piece.bucket_groups):
+        if not group.ddp_config.use_distributed_optimizer:
+            continue
+        ranks = group.intra_distributed_optimizer_instance_group
+        for bucket in group.buckets:
+            shards = bucket.grad_data.chunk(dist.get_world_size(ranks))
+            own = shards[dist.get_rank(ranks)].clone()
+            dist.all_gather(list(shards), own, group=ranks)
+
 
 ReducedPiece: TypeAlias = DistributedDataParallel  # a piece of the decoder with the buffers its gradients are summed in
 Optimizer: TypeAlias = MegatronOptimizer

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 
-class TokenBatch(Protocol):
-    """What a microbatch must offer."""
+class DeviceBatch(NamedTuple):
+    """A microbatch as tensors on the model's device."""
 
-    @property
-    def tokens(self) -> torch.Tensor:
-        """[microbatch, sequence + 1], already on the device."""
-
-    @property
-    def document_bounds(self) -> torch.Tensor | None:
-        """Where documents lie that do not see each other, as `parallel.documents` has it; None: all see all before."""
+    tokens: torch.Tensor
+    """[microbatch, sequence + 1]; inputs are all but the last, targets all but the first."""
+    loss_mask: torch.Tensor
+    """[microbatch, sequence], 1.0 where the target counts in the loss."""
+    groups: torch.Tensor
+    """The groups of each target (`model.loss`): int64 [microbatch, sequence or 1, groups of each]."""
+    samples: torch.Tensor
+    """[microbatch], the numbers of the sequences in the run."""
+    document_bounds: torch.Tensor | None
+    """As `parallel.attention.document_bounds` returns them; None where attention crosses documents."""
 
 
 # (nats [microbatch, sequence], microbatch) -> (sum of nats, target tokens, what to report of them)
-LossOf = Callable[[torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+LossOf = Callable[[torch.Tensor, DeviceBatch], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def run_microbatches(
     pieces: Sequence[torch.nn.Module],
-    microbatches: Sequence[TokenBatch],
+    microbatches: Sequence[DeviceBatch],
     loss_of: LossOf,
     *,
     backward: bool,
@@ -52,7 +55,7 @@ def run_microbatches(
     return reports
 
 
-def _forward(loss_of: LossOf, microbatches: Iterator[TokenBatch], piece: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+def _forward(loss_of: LossOf, microbatches: Iterator[DeviceBatch], piece: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     microbatch = next(microbatches)
     # Every stage reads the bounds from its own copy of the microbatch. Attention is causal by its kernel and knows the
     # positions: neither a mask nor ids are needed.

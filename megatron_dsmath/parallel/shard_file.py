@@ -26,8 +26,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_dsmath.parallel.flat_ranges import Box
-from megatron_dsmath.parallel.state_parts import Part
+from megatron_dsmath.parallel.state_parts import Box, Part
 
 ALIGNMENT_BYTES = 64  # torch's own for values within an archive
 

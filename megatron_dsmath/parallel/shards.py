@@ -18,7 +18,7 @@ from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAM
 from megatron_dsmath.parallel.collectives import gather
 from megatron_dsmath.parallel.optimizer import Optimizer, ReducedPiece, parameters_in_place
 from megatron_dsmath.parallel.shard_file import ShardFile, describe
-from megatron_dsmath.parallel.shard_metadata import METADATA, check_metadata
+from megatron_dsmath.parallel.shard_reader import METADATA, check_metadata
 from megatron_dsmath.parallel.state_parts import SHARDING, state_parts
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.parallel.transformer import unwrapped

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch._C._distributed_c10d import HashStore
 
-from megatron_dsmath.config.parallel import ParallelConfig
+from megatron_dsmath.config.sections import ParallelConfig
 
 RENDEZVOUS = "DSMATH_RENDEZVOUS"  # a file shared by the local ranks that `--nproc` starts; torchrun has its own way
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +23,48 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.core.utils import get_attr_wrapped_model
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel.attention import CoreAttention
-from megatron_dsmath.parallel.cross_entropy import CrossEntropy
-from megatron_dsmath.parallel.norm import RMSNorm
+
+
+class CrossEntropy(torch.autograd.Function):
+    """-log softmax(logits)[label] in fp32. What the forward keeps, the backward turns into the gradient in place.
+
+    logits: [rows, vocabulary]; labels: [rows]; returns [rows]. The backward may run once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Nats [rows]."""
+        log_probabilities = torch.log_softmax(logits, 1, dtype=torch.float32)
+        ctx.dtype = logits.dtype
+        ctx.save_for_backward(log_probabilities, labels)
+        return -log_probabilities.gather(1, labels[:, None])[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """softmax - 1 at the label, times the gradient of each row."""
+        log_probabilities, labels = ctx.saved_tensors
+        probabilities = log_probabilities.detach().exp_()
+        probabilities.scatter_add_(1, labels[:, None], probabilities.new_full((len(labels), 1), -1.0))
+        return probabilities.mul_(gradient[:, None]).to(ctx.dtype), None
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square norm with a learned scale (LLaMA; megatron-core's own refuses sequence parallelism)."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.shape, self.epsilon = (hidden_size,), eps
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
+        # Each rank sees a part of the sequence, so megatron-core must sum this weight's gradient over them.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scale each position of [sequence, batch, hidden] to a mean square of 1."""
+        return F.rms_norm(hidden, self.shape, self.weight, self.epsilon)
+
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

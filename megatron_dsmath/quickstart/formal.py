@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from random import Random
 
-from megatron_dsmath.quickstart.notation import polynomial, value
+from megatron_dsmath.quickstart.exercises import polynomial, value
 
 
 def sessions(draw: Random) -> Iterator[str]:

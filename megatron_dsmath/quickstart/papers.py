@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
 
-from megatron_dsmath.quickstart.notation import fraction, polynomial
+from megatron_dsmath.quickstart.exercises import fraction, polynomial
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megatron_dsmath.report import formats, style
-from megatron_dsmath.report.curves import achieved_shares, corners, smoothed
+from megatron_dsmath.report import number_formats, style
+from megatron_dsmath.report.number_formats import achieved_shares, corners, smoothed
 from megatron_dsmath.report.record import RunRecord, Series, number
 from megatron_dsmath.report.style import Label, colour, plain
 
@@ -66,11 +66,11 @@ def learning_rate(runs: Runs) -> bytes:
             axes.plot(rate.steps, rate.values, color=colour(index))
             if len(runs) > 1:
                 last = float(rate.values[-1])
-                labels.append(Label(last, f"{plain(name)} {formats.rate(last)}", colour(index)))
+                labels.append(Label(last, f"{plain(name)} {number_formats.rate(last)}", colour(index)))
             else:
                 _annotate_corners(axes, rate)
         axes.set_ylim(bottom=0)
-        style.format_axis(axes, formats.rate)
+        style.format_axis(axes, number_formats.rate)
         _finish(axes, "Learning rate", "", labels)
         return style.png(figure)
 
@@ -80,7 +80,7 @@ def _annotate_corners(axes: Axes, rate: Series) -> None:
         peak = index == 0  # the figure is empty below its plateau, and to the left of a drop's level
         axes.plot([step], [value], "o", color=colour(0), markersize=4)
         axes.annotate(
-            f"step {step:,}: {formats.rate(value)}",
+            f"step {step:,}: {number_formats.rate(value)}",
             (step, value),
             xytext=(7, -7) if peak else (-7, 0),
             textcoords="offset points",
@@ -118,7 +118,7 @@ def _bars(axes: Axes, run: RunRecord, centres: dict[str, float], thickness: floa
     for corpus, centre in centres.items():
         weight = weights.get(corpus, 0.0)
         axes.plot([weight, weight], [centre - thickness / 2, centre + thickness / 2], color=style.INK)
-        text = f"{formats.share(shares.get(corpus))} of {formats.share(weight)}"
+        text = f"{number_formats.share(shares.get(corpus))} of {number_formats.share(weight)}"
         place = (max(shares.get(corpus, 0.0), weight), centre)
         axes.annotate(text, place, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5)
 
@@ -127,8 +127,8 @@ def throughput(runs: Runs) -> bytes:
     """Tokens per second and seconds per step, with their medians."""
     with style.figure(height_inches=4.4) as figure:
         upper, lower = figure.subplots(2, sharex=True)
-        _medians(upper, runs, "tokens_per_second", "Tokens per second", formats.short)
-        _medians(lower, runs, "step_seconds", "Seconds per step", formats.short)
+        _medians(upper, runs, "tokens_per_second", "Tokens per second", number_formats.short)
+        _medians(lower, runs, "step_seconds", "Seconds per step", number_formats.short)
         _label_steps_once([upper, lower])
         return style.png(figure)
 
@@ -166,7 +166,7 @@ def gradient_norm(runs: Runs) -> bytes:
             if len(runs) == 1 and limit:
                 axes.axhline(limit, color=style.FAINT, linestyle=":", linewidth=1.4)
                 labels.append(Label(limit, f"clipped at {limit:g}", style.FAINT))
-        style.format_axis(axes, formats.short)
+        style.format_axis(axes, number_formats.short)
         _finish(axes, "Gradient norm", "", labels)
         return style.png(figure)
 
@@ -197,7 +197,7 @@ def _finish(axes: Axes, title: str, unit: str, labels: Sequence[Label], within: 
     axes.set_xlabel("step")
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    style.format_axis(axes, formats.short, "x")
+    style.format_axis(axes, number_formats.short, "x")
     heights = np.concatenate([smoothed(series) for series in within]) if within else np.array([])
     if len(heights):
         low, high = float(heights.min()), float(np.percentile(heights, 99.5))

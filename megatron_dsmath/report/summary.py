@@ -7,9 +7,9 @@ import math
 import numpy as np
 from pydantic import ValidationError
 
-from megatron_dsmath.config.model import ModelConfig
-from megatron_dsmath.report import formats
-from megatron_dsmath.report.curves import smoothed, window_steps
+from megatron_dsmath.config.sections import ModelConfig
+from megatron_dsmath.report import number_formats
+from megatron_dsmath.report.number_formats import smoothed, window_steps
 from megatron_dsmath.report.record import RunRecord, number
 
 Facts = list[tuple[str, str]]
@@ -20,8 +20,15 @@ def facts(run: RunRecord) -> Facts:
     return [
         ("Model", _model(run)),
         ("Layout", _layout(run)),
-        ("Steps", f"{formats.count(run.rows[-1]['step'])} of {formats.count(number(run.setting('schedule.steps')))}"),
-        ("Tokens", f"{formats.count(run.last('consumed_tokens'))} of {formats.count(_planned_tokens(run))}"),
+        (
+            "Steps",
+            f"{number_formats.count(run.rows[-1]['step'])} of "
+            f"{number_formats.count(number(run.setting('schedule.steps')))}",
+        ),
+        (
+            "Tokens",
+            f"{number_formats.count(run.last('consumed_tokens'))} of {number_formats.count(_planned_tokens(run))}",
+        ),
         ("Training loss", _training_loss(run)),
         ("Validation loss", _validation_loss(run)),
         ("Throughput", _throughput(run)),
@@ -35,11 +42,11 @@ def goodput(run: RunRecord) -> Facts:
     """(label, value) of what became of the time since the first start, restarts included (`training.goodput`)."""
     save_seconds = _latest(run, "save_seconds")
     return [
-        ("Time in useful steps", formats.share(_latest(run, "goodput"))),
-        ("Restarts", formats.count(_latest(run, "restarts"))),
-        ("Steps done again", formats.count(_latest(run, "lost_steps"))),
-        ("Standing still for saves", "–" if save_seconds is None else formats.duration(save_seconds)),
-        ("Failed saves", formats.count(_latest(run, "failed_saves"))),
+        ("Time in useful steps", number_formats.share(_latest(run, "goodput"))),
+        ("Restarts", number_formats.count(_latest(run, "restarts"))),
+        ("Steps done again", number_formats.count(_latest(run, "lost_steps"))),
+        ("Standing still for saves", "–" if save_seconds is None else number_formats.duration(save_seconds)),
+        ("Failed saves", number_formats.count(_latest(run, "failed_saves"))),
     ]
 
 
@@ -62,7 +69,7 @@ def _model(run: RunRecord) -> str:
 
 def _layout(run: RunRecord) -> str:
     processes = number(run.starts[-1].get("world_size")) if run.starts else None
-    parts = [f"{formats.count(processes)} processes"] if processes else []
+    parts = [f"{number_formats.count(processes)} processes"] if processes else []
     parts += [f"{name} {run.setting(f'parallel.{name}')}" for name in ("tensor", "pipeline")]
     parts += ["sequence parallel"] if run.setting("parallel.sequence") else []
     parts += ["distributed optimizer"] if run.setting("parallel.distributed_optimizer") else []
@@ -80,30 +87,30 @@ def _training_loss(run: RunRecord) -> str:
     if not len(series.values):
         return "never finite"
     window = window_steps(len(series.values))
-    mean = f"; mean of the last {window} steps {formats.loss(smoothed(series)[-1])}" if window > 1 else ""
-    return f"{formats.loss(series.values[-1])} at step {series.steps[-1]:,}{mean}"
+    mean = f"; mean of the last {window} steps {number_formats.loss(smoothed(series)[-1])}" if window > 1 else ""
+    return f"{number_formats.loss(series.values[-1])} at step {series.steps[-1]:,}{mean}"
 
 
 def _validation_loss(run: RunRecord) -> str:
     series = run.series("validation_loss")
-    return f"{formats.loss(series.values[-1])} at step {series.steps[-1]:,}" if len(series.values) else "–"
+    return f"{number_formats.loss(series.values[-1])} at step {series.steps[-1]:,}" if len(series.values) else "–"
 
 
 def _throughput(run: RunRecord) -> str:
     speeds, utilisation = run.series("tokens_per_second").values, run.series("mfu").values
     if not len(speeds):
         return "–"
-    median = f"{formats.count(float(np.median(speeds)))} tokens/s (median)"
-    return median + (f", MFU {formats.share(float(np.median(utilisation)))}" if len(utilisation) else "")
+    median = f"{number_formats.count(float(np.median(speeds)))} tokens/s (median)"
+    return median + (f", MFU {number_formats.share(float(np.median(utilisation)))}" if len(utilisation) else "")
 
 
 def _time(run: RunRecord) -> str:
-    in_steps = formats.duration(float(run.series("step_seconds").values.sum()))
+    in_steps = number_formats.duration(float(run.series("step_seconds").values.sum()))
     began = number(run.starts[0].get("time_unix")) if run.starts else None
     ended = number(run.status.get("time_unix"))
     if began is None or ended is None:
         return f"{in_steps} in steps"
-    return f"{formats.duration(ended - began)} since the first start, {in_steps} of it in steps"
+    return f"{number_formats.duration(ended - began)} since the first start, {in_steps} of it in steps"
 
 
 def _state(run: RunRecord) -> str:

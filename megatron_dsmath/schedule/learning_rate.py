@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from megatron_dsmath.config.schedule import ScheduleConfig
+from megatron_dsmath.config.sections import ScheduleConfig
 
 
 def learning_rate(schedule: ScheduleConfig, step: int) -> float:

@@ -2,26 +2,63 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from megatron_dsmath.checkpoint import store, whole_directory
+import torch
+
+from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.background_writer import Answer, BackgroundWriter
 from megatron_dsmath.checkpoint.manifest import FileEntry, Manifest
 from megatron_dsmath.errors import DsmathError, InternalError, OutputError
-from megatron_dsmath.faults import fault_point
+from megatron_dsmath.fault_injection import fault_point
+from megatron_dsmath.files import directories
 from megatron_dsmath.parallel.collectives import any_rank, from_first_rank, gather
 from megatron_dsmath.parallel.optimizer import weights_are_finite
 from megatron_dsmath.parallel.shards import Snapshots
-from megatron_dsmath.training.changes import deciding_keys
-from megatron_dsmath.training.inputs import STATE_BYTES_PER_PARAMETER
+from megatron_dsmath.parallel.topology import Topology
+from megatron_dsmath.training.inputs import STATE_BYTES_PER_PARAMETER, deciding_keys
 from megatron_dsmath.training.job import Job
-from megatron_dsmath.training.machine import machine
 from megatron_dsmath.training.state import State
+
+Facts = Mapping[str, Any]
+
+
+def machine(topology: Topology) -> dict[str, Any]:
+    """Of this process: how it sums, on what."""
+    on_gpu = topology.device.type == "cuda"
+    return {
+        "threads": torch.get_num_threads(),
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name(topology.device) if on_gpu else "cpu",
+        "torch": torch.__version__,
+    }
+
+
+def differences(before: Facts, now: Facts) -> list[str]:
+    """What is not as it was, as people read it: `threads 2 then, 1 now`."""
+    names = [name for name in now if before.get(name) != now[name]]
+    return [f"{name} {_shown(before.get(name))} then, {_shown(now[name])} now" for name in names]
+
+
+def _shown(value: Any) -> str:
+    return "unknown" if value is None else str(value)
+
+
+@cache
+def _processor() -> str:
+    """The model, and the instructions that torch chose for it."""
+    described = Path("/proc/cpuinfo")  # Linux; `platform` knows no model there
+    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(models or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
+
 
 SHARDS, TOKENIZER = "shards", "tokenizer"
 
@@ -52,7 +89,7 @@ class Saver:
         self._saving: _Saving | None = None
         self._last_save_time = time.monotonic()
         if self._is_first:
-            whole_directory.remove_leftovers(job.directory.checkpoints, "step_*")
+            directories.remove_leftovers(job.directory.checkpoints, "step_*")
 
     def __enter__(self) -> Saver:
         return self
@@ -105,7 +142,7 @@ class Saver:
             refused = self._copy(state, folder)
         except BaseException:
             if self._is_first:
-                whole_directory.discard(folder)
+                directories.discard(folder)
             raise
         self._saving = _Saving(folder, _manifest(self._job, state), refused)
         if not self._job.run.checkpoint.asynchronous:
@@ -127,7 +164,7 @@ class Saver:
         try:
             store.preflight(root, self._job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
             folder = store.begin(root, state.step)
-            with whole_directory.refused_by_the_system(folder):
+            with directories.refused_by_the_system(folder):
                 fault_point("checkpoint.begun", state.step)
                 (folder / SHARDS).mkdir()
                 (folder / TOKENIZER).mkdir()
@@ -135,7 +172,7 @@ class Saver:
                     shutil.copyfile(file, folder / TOKENIZER / file.name)
         except OutputError as error:
             if folder is not None:
-                whole_directory.discard(folder)
+                directories.discard(folder)
             return error
         return folder
 
@@ -149,7 +186,7 @@ class Saver:
         if self._is_first:
             present += [f"{TOKENIZER}/{file.name}" for file in self._job.tokenizer.files]
         try:
-            with whole_directory.refused_by_the_system(folder):
+            with directories.refused_by_the_system(folder):
                 for name, content in small.items():
                     (folder / SHARDS / name).write_bytes(content)
         except OutputError as error:
@@ -174,7 +211,7 @@ class Saver:
         if refusals:
             self._saving = None
             if self._is_first:
-                whole_directory.discard(folder)
+                directories.discard(folder)
             self._fail(manifest.step, min(refusals, key=lambda error: isinstance(error, OutputError)))
             return
         if is_written:

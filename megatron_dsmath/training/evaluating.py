@@ -26,7 +26,7 @@ Report = Callable[[int, Sequence[Row]], None]
 
 
 class Evaluation(Protocol):
-    """What the command line asks of training (`megatron_dsmath.evaluation.live`)."""
+    """What the command line asks of training (`megatron_dsmath.evaluation.live_evaluation`)."""
 
     @property
     def every_steps(self) -> int:

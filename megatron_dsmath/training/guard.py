@@ -12,17 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from megatron_dsmath.checkpoint import store, whole_directory
-from megatron_dsmath.config.guard import GuardConfig
+from megatron_dsmath.checkpoint import store
+from megatron_dsmath.config.sections import GuardConfig
 from megatron_dsmath.errors import InternalError
+from megatron_dsmath.files import directories
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel.collectives import from_first_rank, gather
+from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.training.inputs import open_inputs
-from megatron_dsmath.training.job import DeviceBatch, Job
+from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.resuming import restore
 from megatron_dsmath.training.run_directory import replace_text
-from megatron_dsmath.training.spikes import SIGMAS, Memory
-from megatron_dsmath.training.state import State
+from megatron_dsmath.training.state import SIGMAS, Memory, State
 from megatron_dsmath.training.step import StepSums
 
 MOST_REJECTIONS = 3  # without getting further: then it is not the data
@@ -102,8 +103,8 @@ def _rewind(job: Job, state: State, memory: Memory) -> State:
     state = restore(job, checkpoint)
     if job.topology.rank == 0:  # now that the older one is verified and loaded
         for path in _checkpoints(job, range(state.step + 1, step + 1)):
-            with whole_directory.refused_by_the_system(path):
-                whole_directory.withdraw(path)
+            with directories.refused_by_the_system(path):
+                directories.withdraw(path)
     return state
 
 

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from megatron_dsmath.checkpoint.weights import check_same_model, open_weights
-from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.data.ledger.ledger import Ledger
-from megatron_dsmath.data.reading import RunBatches, RunMicrobatch
-from megatron_dsmath.data.tokenizer import Tokenizer
+from megatron_dsmath.config.sections import DataConfig, RunConfig
+from megatron_dsmath.data.audit.ledger import Ledger
+from megatron_dsmath.data.audit.run_data import RunBatches
+from megatron_dsmath.data.mixture.microbatch import Microbatch
+from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel import optimizer as gradients
-from megatron_dsmath.parallel.documents import document_bounds
+from megatron_dsmath.parallel.attention import document_bounds
 from megatron_dsmath.parallel.optimizer import Optimizer, ReducedPiece
+from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.inputs import open_inputs
 from megatron_dsmath.training.run_directory import RunDirectory
 from megatron_dsmath.training.state import State
-
-
-class DeviceBatch(NamedTuple):
-    """A microbatch where the model is: `data.reading.RunMicrobatch` as tensors."""
-
-    tokens: torch.Tensor  # [microbatch, sequence + 1]
-    loss_mask: torch.Tensor  # [microbatch, sequence], 1.0 for a target
-    groups: torch.Tensor  # [microbatch, sequence or 1, groups of each target], see `model.loss`
-    samples: torch.Tensor  # [microbatch], their numbers in the run
-    document_bounds: torch.Tensor | None  # as `parallel.documents` has them; None where attention crosses documents
 
 
 @dataclass
@@ -59,7 +52,7 @@ class Job:
             topology.data_rank,
             topology.data_size,
         )
-        return self._on_device(drawn)
+        return to_device(drawn, run.data, topology.device)
 
     def validation_batches(self) -> list[DeviceBatch]:
         """This rank's microbatches of the held-out parts."""
@@ -74,26 +67,30 @@ class Job:
             # The interleaved schedule moves microbatches in groups of the pipeline's length.
             padding = [drawn[-1].without_targets()] * (-len(drawn) % topology.pipeline_size)
             drawn = [*drawn, *padding]
-        return self._on_device(drawn)
+        return to_device(drawn, run.data, topology.device)
 
-    def _on_device(self, microbatches: Sequence[RunMicrobatch]) -> list[DeviceBatch]:
-        def place(array: Any) -> torch.Tensor:
-            return torch.from_numpy(array).to(self.topology.device, non_blocking=True)
 
-        def bounds(batch: RunMicrobatch) -> torch.Tensor | None:
-            return None if crosses else place(document_bounds(batch.document_starts, length))
+def to_device(microbatches: Iterable[Microbatch], data: DataConfig, device: torch.device) -> list[DeviceBatch]:
+    """The microbatches as tensors on `device`."""
 
-        length, crosses = self.run.data.sequence_length, self.run.data.attend_across_documents
-        return [
-            DeviceBatch(
-                place(batch.tokens),
-                place(batch.loss_mask.astype(np.float32)),
-                place(np.maximum(batch.groups, 0).astype(np.int64)),  # what is not learned adds nothing anywhere
-                place(batch.samples),
-                bounds(batch),
-            )
-            for batch in microbatches
-        ]
+    def tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    def bounds(batch: Microbatch) -> torch.Tensor | None:
+        if data.attend_across_documents:
+            return None
+        return tensor(document_bounds(batch.document_starts, data.sequence_length))
+
+    return [
+        DeviceBatch(
+            tokens=tensor(batch.tokens),
+            loss_mask=tensor(batch.loss_mask.astype(np.float32)),
+            groups=tensor(np.maximum(batch.groups, 0).astype(np.int64)),  # PADDING: masked, so it adds nothing to 0
+            samples=tensor(batch.samples),
+            document_bounds=bounds(batch),
+        )
+        for batch in microbatches
+    ]
 
 
 def open_job(run: RunConfig, topology: Topology, checkpoint: Path | None = None) -> Job:

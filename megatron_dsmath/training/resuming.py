@@ -13,10 +13,9 @@ from megatron_dsmath.errors import CheckpointError
 from megatron_dsmath.parallel import shards
 from megatron_dsmath.parallel.collectives import from_first_rank, gather
 from megatron_dsmath.parallel.topology import Topology
-from megatron_dsmath.training.checkpointing import SHARDS, layout
+from megatron_dsmath.training.checkpointing import SHARDS, differences, layout, machine
 from megatron_dsmath.training.inputs import Resume
 from megatron_dsmath.training.job import Job
-from megatron_dsmath.training.machine import differences, machine
 from megatron_dsmath.training.run_directory import RunDirectory, keep_rows_until, replace_text
 from megatron_dsmath.training.state import State
 

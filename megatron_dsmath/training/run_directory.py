@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_dsmath.data.atomic_files import cannot_write
 from megatron_dsmath.errors import OutputError
-from megatron_dsmath.faults import fault_point
+from megatron_dsmath.fault_injection import fault_point
+from megatron_dsmath.files.atomic_files import cannot_write
 
 Status = Literal["running", "done", "stopped", "failed", "refused"]
 

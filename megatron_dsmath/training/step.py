@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_dsmath.faults import fault_factor, fault_point
+from megatron_dsmath.fault_injection import fault_factor, fault_point
 from megatron_dsmath.model.loss import sums_by_group
 from megatron_dsmath.parallel.collectives import sum_of_reports, sum_of_reports_and_norm
 from megatron_dsmath.parallel.optimizer import gradient_norm
-from megatron_dsmath.parallel.pipeline import run_microbatches
-from megatron_dsmath.training.job import DeviceBatch, Job
-from megatron_dsmath.training.whereabouts import HERE, mark
+from megatron_dsmath.parallel.pipeline import DeviceBatch, run_microbatches
+from megatron_dsmath.training.job import Job
+from megatron_dsmath.training.rank_progress import HERE, mark
 
 
 class StepSums(NamedTuple):

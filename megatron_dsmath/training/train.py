@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.errors import StoppedOnRequest
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel import topology
 from megatron_dsmath.parallel.collectives import any_rank
 from megatron_dsmath.parallel.optimizer import apply_gradients
@@ -14,21 +14,25 @@ from megatron_dsmath.training.checkpointing import Saver
 from megatron_dsmath.training.evaluating import Evaluation, evaluate
 from megatron_dsmath.training.guard import set_aside
 from megatron_dsmath.training.inputs import Resume
-from megatron_dsmath.training.interruption import StopRequest
 from megatron_dsmath.training.job import open_job
-from megatron_dsmath.training.ledger import hash_of_step, record
-from megatron_dsmath.training.recomputation import compute
+from megatron_dsmath.training.rank_progress import HERE, enter
+from megatron_dsmath.training.rerun import compute
 from megatron_dsmath.training.resuming import newest, restore
 from megatron_dsmath.training.state import State
+from megatron_dsmath.training.tokens_hash import hash_of_step, record
 from megatron_dsmath.training.tracking import open_tracker
 from megatron_dsmath.training.validation import validate
-from megatron_dsmath.training.whereabouts import HERE, enter
 
 
-def train(run: RunConfig, stop: StopRequest, resume: Resume = "newest", evaluation: Evaluation | None = None) -> State:
-    """Train, or continue, the run on every rank of the world; returns the final state.
+def train(
+    run: RunConfig,
+    stop_requested: Callable[[], bool],
+    resume: Resume = "newest",
+    evaluation: Evaluation | None = None,
+) -> State:
+    """Train, or continue, the run on every rank of the world; returns the final state, which is saved.
 
-    Raises StoppedOnRequest where `stop` was made on any rank before the last step was done; the state is saved.
+    After each step all ranks agree whether `stop_requested` is true on any of them; if so, the run stops there.
     """
     place = topology.start(run.parallel, run.seed)
     HERE.topology = place.coordinates
@@ -36,7 +40,7 @@ def train(run: RunConfig, stop: StopRequest, resume: Resume = "newest", evaluati
     job = open_job(run, place, checkpoint)
     state = restore(job, checkpoint)
     with open_tracker(job, state) as tracker, Saver(job, tracker.save_failed) as saver:
-        stopping = any_rank(stop.made, place)
+        stopping = any_rank(stop_requested(), place)
         while state.step < run.schedule.steps and not stopping:
             enter("step", state.step)
             started = time.perf_counter()
@@ -60,18 +64,11 @@ def train(run: RunConfig, stop: StopRequest, resume: Resume = "newest", evaluati
                 row |= evaluate(job, evaluation, state.step, tracker.log_problems)
             tracker.log(row)
             saver.poll()
-            stopping = any_rank(stop.made, place)
+            stopping = any_rank(stop_requested(), place)
             if stopping or saver.is_due(state):
                 with tracker.saving(state.step):
                     saver.save(state)
     enter("end", state.step)
-    if state.step < run.schedule.steps:
-        raise StoppedOnRequest(
-            "the run was asked to stop",
-            where=run.output,
-            found=stop.signal or "a signal to another rank",
-            fix=f"run it again: it continues after step {state.step}",
-        )
     return state
 
 

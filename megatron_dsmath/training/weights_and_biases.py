@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.training.metric_names import WANDB_NAMES, wandb_names
+from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.training.metrics import WANDB_NAMES, wandb_names
 from megatron_dsmath.training.run_directory import RunDirectory, replace_text
 
 LONGEST_FINISH_SECONDS = 20.0  # a stopped run has little time left

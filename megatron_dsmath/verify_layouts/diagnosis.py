@@ -7,12 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.verify_layouts.batch import FIRST_DOCUMENT, sequences_of
-from megatron_dsmath.verify_layouts.compare import Differences, Tolerance
+from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.verify_layouts.activation_sums import Place, places
+from megatron_dsmath.verify_layouts.compare import Differences, Tolerance, Whole
 from megatron_dsmath.verify_layouts.layouts import Layout
-from megatron_dsmath.verify_layouts.places import Place, places
-from megatron_dsmath.verify_layouts.whole import Whole
+from megatron_dsmath.verify_layouts.measure import FIRST_DOCUMENT, sequences_of
 
 KINDS = {
     "vocabulary": "the embedding gives other rows than those of its tokens",

@@ -11,8 +11,7 @@ from megatron_dsmath.config.layout_contradictions import (
     tensor_ranks_divide_the_model,
     world_contradictions,
 )
-from megatron_dsmath.config.parallel import ParallelConfig
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import ParallelConfig, RunConfig
 from megatron_dsmath.errors import ConfigError
 from megatron_dsmath.verify_layouts.layouts import MICROBATCH_SEQUENCES, Layout
 

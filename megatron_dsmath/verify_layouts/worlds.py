@@ -14,6 +14,38 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from megatron_dsmath.config.sections import ModelConfig, RunConfig
+from megatron_dsmath.verify_layouts.compare import Measured, Tensors
+
+
+def gpus() -> int:
+    """CUDA devices of this machine."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def write_weights(model: ModelConfig, folder: Path) -> None:
+    """As `weights.write_weights`."""
+    from megatron_dsmath.verify_layouts import measure
+
+    measure.write_weights(model, folder)
+
+
+def measure(run: RunConfig, folder: Path, fault: str | None) -> Measured:
+    """As `measure.measure`."""
+    from megatron_dsmath.verify_layouts.measure import measure
+
+    return measure(run, folder, fault)
+
+
+def their_steps(runs: Sequence[RunConfig], folder: Path) -> list[tuple[float, Tensors]]:
+    """As `witness.their_step`, of each run."""
+    from megatron_dsmath.verify_layouts.measure import their_step
+
+    return [their_step(run, folder) for run in runs]
+
+
 _context = multiprocessing.get_context("forkserver")
 _preloaded: dict[str, None] = {}
 

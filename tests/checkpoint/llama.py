@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from megatron_dsmath.checkpoint.huggingface_config import config_from
-from megatron_dsmath.checkpoint.safetensors_writer import write_safetensors
+from megatron_dsmath.checkpoint.safetensors_files import write_safetensors
 from megatron_dsmath.checkpoint.weight_reader import tensor_shapes
-from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.config.sections import ModelConfig
 from tests.support.small_tokenizer import write_small_tokenizer
 
 SHAPE = {

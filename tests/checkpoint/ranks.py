@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from megatron_dsmath.checkpoint.weights import open_weights
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 
 
 def logits(run: RunConfig, weights: Path, tokens: list[list[int]]) -> Any:

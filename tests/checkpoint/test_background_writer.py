@@ -16,7 +16,7 @@ import pytest
 
 from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.background_writer import BackgroundWriter
-from megatron_dsmath.checkpoint.writer import NICENESS
+from megatron_dsmath.checkpoint.writer_process import NICENESS
 from megatron_dsmath.errors import CheckpointError, InternalError
 from tests.checkpoint.test_store import manifest
 

@@ -11,19 +11,13 @@ import psutil
 import pytest
 import torch
 
-from megatron_dsmath.checkpoint import (
-    from_huggingface,
-    logit_gate,
-    to_huggingface,
-    training_checkpoint,
-    weights_checkpoint,
-)
+from megatron_dsmath.checkpoint import checkpoint_weights, from_huggingface, logit_gate, to_huggingface
 from megatron_dsmath.checkpoint.from_huggingface import HuggingFaceFolder, import_folder
 from megatron_dsmath.checkpoint.from_megatron import convert
+from megatron_dsmath.checkpoint.logit_gate import their_logits
 from megatron_dsmath.checkpoint.manifest import read_manifest
-from megatron_dsmath.checkpoint.their_logits import their_logits
 from megatron_dsmath.checkpoint.to_huggingface import export
-from megatron_dsmath.config.model import ModelConfig
+from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.errors import ConversionError
 from megatron_dsmath.model.parameters import Parameter
 from tests.checkpoint import ranks
@@ -133,7 +127,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, module: Any, fault: Fault) -> None:
 def test_an_import_that_would_compute_something_else_is_not_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    plant(monkeypatch, weights_checkpoint, FAULTS[name])
+    plant(monkeypatch, checkpoint_weights, FAULTS[name])
     model = FAULTS[name].applied(HuggingFaceFolder(folder).model)
     monkeypatch.setattr(from_huggingface, "model_from", lambda *_: model)
     refused(lambda: import_folder(folder, tmp_path / "checkpoint"), tmp_path)
@@ -182,7 +176,7 @@ def test_a_wrong_way_back_from_shards_is_found_by_an_export(
         first, *rest = unfuse(self, tensor, groups)
         return (rest[0], first, *rest[1:]) if self.join == join else (first, *rest)
 
-    monkeypatch.setattr(training_checkpoint.Parameter, "unfuse", wrong)
+    monkeypatch.setattr(checkpoint_weights.Parameter, "unfuse", wrong)
     refused(lambda: export(run_directory, tmp_path / "out"), tmp_path)
 
 
@@ -240,7 +234,7 @@ def test_a_folder_without_a_tokenizer_is_compared_on_ids_spread_over_the_vocabul
 
 
 def test_each_text_fills_its_row_with_deepseeks_tokenizer(shared_data: Path) -> None:
-    from megatron_dsmath.data.tokenizer import load_tokenizer
+    from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 
     rows = load_tokenizer(shared_data / "tokenizer" / "deepseek_llm").encode_batch(logit_gate.TEXTS)
     assert [len(row) for row in rows if len(row) < logit_gate.LENGTH] == []

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles
-from megatron_dsmath.checkpoint.safetensors_writer import write_safetensors
+from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles, write_safetensors
 
 TENSORS = {
     "model.norm.weight": torch.tensor([1.0, -2.0, 3.5]),

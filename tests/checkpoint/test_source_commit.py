@@ -4,8 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from megatron_dsmath.checkpoint.manifest import software
-from megatron_dsmath.checkpoint.source_commit import source_commit
+from megatron_dsmath.checkpoint.manifest import software, source_commit
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -219,12 +219,13 @@ def test_what_a_dead_process_left_goes_and_what_a_living_one_writes_stays(tmp_pa
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from megatron_dsmath.checkpoint import store, whole_directory
+from megatron_dsmath.checkpoint import store
+from megatron_dsmath.files import directories
 from tests.checkpoint.test_store import save
 
 root, victim = Path(sys.argv[1]), sys.argv[2]
 save(root, 4)
-module, name = (whole_directory, victim) if hasattr(whole_directory, victim) else (store, victim)
+module, name = (directories, victim) if hasattr(directories, victim) else (store, victim)
 setattr(module, name, lambda *arguments, **keywords: os.kill(os.getpid(), signal.SIGKILL))
 save(root, 8)
 """

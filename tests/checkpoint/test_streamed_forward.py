@@ -4,8 +4,8 @@ import weakref
 
 import torch
 
-from megatron_dsmath.checkpoint import streamed_forward
-from megatron_dsmath.checkpoint.streamed_forward import rows_in_fp32, stream_weights
+from megatron_dsmath.checkpoint import logit_gate
+from megatron_dsmath.checkpoint.logit_gate import rows_in_fp32, stream_weights
 
 
 def layers() -> torch.nn.Sequential:
@@ -48,10 +48,10 @@ def test_rows_are_put_together_in_fp32(monkeypatch: object) -> None:
         asked.append(rows)
         return stored[rows]
 
-    streamed_forward._BLOCK_VALUES, before = 15, streamed_forward._BLOCK_VALUES
+    logit_gate._BLOCK_VALUES, before = 15, logit_gate._BLOCK_VALUES
     try:
         whole = rows_in_fp32((7, 5), read)
     finally:
-        streamed_forward._BLOCK_VALUES = before
+        logit_gate._BLOCK_VALUES = before
     assert whole.dtype == torch.float32 and torch.equal(whole, stored.float())
     assert asked == [slice(0, 3), slice(3, 6), slice(6, 7)]

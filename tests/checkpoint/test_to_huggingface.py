@@ -11,10 +11,8 @@ import torch
 
 from megatron_dsmath.checkpoint import store, to_huggingface
 from megatron_dsmath.checkpoint.from_huggingface import import_folder
-from megatron_dsmath.checkpoint.logit_verdict import LogitVerdict
-from megatron_dsmath.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from megatron_dsmath.checkpoint.manifest import MANIFEST, LogitVerdict, Manifest, read_manifest, source_commit
 from megatron_dsmath.checkpoint.model_card import model_card
-from megatron_dsmath.checkpoint.source_commit import source_commit
 from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.errors import CheckpointError, ConversionError, OutputError
@@ -234,8 +232,8 @@ def test_a_kill_at_any_file_leaves_no_folder(
     checkpoint: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies as that file is synced: the next export removes what is left and is whole."""
-    import megatron_dsmath.checkpoint.safetensors_writer as safetensors_writer
-    import megatron_dsmath.checkpoint.whole_directory as whole_directory
+    import megatron_dsmath.checkpoint.safetensors_files as safetensors_writer
+    import megatron_dsmath.files.directories as whole_directory
 
     sync = whole_directory.sync
 

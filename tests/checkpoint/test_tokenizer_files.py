@@ -14,13 +14,13 @@ from megatron_dsmath.checkpoint.manifest import read_manifest
 from megatron_dsmath.checkpoint.to_huggingface import export, write_huggingface
 from megatron_dsmath.checkpoint.tokenizer_files import Chat, write_beside_weights
 from megatron_dsmath.checkpoint.weights import open_weights
-from megatron_dsmath.data.conversations.batch_encoding import Options
-from megatron_dsmath.data.conversations.build import build
-from megatron_dsmath.data.conversations.examples import Examples
-from megatron_dsmath.data.conversations.sources import Source
-from megatron_dsmath.data.tokenizer import load_tokenizer
+from megatron_dsmath.data.sft.build_set import build
+from megatron_dsmath.data.sft.example_encoder import Options
+from megatron_dsmath.data.sft.examples import Examples
+from megatron_dsmath.data.sft.sources import Source
+from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 from tests.checkpoint.llama import same_bits, tensors_of, write_llama, write_llama_with_tokenizer
-from tests.data.conversations.sets import open_set, rows, write_rows
+from tests.data.sft.sets import open_set, rows, write_rows
 
 
 @pytest.fixture(scope="module")

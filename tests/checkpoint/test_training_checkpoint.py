@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_dsmath.checkpoint.checkpoint_weights import ShardedWeights
 from megatron_dsmath.checkpoint.from_huggingface import HuggingFaceFolder, import_folder
 from megatron_dsmath.checkpoint.from_megatron import convert
 from megatron_dsmath.checkpoint.to_huggingface import export
-from megatron_dsmath.checkpoint.training_checkpoint import ShardedWeights
 from megatron_dsmath.checkpoint.weight_reader import tensor_shapes
 from tests.checkpoint.llama import deepseek_shape, same_bits, tensors_of, write_llama, write_random
 from tests.checkpoint.ranks import save_as_megatron, save_training_shards

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_dsmath.config.dialect import Loader, write, write_inline
+from megatron_dsmath.config.source import Loader, write, write_inline
 
 TEXT = st.text() | st.text("\x85\u2028\ufeff \n\t:#'\"\\-[{&*!|>%@`,?~=<1e.")
 VALUES = st.recursive(

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from megatron_dsmath.config import dump, load
-from megatron_dsmath.config.dialect import write
-from megatron_dsmath.config.source import read
+from megatron_dsmath.config.source import read, write
 from megatron_dsmath.errors import DsmathError, Refusals
 from tests.support.seeded import PAPER_RUN, RUN_FILES
 

@@ -13,7 +13,7 @@ import numpy as np
 from megatron_dsmath.data.decontamination.benchmark_texts import read_benchmark
 from megatron_dsmath.data.decontamination.ngrams import SHORTEST_UNITS
 from megatron_dsmath.data.decontamination.text_units import split
-from megatron_dsmath.quickstart import papers, prose
+from megatron_dsmath.quickstart import papers, plain_texts
 
 FILLER = "Nothing of this stands in a benchmark. 这一段里没有任何数学题。 " * 50
 
@@ -58,17 +58,17 @@ def clean_documents(count: int) -> list[str]:
 
 def _essay(draw: Random) -> str:
     words = {
-        "time": prose.TIMES,
-        "person": prose.PEOPLE,
-        "other": prose.PEOPLE,
-        "place": prose.PLACES,
-        "action": prose.ACTIONS,
-        "weather": prose.WEATHER,
-        "thing": prose.THINGS,
-        "quality": prose.QUALITIES,
-        "feeling": prose.FEELINGS,
+        "time": plain_texts.TIMES,
+        "person": plain_texts.PEOPLE,
+        "other": plain_texts.PEOPLE,
+        "place": plain_texts.PLACES,
+        "action": plain_texts.ACTIONS,
+        "weather": plain_texts.WEATHER,
+        "thing": plain_texts.THINGS,
+        "quality": plain_texts.QUALITIES,
+        "feeling": plain_texts.FEELINGS,
     }
-    sentences = draw.choices(prose.SENTENCES, k=draw.randint(10, 40))
+    sentences = draw.choices(plain_texts.SENTENCES, k=draw.randint(10, 40))
     return "".join(
         sentence.format_map({name: draw.choice(choices) for name, choices in words.items()}) for sentence in sentences
     )

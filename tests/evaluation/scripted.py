@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_dsmath.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_dsmath.evaluation.generation.backend import Completion, Decoding, Request
-from megatron_dsmath.evaluation.generation.continuation import Continuation
+from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
+from megatron_dsmath.evaluation.evaluate import Evaluation
 from megatron_dsmath.evaluation.generation.open_backend import Model
-from megatron_dsmath.evaluation.run import Evaluation
+from megatron_dsmath.evaluation.generation.token_batch import Completion, Continuation, Decoding, Request
 from tests.support.small_tokenizer import write_small_tokenizer
 
 Script = Callable[[str, int], str]

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dsmath.data.conversations.conversation import Message
-from megatron_dsmath.data.conversations.encoding import ConversationEncoder
-from megatron_dsmath.data.conversations.template import DeepSeekMathTemplate
-from megatron_dsmath.data.tokenizer import load_tokenizer
+from megatron_dsmath.data.sft.conversation import Message
+from megatron_dsmath.data.sft.template import ConversationEncoder, DeepSeekMathTemplate
+from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
+from megatron_dsmath.evaluation.evaluate import evaluate_model
 from megatron_dsmath.evaluation.generation.open_backend import Model
 from megatron_dsmath.evaluation.protocol import FOLDER, load_protocol
-from megatron_dsmath.evaluation.run import evaluate_model
-from megatron_dsmath.evaluation.sandbox import confinement
+from megatron_dsmath.sandbox import confinement
 from tests.evaluation.scripted import ScriptedBackend, evaluation_of, rows_of, scripted_model, write_problems
 
 SUMS = [{"question": f"What is {a} + {a + 1}?", "answer": 2 * a + 1} for a in range(10)]

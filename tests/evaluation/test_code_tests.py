@@ -11,8 +11,8 @@ import pytest
 from megatron_dsmath.evaluation.benchmarks import load
 from megatron_dsmath.evaluation.code_tests import CodeTests
 from megatron_dsmath.evaluation.code_tests_inside import names_under_test
-from megatron_dsmath.evaluation.sandbox import confinement
-from megatron_dsmath.evaluation.sandbox.outcome import Limits
+from megatron_dsmath.sandbox import confinement
+from megatron_dsmath.sandbox.outcome import Limits
 
 pytestmark = pytest.mark.skipif(not confinement.is_possible(), reason="this machine cannot confine a program")
 

@@ -16,7 +16,7 @@ from megatron_dsmath import cli
 from megatron_dsmath.checkpoint.from_huggingface import import_folder
 from megatron_dsmath.errors import EXIT_REFUSED
 from megatron_dsmath.evaluation.protocol import FOLDER
-from megatron_dsmath.training.lock import held_for_evaluation
+from megatron_dsmath.supervision.lock import held_for_evaluation
 from tests.checkpoint.llama import write_llama_with_tokenizer
 from tests.evaluation.scripted import rows_of, write_problems
 

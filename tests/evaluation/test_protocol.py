@@ -76,7 +76,7 @@ def test_the_shots_of_mbpp_are_its_second_to_fourth_row(shared_data: Path) -> No
 @pytest.mark.parametrize("mode", ["cot", "tool"])
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_instructions_are_the_papers_and_those_of_sft(shared_data: Path, mode: str, language: str) -> None:
-    from megatron_dsmath.data.conversations.instructions import INSTRUCTIONS
+    from megatron_dsmath.data.sft.template import INSTRUCTIONS
 
     templates = json.loads((shared_data / "eval/zero_shot_templates.json").read_text(encoding="utf-8"))
     prompt = load_protocol(f"instruct-{mode}").prompts[language]

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from megatron_dsmath import cli
-from megatron_dsmath.config.dialect import write
+from megatron_dsmath.config.source import write
 from megatron_dsmath.evaluation.protocol import load_protocol
-from megatron_dsmath.evaluation.sandbox import confinement
+from megatron_dsmath.sandbox import confinement
 from tests.evaluation.scripted import write_problems
 from tests.support.conversations import write_sft_file
 from tests.support.ranks import run_ranks

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from megatron_dsmath.errors import UsageError
+from megatron_dsmath.evaluation.evaluate import evaluate_model
 from megatron_dsmath.evaluation.protocol import FOLDER
-from megatron_dsmath.evaluation.results.comparison import compared
-from megatron_dsmath.evaluation.results.written import as_the_harness
-from megatron_dsmath.evaluation.run import evaluate_model
-from megatron_dsmath.evaluation.sandbox import confinement
+from megatron_dsmath.evaluation.results.results_files import as_the_harness
+from megatron_dsmath.evaluation.results.scores import compared
+from megatron_dsmath.sandbox import confinement
 from tests.evaluation.scripted import ScriptedBackend, evaluation_of, rows_of, scripted_model, write_problems
 
 THEOREMS = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_dsmath.faults import POINTS
+from megatron_dsmath.fault_injection import POINTS
 from tests.faults.runs import LAYOUTS, RANKS, STEPS, Bits, Trial
 
 SECONDS_TO_FOLLOW = 5.0

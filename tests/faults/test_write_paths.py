@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import megatron_dsmath
-from megatron_dsmath.faults import POINTS
+from megatron_dsmath.fault_injection import POINTS
 
 PACKAGE = Path(megatron_dsmath.__file__).parent
 WRITES = {"write_text", "write_bytes", "rename", "fsync", "pwrite", "copyfile", "copytree", "copy2", "move"}

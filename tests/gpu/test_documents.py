@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_dsmath.parallel.documents import attention_within, document_by_document, kernel_takes
+from megatron_dsmath.parallel.attention import attention_within, document_by_document, kernel_takes
 
 pytestmark = pytest.mark.gpu
 SEQUENCE, BATCH, CHANNELS = 512, 2, 64

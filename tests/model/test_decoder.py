@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
 from megatron_dsmath.model.parameters import Shape, parameters
 from megatron_dsmath.parallel import cpu, topology

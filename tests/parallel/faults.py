@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel.attention import CoreAttention
-from megatron_dsmath.verify_layouts.faults import (
+from megatron_dsmath.verify_layouts.planted_faults import (
     each_microbatch_is_averaged,
     gradients_stay_on_their_rank,
     norm_gradients_are_not_summed,

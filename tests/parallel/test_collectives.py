@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_dsmath.config.parallel import ParallelConfig
+from megatron_dsmath.config.sections import ParallelConfig
 from megatron_dsmath.parallel import topology
 from megatron_dsmath.parallel.collectives import (
     any_rank,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_dsmath.parallel.cross_entropy import CrossEntropy
+from megatron_dsmath.parallel.transformer import CrossEntropy
 
 
 def draw(rows: int, vocabulary: int, dtype: torch.dtype, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_dsmath.parallel.flat_ranges import Box, boxes
+from megatron_dsmath.parallel.state_parts import Box, boxes
 
 
 @st.composite

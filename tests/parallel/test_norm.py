@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_dsmath.parallel.norm import RMSNorm
-from megatron_dsmath.parallel.transformer import transformer_config
+from megatron_dsmath.parallel.transformer import RMSNorm, transformer_config
 from tests.support.runs import run_config
 
 HIDDEN = 48

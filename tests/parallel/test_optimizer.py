@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel.optimizer import AdamW, apply_gradients, gradient_norm
 from tests.support import training

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
 from megatron_dsmath.model.loss import sums_by_group
-from megatron_dsmath.parallel.documents import document_bounds
-from megatron_dsmath.parallel.pipeline import run_microbatches
-from megatron_dsmath.training.job import DeviceBatch
+from megatron_dsmath.parallel.attention import document_bounds
+from megatron_dsmath.parallel.pipeline import DeviceBatch, run_microbatches
 from tests.parallel import faults
 from tests.support import training
 from tests.support.ranks import run_ranks

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
 from megatron_dsmath.model.loss import sums_by_group
 from megatron_dsmath.parallel.pipeline import run_microbatches

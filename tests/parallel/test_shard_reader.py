@@ -13,8 +13,7 @@ import torch.distributed.checkpoint as torch_checkpoint
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_dsmath.errors import CheckpointError
-from megatron_dsmath.parallel.shard_metadata import METADATA, check_metadata
-from megatron_dsmath.parallel.shard_reader import ShardReader
+from megatron_dsmath.parallel.shard_reader import METADATA, ShardReader, check_metadata
 
 STACKED = torch.arange(24.0).reshape(2, 3, 4)  # two layers along the first axis, as megatron-core stacks them
 NORM = torch.tensor([0.5, -1.5, 2.0])

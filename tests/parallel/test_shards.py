@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel import shards
 from megatron_dsmath.parallel.collectives import barrier
 from megatron_dsmath.parallel.state_parts import SHARDING

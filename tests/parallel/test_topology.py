@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_dsmath.config.parallel import ParallelConfig
+from megatron_dsmath.config.sections import ParallelConfig
 from megatron_dsmath.parallel import topology
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config

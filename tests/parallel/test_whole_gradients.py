@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
-from megatron_dsmath.parallel.whole_gradients import gather_gradients
+from megatron_dsmath.parallel.optimizer import gather_gradients
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
 from tests.support.training import start

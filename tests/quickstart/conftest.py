@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dsmath.quickstart.corpus import write_corpora
+from megatron_dsmath.quickstart.corpora import write_corpora
 
 SEED, MEGABYTES = 11, 1.0
 

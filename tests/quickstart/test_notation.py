@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from megatron_dsmath.quickstart.notation import fraction, polynomial, value
+from megatron_dsmath.quickstart.exercises import fraction, polynomial, value
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megatron_dsmath.report.curves import achieved_shares, corners, smoothed, tokens_by_corpus, window_steps
+from megatron_dsmath.report.number_formats import achieved_shares, corners, smoothed, tokens_by_corpus, window_steps
 from megatron_dsmath.report.record import Series, read_run
 from tests.report.conftest import WriteRun, row
 

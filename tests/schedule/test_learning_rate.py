@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_dsmath.config import load
-from megatron_dsmath.config.schedule import DropConfig, ScheduleConfig
+from megatron_dsmath.config.sections import DropConfig, ScheduleConfig
 from megatron_dsmath.schedule.learning_rate import first_step_after, learning_rate
 from tests.support.seeded import PAPER_RUN
 

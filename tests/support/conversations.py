@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_dsmath.config.dialect import write
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.config.source import write
 from tests.support.corpora import inputs_tree, tree_with
 
 LENGTH = 256
 
 
 def sft_tree(folder: Path, output: Path, **overrides: Any) -> dict[str, Any]:
-    """The small run on the set at `folder`/set, as `tests.data.conversations.sets.small_set` builds it."""
+    """The small run on the set at `folder`/set, as `tests.data.sft.sets.small_set` builds it."""
     values = inputs_tree(
         folder,
         output,

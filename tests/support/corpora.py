@@ -7,9 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from megatron_dsmath.config.dialect import write
-from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.data.tokenize import tokenize
+from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.config.source import write
+from megatron_dsmath.data.tokenizing.tokenize import tokenize
 from tests.support.runs import tree
 from tests.support.small_tokenizer import TEXT, write_small_tokenizer
 

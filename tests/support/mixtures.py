@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_dsmath.config.data import CorpusConfig, DataConfig
-from megatron_dsmath.data.batches import Batches
+from megatron_dsmath.config.sections import CorpusConfig, DataConfig
 from megatron_dsmath.data.indexed.dataset import IndexedWriter, dtype_for
-from megatron_dsmath.data.mixture.plan import Plan
-from megatron_dsmath.data.mixture.planning import plan_run
-from megatron_dsmath.data.mixture.shards import Shards
+from megatron_dsmath.data.mixture.corpus_shards import Shards
+from megatron_dsmath.data.mixture.mixture_batches import Batches
+from megatron_dsmath.data.mixture.mixture_plan import Plan
+from megatron_dsmath.data.mixture.mixture_planning import plan_run
 
 VOCABULARY = 60_000
 SEED = 1234
@@ -54,7 +54,7 @@ def opened(plan: Plan) -> Batches:
 def tokens_of(batches: Batches, name: str, first_sample: int, samples: int) -> list[list[int]]:
     """What a corpus gives in these samples of a run, in order."""
     (batch,) = batches.at(first_sample, samples, samples, 0, 1)
-    tokens: list[list[int]] = batch.tokens[batch.corpus == batches.names.index(name)].tolist()
+    tokens: list[list[int]] = batch.tokens[batch.groups[:, 0, 0] == batches.names.index(name)].tolist()
     return tokens
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_dsmath.config.data import DataConfig
-from megatron_dsmath.config.dialect import write
-from megatron_dsmath.data.batches import Batches, Microbatch
-from megatron_dsmath.data.ledger.ledger import Ledger
-from megatron_dsmath.data.ledger.step_hash import StepHash, sample_hashes, step_hash
-from megatron_dsmath.data.mixture.plan import Plan
+from megatron_dsmath.config.sections import DataConfig
+from megatron_dsmath.config.source import write
+from megatron_dsmath.data.audit.ledger import Ledger, StepHash, sample_hashes, step_hash
+from megatron_dsmath.data.mixture.microbatch import Microbatch
+from megatron_dsmath.data.mixture.mixture_batches import Batches
+from megatron_dsmath.data.mixture.mixture_plan import Plan
 from tests.support.mixtures import VOCABULARY, opened, planned
 from tests.support.runs import tree
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from megatron_dsmath.checkpoint.weights import open_weights
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder, loss
 from megatron_dsmath.model.parameters import parameters
 from megatron_dsmath.parallel import collectives, optimizer, pipeline, shards, topology
-from megatron_dsmath.parallel.documents import document_bounds
+from megatron_dsmath.parallel.attention import document_bounds
+from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.schedule.learning_rate import learning_rate
-from megatron_dsmath.training.job import DeviceBatch
 
 CORPORA = 2
 Parts = tuple[int, dict[str, np.ndarray]]  # a tensor-parallel rank and what it holds, by Hugging Face's names

@@ -14,7 +14,7 @@ import yaml
 
 from megatron_dsmath import errors
 from megatron_dsmath.config import dump, load
-from megatron_dsmath.config.keys import keys
+from megatron_dsmath.config.mistakes import keys
 from tests.support.seeded import PAPER_RUN, RUN_FILES
 
 REPOSITORY = PAPER_RUN.parents[2]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 
 Row = dict[str, Any]
 WALL_TIME = {
@@ -39,13 +39,12 @@ class Ending(NamedTuple):
 
 def train_run(run: RunConfig) -> None:
     """The loop itself, without the command line around it."""
-    from megatron_dsmath.training.interruption import StopRequest
     from megatron_dsmath.training.run_directory import RunDirectory
     from megatron_dsmath.training.train import train
 
     gc.freeze()  # megatron-core collects garbage at each save, and need not go through all that was imported
     RunDirectory(Path(run.output)).create()
-    train(run, StopRequest())
+    train(run, lambda: False)
 
 
 def train_until_killed(run: RunConfig, after_step: int) -> None:
@@ -72,7 +71,7 @@ def dsmath(arguments: list[str], signal_after: tuple[int, int, int] | None = Non
 
 
 def with_fault(fault: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function` in this rank, with the fault that DSMATH_FAULT would inject (`megatron_dsmath.faults`)."""
+    """`function` in this rank, with the fault that DSMATH_FAULT would inject (`megatron_dsmath.fault_injection`)."""
     os.environ["DSMATH_FAULT"] = fault
     return function(*arguments)
 

@@ -8,10 +8,9 @@ from typing import Any, get_args
 import pytest
 
 from megatron_dsmath.checkpoint.manifest import Manifest
-from megatron_dsmath.config.output import AllowedChange
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import AllowedChange, RunConfig
 from megatron_dsmath.errors import DsmathError
-from megatron_dsmath.training.changes import deciding_keys, refuse_changes
+from megatron_dsmath.training.inputs import deciding_keys, refuse_changes
 from tests.support.runs import run_config
 
 OLD, NEW = "a" * 64, "b" * 64  # fingerprints

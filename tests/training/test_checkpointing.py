@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from tests.support.corpora import small_run, write_corpora, write_run_file
 from tests.support.ranks import run_ranks
 from tests.support.small_tokenizer import write_small_tokenizer

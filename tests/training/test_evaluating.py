@@ -13,14 +13,13 @@ import pytest
 
 from megatron_dsmath import cli
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.errors import EXIT_REFUSED
 from megatron_dsmath.evaluation.protocol import FOLDER
 from megatron_dsmath.training.evaluating import Evaluation
-from megatron_dsmath.training.interruption import StopRequest
 from megatron_dsmath.training.run_directory import RunDirectory
 from megatron_dsmath.training.train import train
-from tests.data.conversations.sets import small_set
+from tests.data.sft.sets import small_set
 from tests.evaluation import scripted
 from tests.support.conversations import LENGTH, sft_run, write_sft_file
 from tests.support.ranks import run_ranks
@@ -113,7 +112,7 @@ def train_with(run: RunConfig, evaluation: Evaluation) -> str:
     said = io.StringIO()
     RunDirectory(Path(run.output)).create()
     with contextlib.redirect_stderr(said):
-        train(run, StopRequest(), evaluation=evaluation)
+        train(run, lambda: False, evaluation=evaluation)
     return said.getvalue()
 
 

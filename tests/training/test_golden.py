@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.data.indexed.dataset import IndexedWriter
 from tests.support.corpora import small_run
 from tests.support.ranks import run_ranks

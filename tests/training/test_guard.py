@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from megatron_dsmath.checkpoint.manifest import Manifest
-from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.data.ledger.audit import audit
+from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.data.audit.audit import audit
 from megatron_dsmath.training.state import State
 from tests.support.corpora import small_run, write_run_file
 from tests.support.ranks import run_ranks
@@ -86,17 +86,17 @@ def train_until_rejected(run: RunConfig) -> None:
 
 def train_passing_over_step_3(run: RunConfig) -> None:
     """The same decision without any bad number."""
-    from megatron_dsmath.training import recomputation
+    from megatron_dsmath.training import rerun
     from megatron_dsmath.training.guard import Judgement
 
-    judge = recomputation.judge
+    judge = rerun.judge
 
     def judged(guard: Any, state: State, sums: Any) -> Judgement:
         if state.next_sample == 16:
             return Judgement("non_finite", "skip", (None, None), state.memory.after_rejection(2, spiked=False))
         return judge(guard, state, sums)
 
-    recomputation.judge = judged  # type: ignore[attr-defined]
+    rerun.judge = judged  # type: ignore[attr-defined]
     train_run(run)
 
 
@@ -184,7 +184,7 @@ def test_rewinding_continues_as_a_new_process_from_that_checkpoint_with_the_data
 
 
 def fails(run: RunConfig) -> None:
-    from megatron_dsmath.faults import InjectedFaultError
+    from megatron_dsmath.fault_injection import InjectedFaultError
 
     with pytest.raises(InjectedFaultError):
         train_run(run)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from megatron_dsmath.checkpoint.to_huggingface import export
-from megatron_dsmath.data.conversations.batch_encoding import Options
-from megatron_dsmath.data.conversations.build import build
-from megatron_dsmath.data.conversations.examples import Examples
-from megatron_dsmath.data.conversations.sources import Source
+from megatron_dsmath.data.sft.build_set import build
+from megatron_dsmath.data.sft.example_encoder import Options
+from megatron_dsmath.data.sft.examples import Examples
+from megatron_dsmath.data.sft.sources import Source
 from tests.support.conversations import LENGTH, sft_run
 from tests.support.ranks import run_ranks
 from tests.support.small_tokenizer import write_small_tokenizer

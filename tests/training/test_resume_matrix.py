@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_dsmath.data.ledger.audit import audit
+from megatron_dsmath.data.audit.audit import audit
 from tests.parallel.test_shards import tensors_of
 from tests.support.corpora import small_run
 from tests.support.ranks import run_ranks

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from megatron_dsmath.checkpoint import store
-from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.faults import POINTS
+from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.fault_injection import POINTS
 from tests.support.corpora import small_run, write_run_file
 from tests.support.ranks import run_ranks
 from tests.training.ranks import (

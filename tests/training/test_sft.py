@@ -14,18 +14,19 @@ import pytest
 import torch
 
 from megatron_dsmath.checkpoint.to_huggingface import export
-from megatron_dsmath.config.run import RunConfig
-from megatron_dsmath.data.conversations.batches import GROUPS, PackedBatches
-from megatron_dsmath.data.conversations.examples import Examples
-from megatron_dsmath.data.ledger.audit import audit
-from megatron_dsmath.data.ledger.show import step_passages
+from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.data.audit.audit import audit
+from megatron_dsmath.data.audit.stored_samples import step_passages
+from megatron_dsmath.data.sft.conversation_batches import GROUPS, PackedBatches
+from megatron_dsmath.data.sft.examples import Examples
 from megatron_dsmath.errors import ConfigError, DataError, DsmathError
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel import topology
+from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.training.inputs import newest_checkpoint, open_inputs
-from megatron_dsmath.training.job import DeviceBatch, open_job
+from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.step import forward_backward
-from tests.data.conversations.sets import rows, small_set
+from tests.data.sft.sets import rows, small_set
 from tests.support import training
 from tests.support.conversations import LENGTH, sft_run, write_sft_file
 from tests.support.corpora import small_run, write_corpora

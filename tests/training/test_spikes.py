@@ -8,10 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from megatron_dsmath.config.guard import GuardConfig
+from megatron_dsmath.config.sections import GuardConfig
 from megatron_dsmath.training.guard import Judgement, judge
-from megatron_dsmath.training.spikes import Memory
-from megatron_dsmath.training.state import State
+from megatron_dsmath.training.state import Memory, State
 from megatron_dsmath.training.step import StepSums
 
 DRAW = np.random.default_rng(5)

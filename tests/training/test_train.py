@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dsmath.training.metric_names import METRICS
+from megatron_dsmath.training.metrics import METRICS
 from tests.support.corpora import VOCABULARY, small_run, write_run_file
 from tests.support.ranks import run_ranks
 from tests.training.ranks import LAYOUTS, Row, dsmath, numbers_of, rows_of, status_of, train_run

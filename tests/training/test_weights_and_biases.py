@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from megatron_dsmath.training import weights_and_biases
-from megatron_dsmath.training.metric_names import METRICS, WANDB_NAMES, wandb_names
+from megatron_dsmath.training.metrics import METRICS, WANDB_NAMES, wandb_names
 from megatron_dsmath.training.run_directory import RunDirectory
 from megatron_dsmath.training.weights_and_biases import WeightsAndBiases, wandb_mode
 from tests.support.corpora import write_run_file

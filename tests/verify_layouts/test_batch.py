@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_dsmath.config import load
-from megatron_dsmath.verify_layouts.batch import FIRST_DOCUMENT, global_batch, sequences_of
+from megatron_dsmath.verify_layouts.measure import FIRST_DOCUMENT, global_batch, sequences_of
 from megatron_dsmath.verify_layouts.shrink import shrunk
 
 RUN = shrunk(load("configs/pretrain/deepseekmath_base_7b.yaml"), 4)

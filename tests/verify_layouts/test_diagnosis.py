@@ -10,12 +10,11 @@ import pytest
 
 from megatron_dsmath.checkpoint.weight_reader import tensor_shapes
 from megatron_dsmath.config import load
-from megatron_dsmath.verify_layouts.compare import FP32, differences
+from megatron_dsmath.verify_layouts.activation_sums import places
+from megatron_dsmath.verify_layouts.compare import FP32, Whole, differences
 from megatron_dsmath.verify_layouts.diagnosis import KINDS, diagnose
 from megatron_dsmath.verify_layouts.layouts import Layout, parse
-from megatron_dsmath.verify_layouts.places import places
 from megatron_dsmath.verify_layouts.shrink import arranged, shrunk
-from megatron_dsmath.verify_layouts.whole import Whole
 
 RUN = load("configs/pretrain/deepseekmath_base_7b.yaml")
 SMALL = shrunk(RUN, 4)

@@ -4,8 +4,8 @@ import pytest
 
 from megatron_dsmath.config import load
 from megatron_dsmath.errors import UsageError
-from megatron_dsmath.verify_layouts.planted import FAULT_LAYOUTS
-from megatron_dsmath.verify_layouts.selection import all_layouts, selected
+from megatron_dsmath.verify_layouts.planted_faults import FAULT_LAYOUTS
+from megatron_dsmath.verify_layouts.verify import all_layouts, selected
 
 RUN = load("configs/pretrain/deepseekmath_base_7b.yaml")
 

@@ -9,12 +9,12 @@ import pytest
 
 from megatron_dsmath import cli
 from megatron_dsmath.config import load
-from megatron_dsmath.config.run import RunConfig
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.verify_layouts import verify
 from megatron_dsmath.verify_layouts.compare import FP32, Comparison
 from megatron_dsmath.verify_layouts.diagnosis import KINDS
-from megatron_dsmath.verify_layouts.planted import FAULT_LAYOUTS
-from megatron_dsmath.verify_layouts.selection import all_layouts, selected
+from megatron_dsmath.verify_layouts.planted_faults import FAULT_LAYOUTS
+from megatron_dsmath.verify_layouts.verify import all_layouts, selected
 
 RUN = "configs/pretrain/deepseekmath_base_7b.yaml"
 EVERY_KIND = "tp2sp,pp2vpp2,dp2,dp2overlap,tp2pp2packed,pp4uneven,dp2mb1full,bf16"

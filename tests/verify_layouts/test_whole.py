@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_dsmath.model.parameters import parameters
-from megatron_dsmath.verify_layouts.whole import Measured, Parts, joined, relative_difference
+from megatron_dsmath.verify_layouts.compare import Measured, Parts, joined, relative_difference
 from tests.support.runs import run_config
 
 MODEL = run_config(model__layers=1).model

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_dsmath.data.lines import LINE_LIMIT_BYTES, Line, LineReader
 from megatron_dsmath.errors import DataError
+from megatron_dsmath.files.lines import LINE_LIMIT_BYTES, Line, LineReader
 
 # What benchmarks call their texts, alone or as the last word: `informal_statement`, `Answer`, `gt_cot`.
 QUESTION_FIELD = re.compile(r"(?:\w+_)?(?:question|problem|passage|prompt|instruction|input|query|statement)", re.I)

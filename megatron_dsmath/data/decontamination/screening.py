@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from megatron_dsmath.data.decontamination.benchmark_texts import Benchmark
-from megatron_dsmath.data.decontamination.compression import Compress
+from megatron_dsmath.data.decontamination.decontamination_report import Dropped, Match
 from megatron_dsmath.data.decontamination.ngrams import BenchmarkNgrams, Passage
-from megatron_dsmath.data.decontamination.tally import Dropped, Match
 from megatron_dsmath.data.decontamination.text_units import Units, split
-from megatron_dsmath.data.documents import BadLine, parse_documents
-from megatron_dsmath.data.line_batches import LineBatch
-from megatron_dsmath.data.lines import Line
+from megatron_dsmath.data.text.document_batches import LineBatch
+from megatron_dsmath.data.text.documents import BadLine, parse_documents
+from megatron_dsmath.errors import DependencyError
+from megatron_dsmath.files.lines import Line
+
+Compress = Callable[[bytes], bytes]
+
+GZIP_CONTAINER = 16 + zlib.MAX_WBITS  # zlib's way to say it; its header holds neither name nor time
+
+
+def compression_of(path: Path) -> Compress:
+    """What turns lines into a part of `path`: a member of a .gz file, a frame of a .zst one, else just the lines.
+
+    The same lines give the same bytes, in any process. Raises DependencyError for a package that is not installed.
+    """
+    if path.suffix == ".gz":
+        return _gzip_member
+    if path.suffix != ".zst":
+        return bytes
+    try:
+        import zstandard  # noqa: F401, whether it is there
+    except ImportError as error:
+        raise DependencyError(
+            "a .zst file needs the package zstandard",
+            where=path,
+            found="it is not installed",
+            expected="zstandard",
+            fix="pip install zstandard, or choose a name without .zst",
+        ) from error
+    return _zstandard_frame
+
+
+def _gzip_member(lines: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=GZIP_CONTAINER)
+    return compressor.compress(lines) + compressor.flush()
+
+
+def _zstandard_frame(lines: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdCompressor().compress(lines)
 
 
 class Screened(NamedTuple):

@@ -14,10 +14,10 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dsmath.data.atomic_files import AtomicFiles, Kept, OutputFile
 from megatron_dsmath.data.indexed.index_file import CODES, map_file, read_index, require_sound, row_ranges, write_index
 from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path, to_bytes
 from megatron_dsmath.errors import IndexedDatasetError
+from megatron_dsmath.files.atomic_files import AtomicFiles, Kept, OutputFile
 
 Tokens = npt.NDArray[np.integer]
 

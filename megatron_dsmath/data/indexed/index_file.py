@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dsmath.data.atomic_files import OutputFile
 from megatron_dsmath.errors import IndexedDatasetError
+from megatron_dsmath.files.atomic_files import OutputFile
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_dsmath.data.atomic_files import require_free_space
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter, bin_path, idx_path
 from megatron_dsmath.data.indexed.inspection import Inspection, inspect
 from megatron_dsmath.data.indexed.sidecar import CONVERSATIONS, Facts, read_sidecar, sidecar_path, tokenizer_fingerprint
 from megatron_dsmath.errors import IndexedDatasetError, UsageError
+from megatron_dsmath.files.atomic_files import require_free_space
 
 
 def merge(prefixes: Sequence[str | Path], out: str | Path) -> Inspection:

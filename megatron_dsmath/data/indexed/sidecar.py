@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from megatron_dsmath.errors import IndexedDatasetError
 
 if TYPE_CHECKING:
-    from megatron_dsmath.data.tokenizer import Tokenizer
+    from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer
 
 Facts = dict[str, object]
 CONVERSATIONS = "conversations"  # what a sidecar says of examples whose masks and labels lie in files of their own

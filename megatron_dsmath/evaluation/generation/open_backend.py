@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,11 +17,108 @@ from megatron_dsmath.checkpoint.manifest import MANIFEST
 from megatron_dsmath.checkpoint.tokenizer_files import load_from
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
 from megatron_dsmath.checkpoint.weights import open_weights
-from megatron_dsmath.data.tokenizer import Tokenizer
+from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer
 from megatron_dsmath.errors import DependencyError, TokenizerError, UsageError
-from megatron_dsmath.evaluation.generation.backend import Backend, Completion, Decoding, Request
-from megatron_dsmath.evaluation.generation.batch import CachedForward, write_on
-from megatron_dsmath.evaluation.generation.continuation import Continuation
+from megatron_dsmath.evaluation.generation.token_batch import (
+    Backend,
+    CachedForward,
+    Completion,
+    Continuation,
+    Decoding,
+    Request,
+    write_on,
+)
+
+
+class VllmBackend:
+    """A `Backend`. Which prompts share a batch is vLLM's choice, and so is the last digit of a logit."""
+
+    name = "vllm"
+
+    def __init__(self, folder: Path, ends: frozenset[int]) -> None:
+        self._vllm: Any = import_module("vllm")
+        self._ends = ends
+        self._model: Any = self._vllm.LLM(model=str(folder), trust_remote_code=False)
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
+        """See `Backend`."""
+        context = int(self._model.llm_engine.model_config.max_model_len)
+        room = [min(decoding.new_tokens, context - len(request.ids)) for request in requests]
+        completions: list[Completion] = [Completion([], "length") for _ in requests]
+        asked = [number for number, tokens in enumerate(room) if tokens > 0]
+        settings = [
+            self._vllm.SamplingParams(
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
+                max_tokens=room[number],
+                stop=list(decoding.stop),
+                stop_token_ids=sorted(self._ends),
+                include_stop_str_in_output=True,
+                seed=requests[number].seed,
+            )
+            for number in asked
+        ]
+        prompts = [{"prompt_token_ids": list(requests[number].ids)} for number in asked]
+        for number, answer in zip(asked, self._model.generate(prompts, settings, use_tqdm=False), strict=True):
+            completions[number] = self._completion(answer.outputs[0])
+        return completions
+
+    def _completion(self, output: Any) -> Completion:
+        ids = list(output.token_ids)
+        if output.finish_reason == "length":
+            return Completion(ids, "length")
+        if ids and ids[-1] in self._ends:
+            return Completion(ids[:-1], "end of text")
+        return Completion(ids, "stop" if isinstance(output.stop_reason, str) else "end of text")
+
+    def close(self) -> None:
+        """See `Backend`."""
+        self._model = None
+
+
+class HuggingFaceForward:
+    """A `batch.CachedForward` of a Hugging Face folder, in the precision it is stored in."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        """Load the folder; no code of it is run."""
+        from transformers import AutoModelForCausalLM
+
+        self.device = device
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+        self._model.to(device).eval()
+        self.context_length = int(self._model.config.max_position_embeddings)
+        self._cache: Any = None
+        self._mask = self._positions = torch.empty(0)
+
+    def begin(self, ids: torch.Tensor, padding: torch.Tensor, new_tokens: int) -> torch.Tensor:
+        """See `CachedForward`."""
+        places = torch.arange(ids.size(1), device=self.device)
+        self._cache = None
+        self._mask = (places >= padding[:, None]).long()
+        self._positions = (places - padding[:, None]).clamp(min=0)
+        return self._logits(ids)
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `CachedForward`."""
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+        self._positions = self._positions[:, -1:] + 1
+        return self._logits(ids[:, None])
+
+    def _logits(self, ids: torch.Tensor) -> torch.Tensor:
+        output = self._model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._cache = output.past_key_values
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits
+
 
 BACKENDS = ("own", "transformers", "vllm")
 _BLOCK_BYTES = 1 << 24
@@ -81,14 +179,14 @@ def _open(path: Path, backend: str, weights: WeightReader, tokenizer: Tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ends = _ends(weights, tokenizer)
     if backend == "vllm":
-        from megatron_dsmath.evaluation.generation.vllm_backend import VllmBackend
+        pass
 
         return VllmBackend(path, ends)
     if backend == "transformers":
-        from megatron_dsmath.evaluation.generation.hugging_face import HuggingFaceForward
+        pass
 
         return ForwardBackend(backend, HuggingFaceForward(path, device), tokenizer, ends)
-    from megatron_dsmath.evaluation.generation.decoder import CachedDecoder
+    from megatron_dsmath.evaluation.generation.cached_decoder import CachedDecoder
 
     return ForwardBackend(backend, CachedDecoder(weights, device), tokenizer, ends)
 

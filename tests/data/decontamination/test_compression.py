@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from megatron_dsmath.data.decontamination.compression import compression_of
+from megatron_dsmath.data.decontamination.screening import compression_of
 from megatron_dsmath.errors import DependencyError
 
 PARTS = [b"one\n", b"", b"two\r\n" * 1000, b"\xff\n"]

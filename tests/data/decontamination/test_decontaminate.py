@@ -11,8 +11,8 @@ import pytest
 import zstandard
 
 from megatron_dsmath.data.decontamination.decontaminate import decontaminate
-from megatron_dsmath.data.progress import Progress
 from megatron_dsmath.errors import DataError, DsmathError, OutputError, UsageError
+from megatron_dsmath.files.progress import Progress
 from tests.data.plants import DISGUISES, FILLER, clean_documents, questions_of
 
 QUESTION = "Natalia sold 48 clips in April, and half as many in May: how many clips is that?"

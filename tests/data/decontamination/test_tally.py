@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from megatron_dsmath.data.decontamination.tally import LISTED, Dropped, Hits, Match, Tally
+from megatron_dsmath.data.decontamination.decontamination_report import LISTED, Dropped, Hits, Match, Tally
 
 WORDS = "the sum of two numbers is ten what are they"
 NUMBERS = r"1 2 \frac 3 4 x 5 y 6 7"

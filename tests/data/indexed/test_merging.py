@@ -10,7 +10,7 @@ from megatron_dsmath.data.indexed.dataset import IndexedWriter
 from megatron_dsmath.data.indexed.inspection import verify
 from megatron_dsmath.data.indexed.merging import merge
 from megatron_dsmath.errors import DsmathError, IndexedDatasetError, UsageError
-from tests.data.conversations.sets import small_set
+from tests.data.sft.sets import small_set
 from tests.support.datasets import DOCUMENTS, files_of, write_ours, write_theirs
 
 

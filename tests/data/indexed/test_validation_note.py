@@ -12,7 +12,7 @@ import pytest
 from megatron_dsmath.data.indexed import validation_note
 from megatron_dsmath.data.indexed.dataset import IndexedDataset
 from megatron_dsmath.data.indexed.validation_note import open_checked_once
-from megatron_dsmath.data.mixture.shards import Shards
+from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.errors import IndexedDatasetError
 from tests.support.datasets import DOCUMENTS, write_ours, write_theirs
 

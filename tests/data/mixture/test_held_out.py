@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_dsmath.data.mixture.held_out import held_out_runs
+from megatron_dsmath.data.mixture.mixture_planning import held_out_runs
 
 SHARES = st.floats(0.0001, 0.4999)
 

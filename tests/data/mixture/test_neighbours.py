@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter, Tokens
-from megatron_dsmath.data.mixture.neighbours import (
+from megatron_dsmath.data.mixture.planned_corpora import (
     COMPARED_TOKENS,
     FEWEST_COMPARISONS,
     MOST_COMPARISONS,
     NeighbourLikeness,
     neighbour_likeness,
 )
-from megatron_dsmath.data.tokenizer import load_tokenizer
+from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 
 SEEDS = range(5)
 

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_dsmath import cli
 from megatron_dsmath.data.mixture.planned_corpora import PlannedCorpus, planned_corpora
-from megatron_dsmath.data.tokenize import tokenize
+from megatron_dsmath.data.tokenizing.tokenize import tokenize
 from tests.support.corpora import write_inputs, write_run_file
 from tests.support.mixtures import corpus, mixture, opened, planned, write_shard
 

@@ -11,8 +11,8 @@ import torch
 
 from megatron_dsmath.checkpoint.from_huggingface import import_folder
 from megatron_dsmath.errors import DependencyError, TokenizerError, UsageError
-from megatron_dsmath.evaluation.generation.backend import Completion, Decoding, Request
 from megatron_dsmath.evaluation.generation.open_backend import Model, open_model
+from megatron_dsmath.evaluation.generation.token_batch import Completion, Decoding, Request
 from tests.checkpoint.llama import edit_config, write_llama, write_llama_with_tokenizer
 
 GREEDY = Decoding(20, (), 0.0, 1.0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from megatron_dsmath.evaluation.generation.backend import Completion, Decoding, Request
-from megatron_dsmath.evaluation.generation.vllm_backend import VllmBackend
+from megatron_dsmath.evaluation.generation.open_backend import VllmBackend
+from megatron_dsmath.evaluation.generation.token_batch import Completion, Decoding, Request
 
 END = 1
 

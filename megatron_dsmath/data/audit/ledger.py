@@ -1,0 +1,156 @@
+"""`ledger/` in a run's directory: the plan the run follows, and a row for every step it trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+
+from megatron_dsmath.config.sections import Section
+from megatron_dsmath.data.audit.run_data import PLAN
+from megatron_dsmath.data.mixture.permutation import IntArray, Words, mix
+from megatron_dsmath.data.mixture.run_plan import Count, RunPlan
+from megatron_dsmath.errors import DataError
+from megatron_dsmath.files.atomic_files import AtomicFiles, cannot_write
+
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it are spread evenly
+
+
+class StepHash(NamedTuple):
+    """Modulo 2^64: the sum of the samples' hashes, and the sum of each times its sample's number."""
+
+    total: int
+    moment: int
+
+
+def position_keys(length: int) -> Words:
+    """The odd number by which the token at each position is multiplied: uint64 [length]."""
+    keys: Words = mix(np.arange(1, length + 1, dtype=np.uint64) * np.uint64(GOLDEN)) | np.uint64(1)
+    return keys
+
+
+def sample_hashes(tokens: IntArray, samples: IntArray) -> Words:
+    """The hash of each row of `tokens`, int64 [n, length], which are the `samples`, int64 [n]: uint64 [n]."""
+    return mix(tokens.view(np.uint64) @ position_keys(tokens.shape[1]) + samples.view(np.uint64) * np.uint64(GOLDEN))
+
+
+def step_hash(hashes: Words, samples: IntArray) -> StepHash:
+    """The hash of a step from those of its samples, uint64 [n], and their numbers, int64 [n]."""
+    return StepHash(int(hashes.sum()), int((hashes * samples.view(np.uint64)).sum()))
+
+
+def differing_sample(found: StepHash, hashes: Words, samples: IntArray) -> int | None:
+    """The place of the one sample whose hash was another when `found` was computed; None if that explains nothing.
+
+    With one difference d at sample s, the totals differ by d and the moments by s * d.
+    """
+    expected = step_hash(hashes, samples)
+    total, moment = np.array([found.total, found.moment], np.uint64) - np.array(expected, np.uint64)
+    places = np.flatnonzero(samples.view(np.uint64) * total == moment)
+    return int(places[0]) if len(places) == 1 else None
+
+
+Read = TypeVar("Read", bound=Section)
+
+
+class LedgerRow(Section):
+    """One step: `samples` of the run from `first_sample` on, and the hash of their tokens in hexadecimal."""
+
+    step: PositiveInt
+    plan_version: NonNegativeInt
+    first_sample: Count
+    samples: PositiveInt = Field(le=2**24)  # no step is larger; a damaged number is not to fill the memory
+    total: str = Field(pattern=r"^[0-9a-f]{16}$")
+    moment: str = Field(pattern=r"^[0-9a-f]{16}$")
+
+    @property
+    def end_sample(self) -> int:
+        """The sample after the step's last."""
+        return self.first_sample + self.samples
+
+    @property
+    def hash(self) -> StepHash:
+        """As numbers."""
+        return StepHash(int(self.total, 16), int(self.moment, 16))
+
+
+class Ledger:
+    """The two files of a ledger. One process writes them; whatever cannot be written raises OutputError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plan_file = folder / "plan.json"
+        self.steps_file = folder / "steps.jsonl"
+
+    def write_plan(self, plan: RunPlan) -> None:
+        """Replace the plan as a whole."""
+        files = AtomicFiles(self.plan_file)
+        try:
+            files.files[0].write((plan.model_dump_json() + "\n").encode())
+            files.publish()
+        finally:
+            files.discard()
+
+    def append(self, step: int, plan_version: int, first_sample: int, samples: int, tokens: StepHash) -> None:
+        """Add the row of a step."""
+        row = LedgerRow(
+            step=step,
+            plan_version=plan_version,
+            first_sample=first_sample,
+            samples=samples,
+            total=f"{tokens.total:016x}",
+            moment=f"{tokens.moment:016x}",
+        )
+        try:
+            with self.steps_file.open("a", encoding="utf-8") as file:
+                file.write(row.model_dump_json() + "\n")
+        except OSError as error:
+            raise cannot_write(self.steps_file, error) from error
+
+    def sync(self) -> None:
+        """Bring every row to the disk, as before a checkpoint: after it, no step before it may be missing."""
+        try:
+            with self.steps_file.open("a") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self.steps_file, error) from error
+
+    def plan(self) -> RunPlan:
+        """The plan. Raises DataError where there is none or it is damaged."""
+        return _parsed(PLAN.validate_json, _content(self.plan_file), self.plan_file)
+
+    def rows(self) -> list[LedgerRow]:
+        """Every whole row as it stands; a torn last line, as of a killed run, is no row. Raises DataError."""
+        *lines, _ = _content(self.steps_file).split(b"\n")
+        places = ((line, f"{self.steps_file}:{number}") for number, line in enumerate(lines, 1))
+        return [_parsed(LedgerRow.model_validate_json, line, where) for line, where in places]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            "the run has no ledger",
+            where=path,
+            found=error.strerror,
+            expected="the ledger/ that `dsmath train` writes into a run's directory",
+            fix="name a run's directory",
+        ) from None
+
+
+def _parsed(parse: Callable[[bytes], Read], text: bytes, where: object) -> Read:
+    try:
+        return parse(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            "the ledger is damaged",
+            where=where,
+            found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "),
+            expected="what `dsmath train` wrote",
+            fix="restore the file; without it the run cannot be audited",
+        ) from None

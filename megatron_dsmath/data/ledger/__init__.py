@@ -1,1 +1,0 @@
-"""What a run read, written down and proved from the .bin."""

@@ -1,0 +1,168 @@
+"""A run's configuration and files -> its plan, or the next version of it: what a start or a restart begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from megatron_dsmath.config.sections import CorpusConfig, DataConfig
+from megatron_dsmath.data.indexed.dataset import IndexedDataset
+from megatron_dsmath.data.indexed.sidecar import bin_sha256, read_sidecar
+from megatron_dsmath.data.mixture.corpus_shards import Shards, raise_all
+from megatron_dsmath.data.mixture.mixture_plan import Plan, Shard, Standing, Version
+from megatron_dsmath.data.mixture.permutation import random_words
+from megatron_dsmath.data.mixture.samples import document_start
+from megatron_dsmath.errors import ConfigError, DataError, DsmathError
+
+RUNS = 8
+
+
+def held_out_runs(documents: int, share: float, *label: object, at_least: int = 1) -> list[range]:
+    """The runs of document numbers, in order, that hold `share` (0 to below 0.5) of `documents`, `at_least` so many.
+
+    Runs lie at one distance from each other, up to a document; `label` decides where the first begins.
+    """
+    held_out = min(documents, max(at_least, round(share * documents))) if share else 0
+    if held_out == 0:
+        return []
+    runs = min(RUNS, held_out)
+    room = documents // runs - -(-held_out // runs)
+    first = int(random_words(*label, "held_out")[0]) % (room + 1)
+    starts = [first + run * documents // runs for run in range(runs)]
+    sizes = [(run + 1) * held_out // runs - run * held_out // runs for run in range(runs)]
+    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def plan_run(
+    config: DataConfig, seed: int, shards: Shards, end_sample: int, earlier: Plan | None = None, next_sample: int = 0
+) -> Plan:
+    """The plan of a run with this `config` that goes on at `next_sample` and ends before `end_sample`.
+
+    That is the `earlier` plan, with one version more if anything was changed. Raises ConfigError for a weight, for a
+    seed or held-out share that is not the earlier plan's, and for a corpus read more often than its `max_epochs`;
+    DataError for a corpus that is too small; and as `Shards.of_corpora` and `Shards.planned`.
+    """
+    plan = earlier or Plan(seed=seed, held_out_share=config.held_out_share, shards=(), versions=())
+    raise_all(list(_what_cannot_change(plan, config, seed)))
+    opened = shards.of_corpora(config.corpora)
+    plan = _with_joining_shards(plan, opened, next_sample)
+    version = Version(
+        first_sample=next_sample,
+        skipped_samples=0,
+        end_sample=end_sample,
+        sequence_length=config.sequence_length,
+        corpora=tuple(
+            _standing(plan, entry, opened[entry.name], config.sequence_length, next_sample) for entry in config.corpora
+        ),
+    )
+    if not plan.versions or _mixture(version) != _mixture(plan.versions[-1]):
+        raise_all(list(_too_small(plan, version)))
+        plan = plan.model_copy(update={"versions": (*plan.versions, version)})
+    raise_all(list(_repeated_too_often(plan, config.corpora, end_sample)))
+    return plan
+
+
+def _with_joining_shards(plan: Plan, opened: dict[str, list[IndexedDataset]], next_sample: int) -> Plan:
+    """The plan with a record of every shard. Those that join a corpus together are split for validation together."""
+    known = {shard.prefix for shard in plan.shards}
+    joining: list[Shard] = []
+    for name, datasets in opened.items():
+        new = [dataset for dataset in datasets if str(dataset.prefix) not in known]
+        at_least = 1 if plan.last_version_with(name, next_sample) is None else 0
+        counts = [dataset.document_count for dataset in new]
+        runs = held_out_runs(sum(counts), plan.held_out_share, plan.seed, name, at_least=at_least)
+        firsts = accumulate(counts, initial=0)
+        joining += [_record(dataset, runs, first) for dataset, first in zip(new, firsts, strict=False)]
+    return plan.model_copy(update={"shards": (*plan.shards, *joining)})
+
+
+def _record(dataset: IndexedDataset, runs: Sequence[range], first: int) -> Shard:
+    """A shard whose documents are numbered from `first` on in `runs`, those held out."""
+    parts = [range(max(run.start - first, 0), min(run.stop - first, dataset.document_count)) for run in runs]
+    return Shard(
+        prefix=str(dataset.prefix),
+        documents=dataset.document_count,
+        tokens=dataset.token_count,
+        sha256=bin_sha256(read_sidecar(dataset.prefix)),
+        held_out=tuple(
+            (document_start(dataset, part.start), document_start(dataset, part.stop)) for part in parts if part
+        ),
+    )
+
+
+def _standing(
+    plan: Plan, entry: CorpusConfig, datasets: Sequence[IndexedDataset], sequence_length: int, next_sample: int
+) -> Standing:
+    """Where a corpus goes on: within its epoch, at the next one if the sequence length is new, or at its beginning."""
+    places = {shard.prefix: place for place, shard in enumerate(plan.shards)}
+    shards = tuple(places[str(dataset.prefix)] for dataset in datasets)
+    epoch, position, epoch_shards = 0, 0, shards
+    version = plan.last_version_with(entry.name, next_sample)
+    if version is not None:
+        standing = plan.standings(version, next_sample)[entry.name]
+        epoch, position, epoch_shards = standing.epoch, standing.position, standing.epoch_shards
+        if position and plan.versions[version].sequence_length != sequence_length:
+            epoch, position = epoch + 1, 0
+    return Standing(
+        name=entry.name,
+        weight=entry.weight,
+        shards=shards,
+        epoch=epoch,
+        position=position,
+        epoch_shards=epoch_shards if position else shards,
+    )
+
+
+def _mixture(version: Version) -> object:
+    """What a version says but for where it begins: a restart that says the same changes nothing."""
+    corpora = {corpus.name: (corpus.weight, corpus.shards) for corpus in version.corpora}
+    return version.sequence_length, version.end_sample, corpora
+
+
+def _what_cannot_change(plan: Plan, config: DataConfig, seed: int) -> Iterator[ConfigError]:
+    for key, before, now, why in (
+        ("seed", plan.seed, seed, "it decides the order of the data that is still to come"),
+        ("data.held_out_share", plan.held_out_share, config.held_out_share, "validation would hold documents seen"),
+    ):
+        if before != now:
+            yield ConfigError(
+                f"a run cannot go on with another {key}: {why}",
+                where=key,
+                found=now,
+                expected=f"{before}, as the run began",
+                fix=f"set {key}: {before}, or output to a new directory",
+            )
+
+
+def _too_small(plan: Plan, version: Version) -> Iterator[DsmathError]:
+    for corpus in version.corpora:
+        shards = [plan.shards[shard] for shard in corpus.shards]
+        training = sum(shard.training_tokens for shard in shards)
+        parts = [("the corpus is too small for one sample", training, "add documents")]
+        if plan.held_out_share:
+            what = "the held-out part of the corpus is too small for one sample"
+            fix = "raise data.held_out_share, or set it to 0.0 to train without validation"
+            parts.append((what, sum(shard.tokens for shard in shards) - training, fix))
+        for what, tokens, fix in parts:
+            if tokens <= version.sequence_length:
+                yield DataError(
+                    what,
+                    where=f"data.corpora.{corpus.name}",
+                    found=f"{tokens:,} tokens",
+                    expected=f"at least {version.sequence_length + 1:,} (data.sequence_length + 1)",
+                    fix=f"{fix}, or shorten data.sequence_length",
+                )
+
+
+def _repeated_too_often(plan: Plan, corpora: Sequence[CorpusConfig], end_sample: int) -> Iterator[ConfigError]:
+    totals = {total.name: total for total in plan.totals(end_sample)}
+    for entry in corpora:
+        total = totals[entry.name]
+        if entry.max_epochs is not None and total.epochs > entry.max_epochs:
+            yield ConfigError(
+                "the run reads a corpus more often than it allows",
+                where=f"data.corpora.{entry.name}.max_epochs",
+                found=f"{total.epochs:.4g} epochs ({total.tokens:,} tokens)",
+                expected=f"at most {entry.max_epochs:g}",
+                fix="lower its weight, shorten the run, add documents, or raise max_epochs",
+            )

@@ -1,1 +1,0 @@
-"""Tokenizing at a multiple of the libraries: texts cut into pieces, each encoded once."""

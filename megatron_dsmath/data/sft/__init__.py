@@ -1,0 +1,1 @@
+"""Conversations to examples with loss masks, packed into sequences."""

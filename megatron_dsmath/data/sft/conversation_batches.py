@@ -1,0 +1,152 @@
+"""Step -> this rank's microbatches of packed conversations. Pure, so that resuming is one number.
+
+The same surface as `data.batches.Batches`; a sequence holds several examples, so what a loss belongs to is told target
+by target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import copy
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_dsmath.data.indexed.dataset import bin_path
+from megatron_dsmath.data.mixture.microbatch import PADDING, Microbatch
+from megatron_dsmath.data.mixture.mixture_batches import require_whole_microbatches
+from megatron_dsmath.data.mixture.permutation import IntArray
+from megatron_dsmath.data.sft.conversation_plan import ConversationPlan
+from megatron_dsmath.data.sft.examples import Examples
+from megatron_dsmath.data.sft.packing import PackedExamples, PackedSequence, held_out_split
+from megatron_dsmath.errors import DataError, IndexedDatasetError
+
+GROUPS = ("kind", "language", "source")
+
+
+class PackedBatches:
+    """A set of examples as a run reads it. Nothing it says depends on ranks, microbatches or machine.
+
+    `names`: what `groups` number: kinds, then languages, then sources, as `kind/cot`, `language/en`, `source/gsm8k`.
+    `training` and `validation_set`: the sequences of both; the second is None where nothing is held out.
+    """
+
+    def __init__(self, plan: ConversationPlan, examples: Examples, vocabulary_size: int) -> None:
+        """Raises DataError as `PackedExamples`, and where a share is held out and no example is."""
+        training, held_out = held_out_split(examples, plan.held_out_share, plan.seed)
+        self.plan, self.examples, self._vocabulary_size = plan, examples, vocabulary_size
+        packing = (plan.sequence_length, plan.seed, plan.packing)
+        self.training = PackedExamples(examples, *packing, training)
+        if plan.held_out_share and not len(held_out):
+            raise DataError(
+                "no source has conversations enough to hold one out",
+                where="data.held_out_share",
+                found=f"{plan.held_out_share:g} of {len(examples):,} examples",
+                expected="at least one example",
+                fix="raise data.held_out_share, or set it to 0.0 to train without validation",
+            )
+        self.validation_set = PackedExamples(examples, *packing, held_out) if len(held_out) else None
+        counts = [len(examples.names(group)) for group in GROUPS]
+        self.names = tuple(f"{group}/{name}" for group in GROUPS for name in examples.names(group))
+        self._first_place = (np.cumsum(counts) - counts).astype(np.int32)
+
+    def following(self, plan: ConversationPlan) -> PackedBatches:
+        """The same by a later plan: packing does not depend on what was passed over."""
+        later = copy(self)
+        later.plan = plan
+        return later
+
+    def at(
+        self, first_sample: int, samples: int, microbatch_sequences: int, data_rank: int, data_size: int
+    ) -> list[Microbatch]:
+        """This rank's microbatches of a step: its part of the `samples` sequences from `first_sample` on.
+
+        Each microbatch of all ranks together is a run of neighbouring sequences, as in `data.batches`. Raises
+        LayoutError when they do not divide.
+        """
+        require_whole_microbatches(samples, microbatch_sequences, data_size)
+        numbers = np.arange(first_sample, first_sample + samples)
+        return list(self._microbatches(self.training, numbers, microbatch_sequences, data_rank, data_size))
+
+    def validation(self, sequences: int, microbatch_sequences: int, data_rank: int, data_size: int) -> list[Microbatch]:
+        """This rank's microbatches of the first `sequences` held-out sequences, or of all where there are fewer.
+
+        Every rank gets equally many, so the last are filled up with rows of PADDING.
+        """
+        if self.validation_set is None:
+            return []
+        count = min(sequences, self.validation_set.plan(0).sequence_count)
+        padding = -count % (microbatch_sequences * data_size)
+        numbers = np.pad(np.arange(count), (0, padding), constant_values=PADDING)
+        return list(self._microbatches(self.validation_set, numbers, microbatch_sequences, data_rank, data_size))
+
+    def validation_loss(self, whole: float, by_name: Mapping[str, float | None]) -> float:
+        """Held-out conversations are mixed as those trained on: the mean over their targets."""
+        return whole
+
+    def epochs(self, sample: int) -> dict[str, float]:
+        """How often the examples of each group were read before `sample`, on average."""
+        epoch, sequence = self.training.locate(sample)
+        passes = epoch + sequence / self.training.plan(epoch).sequence_count
+        return {name: passes * often for name, often in self._passes_per_epoch.items()}
+
+    @cached_property
+    def _passes_per_epoch(self) -> dict[str, float]:
+        """How often an epoch reads the examples of each group, on average over those trained on."""
+        numbers = self.training.numbers
+        of_example = np.array(self.examples.facts["passes_per_epoch"])[self.examples.column("source")[numbers]]
+        places = self._groups(numbers)
+        counts = np.bincount(places.ravel(), minlength=len(self.names))
+        sums = np.bincount(places.ravel(), np.repeat(of_example, len(GROUPS)), len(self.names))
+        return dict(zip(self.names, (sums / np.maximum(counts, 1)).tolist(), strict=True))
+
+    def passages(self, sample: int) -> Iterator[dict[str, Any]]:
+        """The examples of a sequence: where they were read from, and of which kind they are."""
+        for example in self.training.read(sample).examples.tolist():
+            labels = {name: self.examples.column(name)[example] for name in ("source", "kind", "language", "file")}
+            yield {
+                "example": example,
+                **{name: self.examples.names(name)[place] for name, place in labels.items()},
+                "line": int(self.examples.column("line")[example]),
+            }
+
+    def read(self, sample: int) -> PackedSequence:
+        """A sequence of the run. Raises IndexedDatasetError for a token beyond the vocabulary."""
+        return self._read(self.training, sample)
+
+    def _read(self, packed: PackedExamples, number: int) -> PackedSequence:
+        sequence = packed.read(number)
+        largest = int(sequence.tokens.max())
+        if largest >= self._vocabulary_size:
+            raise IndexedDatasetError(
+                "a token id is beyond the model's vocabulary",
+                where=f"{bin_path(self.examples.prefix)}, one of the examples {sequence.examples.tolist()}",
+                found=largest,
+                expected=f"0 to {self._vocabulary_size - 1:,} (model.vocabulary_size {self._vocabulary_size:,})",
+                fix="build the set again",
+            )
+        return sequence
+
+    def _microbatches(
+        self, packed: PackedExamples, numbers: IntArray, size: int, data_rank: int, data_size: int
+    ) -> Iterator[Microbatch]:
+        for row_numbers in numbers.reshape(-1, data_size, size)[:, data_rank]:
+            # A row of padding is some sequence of which nothing is learned.
+            read = [self._read(packed, max(0, number)) for number in row_numbers.tolist()]
+            counts = row_numbers[:, None] != PADDING
+            owners = np.where(counts, np.stack([row.example_of_target() for row in read]), PADDING)
+            yield Microbatch(
+                tokens=np.stack([row.tokens for row in read]),
+                loss_mask=np.stack([row.loss_mask for row in read]) & counts,
+                groups=self._groups(owners),
+                document_starts=[row.document_starts for row in read],
+                samples=row_numbers,
+            )
+
+    def _groups(self, owners: IntArray) -> npt.NDArray[np.int32]:
+        """Kind, language and source of each target's example, as places in `names`."""
+        columns = [self.examples.column(group)[owners] for group in GROUPS]  # PADDING reads the last, and is replaced
+        places = np.stack(columns, axis=-1) + self._first_place
+        return np.where(owners[..., None] == PADDING, np.int32(PADDING), places).astype(np.int32)

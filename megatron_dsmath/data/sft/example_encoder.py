@@ -1,0 +1,154 @@
+"""A batch of lines to examples: what a worker of `sft build` does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_dsmath.data.sft.conversation import KINDS, LANGUAGES, Conversation, parse_row
+from megatron_dsmath.data.sft.examples import COLUMNS, NO_TOPIC
+from megatron_dsmath.data.sft.formats import read_conversation
+from megatron_dsmath.data.sft.jinja_template import open_template
+from megatron_dsmath.data.sft.sources import Source, SourceFile
+from megatron_dsmath.data.sft.template import ConversationEncoder, EncodedExamples, Piece, with_instruction
+from megatron_dsmath.data.text.document_batches import LineBatch
+from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
+from megatron_dsmath.errors import DataError, TokenizerError
+from megatron_dsmath.files.lines import Line
+
+TOO_LONG = ("drop", "truncate", "fail")
+FATES = ("truncated", "too_long", "without_target")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides a set, next to its sources and the tokenizer. The sidecar keeps it.
+
+    `template`: "deepseekmath", "tokenizer" for the tokenizer's own, or a file of Jinja. `too_long`: one of TOO_LONG,
+    what becomes of an example longer than `sequence_length` tokens. `packing` and `seed` are what the report, `sft
+    show` and a run that says nothing else read the set with.
+    """
+
+    sequence_length: int = 4096
+    template: str = "deepseekmath"
+    too_long: str = "drop"
+    bad_lines: str = "fail"
+    packing: str = "next-fit"
+    seed: int = 0
+    eod_token: str | None = None
+
+
+class BatchExamples(NamedTuple):
+    """What became of a batch. `labels`: int32 [examples, columns], their topics still to be numbered.
+
+    `dropped` counts the examples that did not fit by what became of them, one of FATES.
+    """
+
+    path: Path
+    read_bytes: int
+    file: SourceFile
+    examples: EncodedExamples
+    labels: npt.NDArray[np.int32]
+    topics: list[str | None]
+    bad_lines: list[tuple[Line, DataError]]
+    dropped: Counter[str]
+
+
+class BatchEncoder:
+    """Lines to examples."""
+
+    def __init__(
+        self, tokenizer: Path, options: Options, sources: Sequence[Source], files: Sequence[SourceFile]
+    ) -> None:
+        self.tokenizer = load_tokenizer(tokenizer, options.eod_token)
+        self.template = open_template(options.template, self.tokenizer)
+        self._encoder = ConversationEncoder(self.template, self.tokenizer)
+        self._options, self._sources = options, sources
+        self._files = {file.path: file for file in files}
+
+    def __call__(self, batch: LineBatch) -> BatchExamples:
+        """What becomes of the lines of one file. Raises DataError where an example is too long and may not be."""
+        file = self._files[batch.path]
+        lines, conversations, pieces, bad_lines = [], [], [], []
+        for line in batch.lines:
+            try:
+                conversation = self._read(file, line)
+                pieces.append(self._written(conversation, file, line))
+            except DataError as error:
+                bad_lines.append((line, error))
+            else:
+                conversations.append(conversation)
+                lines.append(line.number)
+        encoded = self._encoder.encode_pieces(pieces)
+        examples, kept, dropped = self._fitted(encoded, file, lines)
+        fitting = [(conversations[place], lines[place]) for place in np.flatnonzero(kept).tolist()]
+        labels = np.array(
+            [
+                (KINDS.index(one.kind), LANGUAGES.index(one.language), file.source, NO_TOPIC, file.number, line, 0)
+                for one, line in fitting
+            ],
+            np.int32,
+        ).reshape(-1, len(COLUMNS))
+        labels[:, COLUMNS.index("target_tokens")] = examples.target_counts()
+        topics = [one.topic for one, _ in fitting]
+        return BatchExamples(batch.path, batch.read_bytes, file, examples, labels, topics, bad_lines, dropped)
+
+    def _read(self, file: SourceFile, line: Line) -> Conversation:
+        source = self._sources[file.source]
+        conversation = read_conversation(
+            parse_row(file.path, line),
+            file.format,
+            is_detected=file.format_is_detected,
+            kind=source.kind,
+            language=source.language,
+        )
+        if source.instruction is None:
+            return conversation
+        return conversation._replace(
+            messages=with_instruction(conversation.messages, source.instruction, conversation.language)
+        )
+
+    def _written(self, conversation: Conversation, file: SourceFile, line: Line) -> list[Piece]:
+        try:
+            return self.template.pieces(conversation.messages)
+        except TokenizerError as error:
+            where = f"{file.path}:{line.number}"
+            raise DataError(
+                error.what, where=where, found=error.found, expected=error.expected, fix=error.fix
+            ) from None
+
+    def _fitted(
+        self, encoded: EncodedExamples, file: SourceFile, lines: Sequence[int]
+    ) -> tuple[EncodedExamples, npt.NDArray[np.bool_], Counter[str]]:
+        """The examples that fit a sequence, which they are, and the others counted by their fate."""
+        limit, policy = self._options.sequence_length, self._options.too_long
+        is_long = encoded.lengths > limit
+        if not is_long.any():
+            return encoded, np.ones(len(lines), np.bool_), Counter()
+        if policy == "fail":
+            first = int(np.argmax(is_long))
+            raise DataError(
+                "an example is longer than a sequence",
+                where=f"{file.path}:{lines[first]}",
+                found=f"{encoded.lengths[first]:,} tokens",
+                expected=f"at most {limit:,}",
+                fix="--too-long drop or truncate, or a longer --sequence-length",
+            )
+        starts = np.cumsum(encoded.lengths) - encoded.lengths
+        place = np.arange(len(encoded.tokens)) - np.repeat(starts, encoded.lengths)
+        within = encoded._replace(is_target=encoded.is_target & (place < limit))
+        kept = ~is_long | (within.target_counts() > 0) if policy == "truncate" else ~is_long
+        fates = {"truncated": is_long & kept, "too_long": is_long & ~kept}
+        if policy == "truncate":
+            fates["without_target"] = fates.pop("too_long")
+        of_kept = np.repeat(kept, encoded.lengths) & (place < limit)
+        fitting = EncodedExamples(
+            encoded.tokens[of_kept], encoded.is_target[of_kept], np.minimum(encoded.lengths, limit)[kept]
+        )
+        return fitting, kept, Counter({fate: int(rows.sum()) for fate, rows in fates.items() if rows.any()})

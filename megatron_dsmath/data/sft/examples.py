@@ -1,0 +1,149 @@
+"""Examples on disk: a .bin/.idx pair with one example a document, its mask in PREFIX.targets, PREFIX.labels beside it.
+
+PREFIX.targets holds a bit a token, in the order of the .bin, the first in the highest place of a byte: 1 where the
+token is learned. PREFIX.labels holds COLUMNS for each example, int32; the names they number stand in PREFIX.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter
+from megatron_dsmath.data.indexed.index_file import map_file
+from megatron_dsmath.data.indexed.sidecar import CONVERSATIONS, Facts, read_sidecar, sidecar_path
+from megatron_dsmath.data.sft.template import EncodedExamples
+from megatron_dsmath.errors import DataError
+from megatron_dsmath.files.atomic_files import OutputFile
+
+COLUMNS = ("kind", "language", "source", "topic", "file", "line", "target_tokens")
+NO_TOPIC = -1
+
+
+def targets_path(prefix: str | Path) -> Path:
+    """Where the mask of `prefix` lies."""
+    return Path(f"{prefix}.targets")
+
+
+def labels_path(prefix: str | Path) -> Path:
+    """Where the labels of `prefix` lie."""
+    return Path(f"{prefix}.labels")
+
+
+class ExampleWriter:
+    """Writes a set of examples, which appears as a whole when the `with` block ends well.
+
+    `facts` go into PREFIX.json; those of CONVERSATIONS are completed by the hashes of what stands beside the .bin.
+    """
+
+    def __init__(self, prefix: Path, dtype: np.dtype[np.integer], quarantine: Path | None) -> None:
+        """Begin; a `quarantine` file belongs to the set. Raises OutputError where the folder cannot be written."""
+        beside = [targets_path(prefix), labels_path(prefix), *([quarantine] if quarantine else [])]
+        self._writer = IndexedWriter(prefix, dtype, beside)
+        self._targets, self._labels, *others = self._writer.beside
+        self.quarantine: OutputFile | None = others[0] if others else None
+        self._bits = np.empty(0, np.bool_)  # of a byte that is not full
+        self.facts: Facts = {}
+        self.group: Facts = {}
+
+    @property
+    def example_count(self) -> int:
+        """How many examples were added so far."""
+        return self._writer.document_count
+
+    @property
+    def token_count(self) -> int:
+        """How many tokens they have."""
+        return self._writer.token_count
+
+    def add(self, examples: EncodedExamples, labels: npt.NDArray[np.int32]) -> None:
+        """Append examples with their `labels`, int32 [examples, columns]. Raises OutputError when the disk is full."""
+        self._writer.add_documents(examples.tokens, examples.lengths)
+        self._labels.write(labels.astype("<i4").tobytes())
+        bits = np.concatenate([self._bits, examples.is_target])
+        whole = len(bits) // 8 * 8
+        self._targets.write(np.packbits(bits[:whole]).tobytes())
+        self._bits = bits[whole:]
+
+    def __enter__(self) -> ExampleWriter:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._targets.write(np.packbits(self._bits).tobytes())
+            hashes = {"targets": self._targets.sha256, "labels": self._labels.sha256}
+            self._writer.facts = self.facts | {CONVERSATIONS: self.group | {"sha256": hashes}}
+        self._writer.__exit__(kind, error, trace)
+
+
+class Examples:
+    """A set of examples, memory-mapped.
+
+    `lengths`: int32 [examples], in tokens. `labels`: int32 [examples, columns]. `facts`: what the sidecar says of
+    them, `names` among it: of each of kinds, languages, sources, topics and files, by number.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        """Open the files of `prefix`. Raises IndexedDatasetError, or DataError where they are no set of examples."""
+        self.dataset = IndexedDataset(prefix)
+        self.prefix = self.dataset.prefix
+        self.sidecar = read_sidecar(prefix) or {}
+        facts = self.sidecar.get(CONVERSATIONS)
+        if not isinstance(facts, dict) or "chat_template" not in facts:
+            found = f"no {CONVERSATIONS!r} with a chat template in it"
+            raise self._fault(sidecar_path(prefix), found, "what `dsmath sft build` writes")
+        self.facts: dict[str, Any] = facts
+        self.lengths = self.dataset.lengths
+        self.first_tokens = self.dataset.offsets // self.dataset.dtype.itemsize
+        count, tokens = len(self.lengths), self.dataset.token_count
+        self._bits = self._map(targets_path(prefix), np.dtype(np.uint8), -(-tokens // 8))
+        labels = self._map(labels_path(prefix), np.dtype("<i4"), count * len(COLUMNS))
+        self.labels: npt.NDArray[np.int32] = labels.reshape(count, len(COLUMNS))
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        return len(self.lengths)
+
+    def column(self, name: str) -> npt.NDArray[np.int32]:
+        """One of COLUMNS: int32 [examples]."""
+        column: npt.NDArray[np.int32] = self.labels[:, COLUMNS.index(name)]
+        return column
+
+    def names(self, column: str) -> Sequence[str]:
+        """What the numbers of a column stand for."""
+        names: list[str] = self.facts["names"][column]
+        return names
+
+    def read(
+        self, example: int, first: int = 0, count: int | None = None
+    ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]:
+        """`count` tokens of an example from `first` on (None: to its end), and of each whether it is learned."""
+        begin = int(self.first_tokens[example]) + first
+        end = begin + (int(self.lengths[example]) - first if count is None else count)
+        bits = np.unpackbits(self._bits[begin // 8 : -(-end // 8)])
+        skipped = begin % 8
+        return self.dataset.tokens[begin:end], bits[skipped : skipped + end - begin].astype(np.bool_)
+
+    def _map(self, path: Path, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+        size_bytes = path.stat().st_size if path.is_file() else None
+        if size_bytes != count * dtype.itemsize:
+            found = "no file" if size_bytes is None else f"{size_bytes:,} bytes"
+            raise self._fault(path, found, f"{count * dtype.itemsize:,} bytes")
+        return np.frombuffer(map_file(path), dtype)
+
+    def _fault(self, where: Path, found: str, expected: str) -> DataError:
+        return DataError(
+            "the files are no set of conversations",
+            where=where,
+            found=found,
+            expected=expected,
+            fix="build it again with `dsmath sft build`, or give the prefix of one",
+        )

@@ -1,0 +1,219 @@
+"""The forms in which conversations come, told apart by the fields of a row, each to the canon of `messages`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from megatron_dsmath.data.sft.conversation import (
+    KINDS,
+    LANGUAGES,
+    TOOL,
+    Conversation,
+    Message,
+    Row,
+    fold_tool_messages,
+    kind_of,
+    language_of,
+    require_turns,
+)
+from megatron_dsmath.data.sft.loss_masks import UnsoundFence
+
+OPENAI_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": TOOL}
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "observation": TOOL,
+    "tool": TOOL,
+}
+TOPIC_FIELDS = ("topic", "type", "subject", "category")
+
+
+class Told(NamedTuple):
+    """What a row says. `kind` and `topic` where its form says them."""
+
+    messages: list[Message]
+    kind: str | None = None
+    topic: str | None = None
+
+
+class Format(NamedTuple):
+    """One form: rows that hold all fields of one of `shapes` have it; `required` are those it cannot do without."""
+
+    shapes: tuple[frozenset[str], ...]
+    required: frozenset[str]
+    read: Callable[[Row], Told]
+
+
+def format_of(row: Row) -> str | None:
+    """The name of the first format whose shape the row has; None where it has none."""
+    names = row.fields.keys()
+    return next((name for name, form in FORMATS.items() if any(shape <= names for shape in form.shapes)), None)
+
+
+def require_format(row: Row) -> str:
+    """`format_of` the row. Raises DataError where it has none."""
+    name = format_of(row)
+    if name is None:
+        found = ", ".join(map(repr, list(row.fields)[:10])) or "no field"
+        row.refuse("the row has no known format", found, f"one of {', '.join(FORMATS)}", "name it with --format")
+    return name
+
+
+def read_conversation(
+    row: Row,
+    format_name: str,
+    *,
+    is_detected: bool,
+    kind: str | None = None,
+    language: str | None = None,
+) -> Conversation:
+    """The conversation of a row. `kind` and `language` win over what the row says, and that over what it shows.
+
+    Where the format `is_detected`, a row that shows another is refused. Raises DataError.
+    """
+    form = FORMATS[format_name]
+    if is_detected and (shown := format_of(row)) not in (format_name, None):
+        row.refuse(
+            "a file holds rows of two formats",
+            shown,
+            f"{format_name}, as the first row",
+            "split the file, or name one format for all of it with --format",
+        )
+    if missing := form.required - row.fields.keys():
+        row.refuse(f"the row is not of the format {format_name}", f"no {', '.join(sorted(missing))}", "its fields")
+    told = form.read(row)
+    messages = fold_tool_messages(told.messages, row)
+    require_turns(messages, row)
+    try:
+        shown_kind = kind_of(messages)
+    except UnsoundFence as error:
+        row.refuse("the fences of a text do not tell who wrote what", error, "every fence closed by one of its own")
+    said = _choice(row, "kind", KINDS) or told.kind
+    return Conversation(
+        tuple(messages),
+        kind or said or shown_kind,
+        language or _choice(row, "language", LANGUAGES) or language_of(messages),
+        told.topic or next((row.fields[name] for name in TOPIC_FIELDS if _is_name(row.fields.get(name))), None),
+    )
+
+
+def _choice(row: Row, name: str, choices: tuple[str, ...]) -> str | None:
+    value = row.fields.get(name)
+    return value if isinstance(value, str) and value in choices else None
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable()
+
+
+def _messages(row: Row) -> Told:
+    return Told(_turns(row, "messages", "role", "content", OPENAI_ROLES))
+
+
+def _sharegpt(row: Row) -> Told:
+    turns = _turns(row, "conversations", "from", "value", SHAREGPT_ROLES)
+    system = row.text_or_none("system")
+    return Told([Message("system", system), *turns] if system else turns)
+
+
+def _alpaca(row: Row) -> Told:
+    question, context = row.text("instruction"), row.text_or_none("input")
+    messages = [Message("system", system)] if (system := row.text_or_none("system")) else []
+    for number, pair in enumerate(row.fields.get("history") or []):
+        if not isinstance(pair, list) or len(pair) != 2:
+            row.refuse("the history is not pairs of texts", f"pair {number}: {pair!s:.60}", "[question, answer]")
+        asked, answered = (row.checked(text, f"history[{number}]") for text in pair)
+        messages += [Message("user", asked), Message("assistant", answered)]
+    asked = f"{question}\n{context}" if context else question
+    return Told([*messages, Message("user", asked), Message("assistant", row.text("output"))])
+
+
+def _mathinstruct(row: Row) -> Told:
+    source = row.fields.get("source")  # such as data/PoT/gsm_gpt4.json
+    path = PurePosixPath(source if isinstance(source, str) else "")
+    kind = next((part.lower() for part in path.parts if part in ("CoT", "PoT")), None)
+    return Told(_pair(row.text("instruction"), row.text("output")), kind, path.stem or None)
+
+
+def _lila(row: Row) -> Told:
+    """Programs come as a list of equal worth: the first is taken; a row without one has its answer alone."""
+    programs = row.fields["Output Program"]
+    has_program = any(isinstance(item, str) and item.strip() for item in _listed(programs))
+    answer = row.texts("Output Program" if has_program else "Output Answer")[0]
+    return Told(_pair(row.text("Input"), answer), "pot" if has_program else "cot")
+
+
+def _question_answer(row: Row) -> Told:
+    names = ("question", "answer") if "question" in row.fields else ("problem", "solution")
+    return Told(_pair(row.text(names[0]), row.text(names[1])))
+
+
+def _question_code(row: Row) -> Told:
+    return Told(_pair(row.text("input"), row.text("code")), "pot")
+
+
+def _tal_scq5k(row: Row) -> Told:
+    """A question with its options and the worked analysis, which need not name the option: a last line does."""
+    options = [option for group in row.items("answer_option_list") for option in _listed(group)]
+    lines = []
+    for option in options:
+        if not isinstance(option, dict):
+            row.refuse("an option is not an object", f"{option!s:.60}", "aoVal and content")
+        letter, content = (row.checked(option.get(name), name).strip() for name in ("aoVal", "content"))
+        lines.append(f"{letter}. {content}")
+    analysis = "\n".join(text.strip() for text in row.texts("answer_analysis"))
+    answer = f"{analysis}\n答案是\\boxed{{{row.text('answer_value').strip()}}}。"
+    routes = row.fields.get("knowledge_point_routes")
+    route = routes[0] if isinstance(routes, list) and routes and isinstance(routes[0], str) else ""
+    topic = "/".join(route.split("->")[1:3])  # all but the finest of up to seven levels, of which there are 820
+    question = "\n".join([row.text("problem").strip(), *lines])
+    return Told(_pair(question, answer), topic=topic or None)
+
+
+def _pair(question: str, answer: str) -> list[Message]:
+    return [Message("user", question), Message("assistant", answer)]
+
+
+def _turns(row: Row, field: str, role_name: str, content_name: str, roles: dict[str, str]) -> list[Message]:
+    messages = []
+    for number, turn in enumerate(row.items(field)):
+        name = f"{field}[{number}]"
+        if not isinstance(turn, dict):
+            row.refuse("a turn is not an object", f"{name} is {turn!s:.60}", f"{role_name} and {content_name}")
+        role = turn.get(role_name)
+        if not isinstance(role, str) or role not in roles:
+            row.refuse("the role is unknown", f"{name}.{role_name} is {role!s:.60}", f"one of {', '.join(roles)}")
+        content = row.checked(turn.get(content_name), f"{name}.{content_name}")
+        messages.append(Message(roles[role], content))
+    return messages
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _format(read: Callable[[Row], Told], *shapes: str, required: str | None = None) -> Format:
+    sets = tuple(frozenset(shape.split(", ")) for shape in shapes)
+    return Format(sets, frozenset(required.split(", ")) if required is not None else frozenset(), read)
+
+
+# In the order in which shapes are tried: a row with more fields than a later form needs is of the earlier one.
+FORMATS = {
+    "messages": _format(_messages, "messages"),
+    "sharegpt": _format(_sharegpt, "conversations"),
+    "tal_scq5k": _format(
+        _tal_scq5k,
+        "problem, answer_option_list, answer_analysis, answer_value",
+        required="answer_option_list, answer_analysis",
+    ),
+    "lila": _format(_lila, "Input, Output Program, Output Answer", required="Output Program"),
+    "alpaca": _format(_alpaca, "instruction, input, output"),
+    "mathinstruct": _format(_mathinstruct, "instruction, output"),
+    "question_code": _format(_question_code, "input, code"),
+    "question_answer": _format(_question_answer, "question, answer", "problem, solution"),
+}

@@ -1,0 +1,1 @@
+"""Documents from JSONL, gzip, Zstandard and Parquet files."""

@@ -1,0 +1,1 @@
+"""Tokenizers, fast encoding, and the tokenize command."""

@@ -1,1 +1,0 @@
-"""A model's programs, run where they can do no harm (docs/sandbox.md)."""

@@ -1,0 +1,1 @@
+"""What every room does with files and processes: atomic writes, whole directories, lines, workers, progress."""

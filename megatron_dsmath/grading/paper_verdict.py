@@ -1,0 +1,268 @@
+"""The paper's protocol, re-implemented: what DeepSeek-Math's harness extracts and accepts, its leniency included.
+
+Kept as it is there, so that figures compare (deepseek-ai/DeepSeek-Math, evaluation/): a factor of 100 either way is
+right, so is a difference below 0.001 and (1,2) for [1,2]. Our own verdict is `strict`.
+"""
+
+from __future__ import annotations
+
+import re
+from math import isclose
+
+from megatron_dsmath.grading.notation import closing_braces
+from megatron_dsmath.grading.strict import Symbolic
+
+_LIMIT_CHARACTERS = 4000
+_LIMIT_BOXES = 50  # ours; the harness compares as many of the last ones as the reference has parts
+_BRACE = re.compile("[{}]")
+
+_BEFORE_UNITS: tuple[tuple[str, str], ...] = (
+    (r"\n", ""),
+    (r"\.+$", ""),
+    (r"\\!", ""),
+    (r"^\\text\{(.*)\}$", r"\1"),
+    (r"[tdc]frac", "frac"),
+    (r"\\left|\\right", ""),
+)
+_AFTER_UNITS: tuple[tuple[str, str], ...] = (
+    (r"\^\{\\circ\}|\^\\circ", ""),
+    (r"\{[cm]?m\}(?:\^[23])?", ""),
+    (r"p\.m\.$", ""),
+    (r"(\d) ?t$", r"\1"),
+    (r"\\?\$", ""),
+    (r"x\\in", ""),
+    (r"\\%", "%"),
+    (r" \.", " 0."),
+    (r"\{\.", "{0."),
+    (r"\\cdot", ""),
+    (r"infinity|(?<!\\)inf(?!ty)", r"\\infty"),
+    (r"\\mathbf|\\mathrm", ""),
+    (r"\\mbox\{[^}]*\}", ""),
+)
+_AT_LAST: tuple[tuple[str, str], ...] = (
+    (r"(?<!\d)(\d{1,400})\.0+(\D|$)", r"\1\2"),
+    (r"^\.", "0."),
+    (r"\\sqrt(-?[0-9.a-zA-Z]+)", r"\\sqrt{\1}"),
+    (r"\\sqrt +(\w+)$", r"\\sqrt{\1}"),
+    (r"\\tan(-?[0-9.a-zA-Z]+)", r"\\tan{\1}"),
+    (r"\\tan +(\w+)$", r"\\tan{\1}"),
+    (r" ", ""),
+    (r"\\frac([^{])([^{])", r"\\frac{\1}{\2}"),
+    (r"\\frac([^{])(?=\{)", r"\\frac{\1}"),
+    (r"^(-?\d+)/(-?\d+)$", r"\\frac{\1}{\2}"),
+    (r"[\\,.]+$", ""),
+)
+
+
+def boxes(text: str) -> list[str]:
+    """What each `boxed{` holds, a box within a box as well; one that is not closed is left out."""
+    closings = closing_braces(text, _BRACE)
+    places = ((match.end(), closings.get(match.end() - 1)) for match in re.finditer(r"boxed\{", text))
+    return [text[start : end + (text[end + 1 : end + 2] == "%")] for start, end in places if end is not None][
+        -_LIMIT_BOXES:
+    ]
+
+
+def stripped(answer: str) -> str:
+    """The answer in the harness's own notation. Longer than any answer, it comes back empty."""
+    if len(answer) > _LIMIT_CHARACTERS:
+        return ""
+    text = _rewritten(answer.strip(), _BEFORE_UNITS)
+    without_unit = re.sub(r"\\text\{[^}]*\}$", "", text).strip()
+    text = _rewritten(without_unit or text, _AFTER_UNITS).strip()
+    if "j" in text and "i" not in text:
+        text = text.replace("j", "i")
+    return _rewritten(text, _AT_LAST)
+
+
+def _rewritten(text: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text).strip()
+    return text
+
+
+_TOLERANCE = 1e-3
+_LIMIT_CHARACTERS = 4000  # ours: the harness has none
+_FOLLOWING = {
+    "gsm8k": "Q: ", "math": "Problem:", "sat": "Problem:", "mmlu-stem": "Problem:", "ocw": "Problem:",
+    "gaokao-cloze": "问题 ", "gaokao-mathqa": "问题 ", "cmath": "问题：",
+}  # fmt: skip
+_ALWAYS_FEW_SHOT = frozenset(("sat", "mmlu-stem", "ocw", "gaokao-cloze", "gaokao-mathqa"))
+_CHOICE = re.compile(r"the final answer is \(?([abcd])\)?")
+_RATIO = re.compile(r"(-?)(?:\\frac\{(\d{1,9})\}\{(\d{1,9})\}|(\d{1,9}))")
+_ROUND_OR_SQUARE = re.compile(r"[(\[].+[)\]]", re.DOTALL)
+
+
+def extract(output: str, task: str | None, is_few_shot: bool = False) -> list[str]:
+    """The answers that the harness finds in an output: one, but for MATH, where every box counts."""
+    if is_few_shot or task in _ALWAYS_FEW_SHOT:
+        output = output.partition(_FOLLOWING.get(task or "", "\x00"))[0]
+        if task in ("sat", "mmlu-stem"):
+            letter = _CHOICE.search(output.lower())
+            return [letter[1].upper()] if letter else [""]
+        if task == "ocw":
+            _, found, behind = output.partition("final answer is ")
+            return [behind.split("\n")[0].rpartition(". I hope it is correct.")[0] if found else ""]
+        if task in ("gaokao-cloze", "gaokao-mathqa"):
+            return [output.partition("答案是")[2].strip().split("\n")[0].strip().strip("$")]
+        if task == "gsm8k":
+            return [_last(r"-?\d+\.?\d*", output)]
+        if task == "cmath" and "答案是" in output:
+            return [_last(r"-?\d+\.?\d*", output.partition("答案是")[2].strip().split("\n")[0])]
+    found_answers = [_first_line(answer) for answer in _answers(output)]
+    if task == "math":
+        return [part for answer in found_answers for part in _parts(answer)]
+    return found_answers[-1:] or [""]
+
+
+def is_right(reference: str, answers: str, task: str | None, symbolic: Symbolic) -> bool:
+    """Whether what `extract` found, joined by line breaks, is the reference."""
+    given = answers.split("\n")
+    if len(answers) > _LIMIT_CHARACTERS or len(reference) > _LIMIT_CHARACTERS:
+        return False
+    if task == "math":
+        wanted = list(dict.fromkeys(_parts(stripped(reference))))
+        given = list(dict.fromkeys(given))[-len(wanted) :]
+        return _all_matched(given, wanted, symbolic)
+    if task == "gaokao-cloze":
+        blanks = [stripped(blank) for blank in reference.strip().split(";")]
+        given = list(dict.fromkeys(part for answer in given for part in _cloze_parts(answer)))[-len(blanks) :]
+        return len(given) == len(blanks) and all(_accepts(*pair, symbolic) for pair in zip(given, blanks, strict=True))
+    if task == "gaokao-mathqa":
+        letters = {letter: given[0].index(letter) for letter in "ABCD" if letter in given[0]}
+        return bool(letters) and max(letters, key=lambda letter: letters[letter]) == reference
+    if task in ("sat", "mmlu-stem"):
+        return given[0].lower() == reference.lower()
+    return _accepts(given[-1], reference.strip().replace(",", "") if task else stripped(reference), symbolic)
+
+
+def _answers(output: str) -> list[str]:
+    if "final answer is $" in output and "$. I hope" in output:
+        return [output.partition("final answer is $")[2].partition("$. I hope")[0]]
+    if "boxed" in output:
+        return boxes(output)
+    if "he answer is" in output:
+        return [output.rpartition("he answer is")[2]]
+    printed = output.rpartition("```output")[2].partition("```")[0].strip() if "```output" in output else ""
+    if printed:
+        return [printed]
+    number = _last(r"-?\d*\.?\d+", output.replace(",", ""))
+    return [number] if number else []
+
+
+def _last(pattern: str, text: str) -> str:
+    found = re.findall(pattern, text)
+    return found[-1] if found else ""
+
+
+def _first_line(answer: str) -> str:
+    return stripped(answer.strip().split("\n")[0].lstrip(":").rstrip(".").rstrip("/"))
+
+
+def _parts(answer: str) -> list[str]:
+    return [part.strip() for part in re.split(r"\\text\{\s*and\s*\}", answer)]
+
+
+def _cloze_parts(answer: str) -> list[str]:
+    parts, depth, start = [], 0, 0
+    for place, character in enumerate(answer):
+        if character == ";" or (character == "," and depth == 0):
+            parts.append(answer[start:place].strip())
+            start, depth = place + 1, 0
+        depth += (character in "([{") - (character in ")]}")
+    return [*parts, answer[start:].strip()]
+
+
+def _all_matched(given: list[str], wanted: list[str], symbolic: Symbolic) -> bool:
+    """Whether each finds some partner on the other side: order and count do not matter beyond that."""
+    if len(given) * len(wanted) > 400:
+        return False
+    matches = [[_accepts(answer, reference, symbolic) for reference in wanted] for answer in given]
+    return all(map(any, matches)) and all(any(column) for column in zip(*matches, strict=True)) and bool(matches)
+
+
+def _accepts(answer: str, reference: str, symbolic: Symbolic) -> bool:
+    if "\\cup" in answer and "\\cup" in reference:
+        return _all_matched(answer.split("\\cup"), reference.split("\\cup"), symbolic)
+    one, other = _float(answer), _float(reference)
+    if one is not None and other is not None and abs(one - other) < _TOLERANCE:
+        return True
+    return (reference != "" and answer == reference) or _math_equal(answer, reference, symbolic)
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text.replace(",", ""))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _float_or_percent(text: str) -> float | None:
+    value = _float(text)
+    if value is None and text.endswith("%"):
+        value = _float(text[:-1].removesuffix("\\"))
+        return None if value is None else value / 100
+    return value
+
+
+def _math_equal(answer: str, reference: str, symbolic: Symbolic) -> bool:
+    if answer == reference:
+        return True
+    one, other = _float_or_percent(answer), _float_or_percent(reference)
+    if one is not None and other is not None:
+        return any(isclose(scaled, one, abs_tol=_TOLERANCE) for scaled in (other / 100, other, other * 100))
+    answer, reference = answer.strip(), reference.strip()
+    if not answer:
+        return False
+    if _ROUND_OR_SQUARE.match(answer) and _ROUND_OR_SQUARE.match(reference):
+        pairs = answer[1:-1].split(","), reference[1:-1].split(",")
+        if _entries_equal(*pairs, symbolic):
+            return True
+    rows = _matrix_rows(answer), _matrix_rows(reference)
+    if rows[0] and rows[1] and len(rows[0]) == len(rows[1]):
+        row_pairs = zip(*rows, strict=True)
+        if all(_entries_equal(mine.split("&"), theirs.split("&"), symbolic) for mine, theirs in row_pairs):
+            return True
+    counts = answer.count("="), reference.count("=")
+    if counts == (1, 1):
+        difference, wanted = _as_difference(answer), _as_difference(reference)
+        if symbolic(wanted, difference) or symbolic(wanted, f"-({difference})"):
+            return True
+    elif counts == (1, 0) and len(answer.partition("=")[0].strip()) <= 2:
+        if _math_equal(answer.partition("=")[2], reference, symbolic):
+            return True
+    elif (
+        counts == (0, 1)
+        and len(reference.partition("=")[0].strip()) <= 2
+        and _math_equal(answer, reference.partition("=")[2], symbolic)
+    ):
+        return True
+    values = _ratio(answer), _ratio(reference)
+    if values[0] is not None and values[1] is not None:  # what sympy would say, without it
+        return isclose(values[0], values[1], abs_tol=_TOLERANCE)
+    return symbolic(reference, answer)
+
+
+def _entries_equal(mine: list[str], theirs: list[str], symbolic: Symbolic) -> bool:
+    return len(mine) == len(theirs) and all(map(lambda one, other: _math_equal(one, other, symbolic), mine, theirs))
+
+
+def _ratio(text: str) -> float | None:
+    """The value of a fraction of small whole numbers, or of one such number."""
+    found = _RATIO.fullmatch(text)
+    if found is None:
+        return None
+    below = int(found[3] or 1)
+    return None if below == 0 else int(found[1] + (found[2] or found[4])) / below
+
+
+def _matrix_rows(text: str) -> list[str]:
+    begin, end = text[:15], text[-13:]
+    if begin not in (r"\begin{pmatrix}", r"\begin{bmatrix}") or end not in (r"\end{pmatrix}", r"\end{bmatrix}"):
+        return []
+    return [row.strip() for row in text[15:-13].split(r"\\") if row.strip()]
+
+
+def _as_difference(equation: str) -> str:
+    left, _, right = equation.partition("=")
+    return f"{left.strip()} - ({right.strip()})"

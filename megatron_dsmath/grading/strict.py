@@ -1,0 +1,166 @@
+"""Our own verdict: strict about factors of 100, brackets, units and order; what is left asks `symbolic`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from megatron_dsmath.grading import quantities, structure, units
+from megatron_dsmath.grading.notation import DOLLAR, compact, unified
+from megatron_dsmath.grading.quantities import Based, Quantity
+from megatron_dsmath.grading.structure import Bracketed, Equation, Formula, Listing, Matrix, Union, Words
+
+Symbolic = Callable[[str, str], bool]
+"""Whether two formulas, the reference first, are equal: where text and numbers do not say."""
+
+_LIMIT_DEPTH = 12
+_LIMIT_PARTS = 64
+_CHOICE = re.compile(r"\(?([A-J])\)?(?=$|[\s.:,、)])")
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+")
+_UNIT_BEHIND = re.compile(
+    r" ?\\text ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?$|(?<=[\w})]) ((?:[a-z]{2,} ?)+(?:\^ ?\{?[23]\}?)?)$"
+)
+
+
+def is_right(reference: str, answer: str, symbolic: Symbolic) -> bool:
+    """Whether `answer`, as it was extracted, is the reference."""
+    given = unified(answer)
+    return bool(given) and _same(unified(reference), given, symbolic, 0)
+
+
+def _same(reference: str, answer: str, symbolic: Symbolic, depth: int) -> bool:
+    if depth > _LIMIT_DEPTH:
+        return False
+    reference, answer = structure.inside_parentheses(reference), structure.inside_parentheses(answer)
+    wanted, given = _parse(reference), _parse(answer)
+    if isinstance(wanted, Quantity) and isinstance(given, Listing):  # 15, 600
+        given = quantities.parse(re.sub(r", +(?=\d{3}(?!\d))", ",", answer)) or given
+    if isinstance(wanted, Quantity) and isinstance(given, Quantity):
+        return quantities.equal(wanted, given)
+    if isinstance(wanted, Based) or isinstance(given, Based):
+        return _same_digits(wanted, given, reference, answer)
+    if not isinstance(wanted, Quantity) and not isinstance(given, Quantity) and compact(reference) == compact(answer):
+        return True
+    return _same_structure(
+        wanted, given, reference, answer, lambda one, other: _same(one, other, symbolic, depth + 1), symbolic
+    )
+
+
+def _parse(text: str) -> Quantity | Based | structure.Structure:
+    whole = re.fullmatch(r"\\text ?\{([^{}]*)\}", text)
+    return (
+        quantities.parse(whole[1].strip() if whole else text) or quantities.parse_based(text) or structure.parse(text)
+    )
+
+
+def _same_digits(wanted: object, given: object, reference: str, answer: str) -> bool:
+    if isinstance(wanted, Based):
+        return wanted == given if isinstance(given, Based) else wanted.digits == compact(answer).upper()
+    return isinstance(given, Based) and given.base == "10" and given.digits == compact(reference).upper()
+
+
+def _same_structure(
+    wanted: Quantity | structure.Structure | Based,
+    given: Quantity | structure.Structure | Based,
+    reference: str,
+    answer: str,
+    same: Callable[[str, str], bool],
+    symbolic: Symbolic,
+) -> bool:
+    choice = re.fullmatch(r"[A-J]", _letters(reference))
+    if choice:
+        found = _CHOICE.match(_letters(answer))
+        return found is not None and found[1] == choice[0]
+    if isinstance(given, Equation) and not isinstance(wanted, Equation):
+        return same(reference, given.right)
+    if isinstance(wanted, Equation):
+        return _same_equation(wanted, given, reference, answer, same, symbolic)
+    if isinstance(wanted, Matrix) and isinstance(given, Matrix):
+        return wanted.kind == given.kind and _in_order(
+            [entry for row in wanted.rows for entry in [*row, "row"]],
+            [entry for row in given.rows for entry in [*row, "row"]],
+            same,
+        )
+    if isinstance(wanted, Union) and isinstance(given, Union):
+        return _in_any_order(wanted.parts, given.parts, same)
+    if isinstance(wanted, Bracketed) and isinstance(given, Bracketed):
+        brackets_agree = (wanted.opening, wanted.closing) == (given.opening, given.closing)
+        in_order = _in_any_order if wanted.opening == r"\{" else _in_order
+        return brackets_agree and in_order(wanted.parts, given.parts, same)
+    if _listed(wanted, reference) and _listed(given, answer):
+        return _same_listing(wanted, given, _listed(wanted, reference), _listed(given, answer), same)
+    if isinstance(wanted, Words) or isinstance(given, Words):
+        return wanted == structure.words(answer)
+    if isinstance(wanted, Formula | Quantity) and isinstance(given, Formula | Quantity):
+        return _same_formula(reference, answer, symbolic)
+    return False
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text).strip(" .()").join(("", "")) if len(text) < 400 else text
+
+
+def _listed(given: object, text: str) -> list[str]:
+    """The parts of what may be a list; 1,234 may be one of two numbers. Empty where it is none."""
+    if isinstance(given, Listing):
+        return given.parts
+    if isinstance(given, Bracketed) and given.opening == r"\{":
+        return given.parts
+    return text.split(",") if isinstance(given, Quantity) and _THOUSANDS.fullmatch(text) else []
+
+
+def _same_listing(
+    wanted: object, given: object, wanted_parts: list[str], given_parts: list[str], same: Callable[[str, str], bool]
+) -> bool:
+    if isinstance(wanted, Listing) and wanted.is_ordered:
+        return _in_order(wanted_parts, given_parts, same)
+    return _in_any_order(wanted_parts, given_parts, same)
+
+
+def _same_equation(
+    wanted: Equation, given: object, reference: str, answer: str, same: Callable[[str, str], bool], symbolic: Symbolic
+) -> bool:
+    if not isinstance(given, Equation):
+        return structure.is_name(wanted.left) and not isinstance(given, Words) and same(wanted.right, answer)
+    if compact(wanted.left) == compact(given.left):
+        return same(wanted.right, given.right)
+    if structure.is_name(wanted.left) and structure.is_name(given.left):
+        return False
+    return symbolic(reference, answer)
+
+
+def _same_formula(reference: str, answer: str, symbolic: Symbolic) -> bool:
+    wanted, wanted_unit = _without_unit(reference)
+    given, given_unit = _without_unit(answer)
+    if not units.agree(wanted_unit, given_unit) or not wanted or not given:
+        return False
+    return compact(wanted) == compact(given) or symbolic(wanted, given)
+
+
+def _without_unit(formula: str) -> tuple[str, str]:
+    formula = formula.removeprefix(DOLLAR)
+    found = _UNIT_BEHIND.search(formula)
+    if found and found.start() > 0:
+        return formula[: found.start()].strip(), units.named((found[1] or found[3]) + (found[2] or ""))
+    degrees = formula.removesuffix("^\\circ")
+    if degrees != formula and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", formula):
+        return degrees.strip(), "degree"
+    return formula, ""
+
+
+def _in_order(wanted: list[str], given: list[str], same: Callable[[str, str], bool]) -> bool:
+    return len(wanted) == len(given) <= _LIMIT_PARTS and all(map(same, wanted, given))
+
+
+def _in_any_order(wanted: list[str], given: list[str], same: Callable[[str, str], bool]) -> bool:
+    if len(wanted) != len(given) or len(wanted) > _LIMIT_PARTS:
+        return False
+    left = list(given)
+    for part in wanted:
+        match = next((place for place, other in enumerate(left) if compact(other) == compact(part)), None)
+        if match is None:
+            match = next((place for place, other in enumerate(left) if same(part, other)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True

@@ -1,0 +1,173 @@
+"""What an answer is made of: a list, a tuple, an interval, a set, a union, a matrix, an equation, words or a formula.
+
+Parts stay text, so that whoever compares looks into them only where it must.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from megatron_dsmath.grading.notation import ROW_END, compact, split, unwrapped
+
+
+class Listing(NamedTuple):
+    """Several answers, side by side: in any order, but for the blanks of a cloze (split by semicolons)."""
+
+    parts: list[str]
+    is_ordered: bool
+
+
+class Bracketed(NamedTuple):
+    """A tuple, a point, an interval or a set, told apart by its brackets as they were written."""
+
+    opening: str
+    parts: list[str]
+    closing: str
+
+
+class Union(NamedTuple):
+    """Intervals or sets joined."""
+
+    parts: list[str]
+
+
+class Matrix(NamedTuple):
+    """Rows of entries; `kind` is what its brackets mean: a matrix or a determinant."""
+
+    kind: Literal["matrix", "determinant"]
+    rows: list[list[str]]
+
+
+class Equation(NamedTuple):
+    """The first and the last side of an equation or a chain of them."""
+
+    left: str
+    right: str
+
+
+class Words(NamedTuple):
+    """Text that no mathematics compares; small letters, no spaces, no points."""
+
+    text: str
+
+
+class Formula(NamedTuple):
+    """All else."""
+
+    text: str
+
+
+Structure = Listing | Bracketed | Union | Matrix | Equation | Words | Formula
+
+_MATRIX = re.compile(r"\\begin ?\{([bpvV]?matrix|array)\}(?: ?\{[lcr| ]*\})?(.*)\\end ?\{\1\}")
+_AND = re.compile(
+    r",? ?\\text ?\{ ?,? ?(?:and|or) ?\} ?|(?:, ?| )(?:and|or)(?= |\$) ?|(?<=[0-9a-zA-Z$)}\]]) ?(?:和|或者?|与|以及) ?"
+)
+_MEMBER_OF = re.compile(r"[A-Za-z] ?\\in ?(?=[\[({\\])")
+_VARIABLE = r"\\?[A-Za-z]+"
+_END = r"[^<>=]{1,200}?"
+_BETWEEN = re.compile(rf"({_END}) ?(<|\\le) ?({_VARIABLE}) ?(<|\\le) ?({_END})")
+_BETWEEN_FALLING = re.compile(rf"({_END}) ?(>|\\ge) ?({_VARIABLE}) ?(>|\\ge) ?({_END})")
+_ONE_SIDED = re.compile(rf"({_VARIABLE}) ?(<|>|\\le|\\ge) ?({_END})")
+_LONG_WORD = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:sqrt|frac|arcsin|arccos|arctan|sinh|cosh|tanh)\b)[A-Za-z]{4,}"
+    r"|[\u4e00-\u9fff]|\d:\d\d ?[AaPp]\.?[Mm]"
+)
+_WHOLE_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+
+
+def parse(text: str) -> Structure:
+    """The structure of an answer in `notation.unified` form that is no plain number."""
+    text = _MEMBER_OF.sub("", text, count=1) if _MEMBER_OF.match(text) else text
+    whole = _WHOLE_TEXT.fullmatch(text)
+    text = unwrapped(whole[1]) if whole else text
+    matrix = _MATRIX.fullmatch(text)
+    if matrix:
+        kind: Literal["matrix", "determinant"] = "determinant" if matrix[1] in ("vmatrix", "Vmatrix") else "matrix"
+        rows = [row for row in matrix[2].split(ROW_END) if row.strip()]
+        return Matrix(kind, [[entry.strip() for entry in row.split("&")] for row in rows])
+    text = _AND.sub(",", text)
+    blanks = split(text, ";")
+    if len(blanks) > 1 and all(blanks):
+        return Listing(blanks, is_ordered=True)
+    joined = split(text.replace(r"\cup", "\ue001"), "\ue001")
+    if len(joined) > 1 and all(joined):
+        return Union(joined)
+    bracketed = _bracketed(text)
+    if bracketed:
+        return bracketed
+    parts = [sign for part in split(text, ",") for sign in _both_signs(part)]
+    if len(parts) > 1 and all(parts):
+        return Listing(parts, is_ordered=False)
+    sides = split(text, "=")
+    if len(sides) > 1 and all(sides) and not re.search(r"[<>!]$", sides[0]):
+        return Equation(sides[0], sides[-1])
+    if whole or _LONG_WORD.search(re.sub(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+", "", text)):
+        return words(text)
+    return _interval(text) or Formula(text)
+
+
+def words(text: str) -> Words:
+    """The text as words, whatever it is."""
+    plain = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text)
+    return Words(re.sub(r"[\s.\"'\ue000]", "", plain).lower())
+
+
+def inside_parentheses(text: str) -> str:
+    """The text without parentheses, braces or vertical bars of nothing that only group it."""
+    while text.startswith("(") and text.endswith(")") and _closes_at_end(text) and len(split(text[1:-1], ",")) == 1:
+        text = unwrapped(text[1:-1])
+    return text
+
+
+def is_name(text: str) -> bool:
+    """Whether the left side of an equation only names what the right side is: x, k, f(x), A_1, \\angle ABC."""
+    plain = compact(text)
+    return re.fullmatch(r"\\?[A-Za-z]+'*(?:_\{?\w+\}?)?'*(?:\([a-z]\))?|\\angle[A-Z]{1,3}", plain) is not None
+
+
+def _bracketed(text: str) -> Bracketed | None:
+    opening = r"\{" if text.startswith(r"\{") else text[:1]
+    closing = r"\}" if text.endswith(r"\}") else text[-1:]
+    if opening not in ("(", "[", r"\{") or closing not in (")", "]", r"\}") or not _closes_at_end(text):
+        return None
+    parts = split(text[len(opening) : -len(closing)], ",")
+    return Bracketed(opening, parts, closing)
+
+
+def _closes_at_end(text: str) -> bool:
+    """Whether the first bracket is closed by the last sign and no earlier; ( may be closed by ]."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and place > 0:
+            return place == len(text) - 1
+    return False
+
+
+def _both_signs(part: str) -> list[str]:
+    if part.count(r"\pm") != 1:
+        return [part]
+    before, after = part.split(r"\pm")
+    return [f"{before.strip()}{'+' if before.strip(' =') else ''}{after.strip()}", f"{before.strip()}-{after.strip()}"]
+
+
+def _interval(text: str) -> Bracketed | None:
+    """The interval that an inequality in one variable describes."""
+    between = _BETWEEN.fullmatch(text)
+    if between:
+        low, left, _, right, high = between.groups()
+    else:
+        falling = _BETWEEN_FALLING.fullmatch(text)
+        if falling:
+            high, right, _, left, low = falling.groups()
+        else:
+            one = _ONE_SIDED.fullmatch(text)
+            if one is None:
+                return None
+            infinite = (r"-\infty", "<", r"\infty", "<")
+            low, left, high, right = (
+                (*infinite[:2], one[3], one[2]) if one[2] in ("<", r"\le") else (one[3], one[2], *infinite[2:])
+            )
+    return Bracketed("(" if left in "<>" else "[", [low.strip(), high.strip()], ")" if right in "<>" else "]")

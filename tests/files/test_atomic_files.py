@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter
+from megatron_dsmath.errors import OutputError
+from megatron_dsmath.files.atomic_files import require_free_space
+from tests.support.datasets import DOCUMENTS, files_of, write_ours, write_theirs
+
+
+def test_nothing_stays_when_writing_fails(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), IndexedWriter(tmp_path / "corpus", np.dtype(np.int32)) as writer:
+        writer.add_document([1])
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_old_dataset_stays_whole_until_the_new_one_is(tmp_path: Path) -> None:
+    prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    before = files_of(prefix)
+    with IndexedWriter(prefix, np.dtype(np.int32)) as writer:
+        writer.add_document([1])
+        assert files_of(prefix) == before
+    assert IndexedDataset(prefix).tokens.tolist() == [1]
+
+
+def test_two_writers_of_one_dataset_do_not_meet(tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "corpus", np.dtype(np.int32)) as writer:
+        with pytest.raises(OutputError, match="another process is writing"):
+            IndexedWriter(tmp_path / "corpus", np.dtype(np.int32))
+        writer.add_document([1])
+    assert IndexedDataset(tmp_path / "corpus").token_count == 1
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+    prefix = tmp_path / "corpus"
+    code = f"""
+import os, signal, numpy
+from megatron_dsmath.files.atomic_files import require_free_space
+from megatron_dsmath.data.indexed.dataset import IndexedWriter
+with IndexedWriter({str(prefix)!r}, numpy.dtype("int32")) as writer:
+    writer.add_document(range(1_000_000))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert {file.suffix for file in tmp_path.iterdir()} == {".partial"}
+    write_ours(prefix, DOCUMENTS)
+    assert files_of(prefix) == files_of(write_theirs(tmp_path / "theirs", DOCUMENTS))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    """A limit on the size of a file stands in for a full disk: the system refuses the write in the same call."""
+    code = f"""
+import resource, signal, numpy
+from megatron_dsmath.files.atomic_files import require_free_space
+from megatron_dsmath.data.indexed.dataset import IndexedWriter
+from megatron_dsmath.errors import DsmathError, show
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    with IndexedWriter({str(tmp_path / "corpus")!r}, numpy.dtype("int32")) as writer:
+        writer.add_document(numpy.arange(10_000_000))
+except DsmathError as error:
+    raise SystemExit(show(error))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (78, "")
+    assert "error[output]" in run.stderr
+    assert str(tmp_path) in run.stderr
+    assert "bytes free" in run.stderr
+    assert "40,000,000 bytes for corpus.bin" in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written") as caught:
+        IndexedWriter(tmp_path / "file" / "corpus", np.dtype(np.int32))
+    assert caught.value.where == tmp_path / "file"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_of_another_user_is_one_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    child = os.fork()
+    if child == 0:
+        status = 0
+        try:
+            os.setuid(65_534)  # nobody
+            IndexedWriter(tmp_path / "corpus", np.dtype(np.int32))
+        except OutputError:
+            status = 78
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 78
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_refused_before_it_is_begun(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="does not fit") as caught:
+        require_free_space(tmp_path, 1 << 60)
+    assert (caught.value.where, caught.value.expected) == (tmp_path, "1,152,921,504,606,846,976 bytes free")

@@ -1,0 +1,27 @@
+"""One sandbox with sympy and math-verify for all tests of grading: starting it takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from megatron_dsmath.grading.grade import Grader
+from megatron_dsmath.sandbox import confinement
+
+
+@pytest.fixture(scope="session")
+def grader() -> Iterator[Grader]:
+    if not confinement.is_possible():
+        pytest.skip("this machine cannot confine a program")
+    with Grader(workers=1, timeout_seconds=4.0) as grader:
+        yield grader
+
+
+@pytest.fixture(scope="session")
+def impatient() -> Iterator[Grader]:
+    """For answers that hang: half a second is enough to see it."""
+    if not confinement.is_possible():
+        pytest.skip("this machine cannot confine a program")
+    with Grader(workers=1, timeout_seconds=0.5) as grader:
+        yield grader

@@ -1,0 +1,179 @@
+"""What is checked before anything starts, and that one rank speaks for all when something fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_dsmath.cli import main
+from megatron_dsmath.config import load
+from megatron_dsmath.errors import OutputError
+from megatron_dsmath.supervision import start
+from megatron_dsmath.training.inputs import require_room
+from megatron_dsmath.training.run_directory import RunDirectory, Status
+from tests.support.corpora import write_run_file
+from tests.support.ranks import run_ranks
+from tests.training.ranks import Ending, Row, dsmath, numbers_of, rows_of, status_of
+
+
+@pytest.fixture
+def run_file(inputs: Path, tmp_path: Path) -> Path:
+    return write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml")
+
+
+def test_check_prints_the_run_s_directory_and_starts_nothing(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(run_file), "--nproc", "2", "--check"]) == 0
+    output = run_file.parent / "run"
+    assert capsys.readouterr().out == f"{output}\n"
+    assert [path for path in output.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("options", [["--nproc", "2"], [], ["--check"]])
+def test_a_refused_run_file_creates_nothing(
+    options: list[str], run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["--set", "schedule.steps=0", "--set", "model.layer=3"]
+    assert main(["train", str(run_file), *wrong, *options]) == 78
+    assert capsys.readouterr().err.count("error[config]") == 2
+    assert not (run_file.parent / "run").exists()
+
+
+@pytest.mark.fault(
+    "R4",
+    injected="less room than the checkpoints that a run will keep need",
+    where="the check before any process starts",
+    holds="refused with the bytes needed and free, and nothing is written",
+)
+@pytest.mark.parametrize(("kept", "missing"), [(0, 3), (1, 2), (2, 1), (5, 1)])
+def test_a_disk_too_small_for_what_will_be_kept_is_refused(
+    kept: int, missing: int, run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load(str(run_file), ["checkpoint.keep=2"])
+    for step in range(kept):
+        (Path(run.output) / f"checkpoints/step_{step}").mkdir(parents=True)
+    needed = missing * run.model.parameters * 16  # bf16 and fp32 weights, two moments, and a little
+    usage = shutil.disk_usage(run_file.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    require_room(run)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(OutputError, match=f"{needed:,} bytes: {missing} more"):
+        require_room(run)
+    if not kept:
+        assert main(["train", str(run_file), "--check", "--set", "checkpoint.keep=2"]) == 78
+        assert "lower checkpoint.keep, now 2" in capsys.readouterr().err
+        assert not Path(run.output).exists()
+
+
+def test_a_place_that_cannot_be_written_is_not_said_to_be_full(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(run_file), "--check", "--set", "output=/proc/run"]) == 78
+    said = capsys.readouterr().err
+    assert "the output cannot be written" in said
+    assert "do not fit" not in said
+
+
+def test_no_ranks_are_no_run(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(run_file), "--nproc", "0"]) == 78
+    assert "error[usage]: the number of processes is wrong" in capsys.readouterr().err
+
+
+def test_a_rank_of_a_world_starts_no_world(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", str(run_file), "--nproc", "2"]) == 78
+    assert "leave --nproc away under torchrun or srun" in capsys.readouterr().err
+
+
+def test_run_yaml_alone_repeats_the_run(run_file: Path, tmp_path: Path) -> None:
+    overrides = ["--set", "schedule.steps=3", "--set", "schedule.drops=[]"]
+    (ending,) = run_ranks(1, dsmath, ["train", str(run_file), *overrides])
+    assert ending.code == 0
+    written = tmp_path / "run" / "run.yaml"
+    assert load(written) == load(run_file, overrides[1::2])
+    (ending,) = run_ranks(1, dsmath, ["train", str(written), "--set", f"output={tmp_path / 'again'}"])
+    assert ending.code == 0
+    assert numbers_of(rows_of(tmp_path / "again")) == numbers_of(rows_of(tmp_path / "run"))
+
+
+def test_ranks_that_were_killed_are_not_said_to_run(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDirectory(run_file.parent / "run")
+
+    def killed(_arguments: object, _ranks: int) -> int:
+        directory.say("running", None, 3)
+        return 70
+
+    monkeypatch.setattr(start, "run_ranks", killed)
+    assert main(["train", str(run_file), "--nproc", "2"]) == 70
+    status = status_of(directory.root)
+    assert (status["state"], status["exit_code"]) == ("failed", 70)
+
+
+def test_every_rank_is_told_from_which_checkpoint_to_go_on(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+
+    def hear(arguments: list[str], _ranks: int) -> int:
+        told.append(arguments)
+        return 0
+
+    monkeypatch.setattr(start, "run_ranks", hear)
+    assert main(["train", str(run_file), "--nproc", "2", "--set", "seed=3", "--resume", "last-good"]) == 0
+    assert told == [["train", str(run_file), "--set=seed=3", "--resume=last-good"]]
+
+
+def dsmath_with_slow_last_words(arguments: list[str], output: Path) -> tuple[Ending, Row]:
+    """Asked to stop after step 1; with STATUS.json as it stood when this rank could leave."""
+    say = RunDirectory.say
+
+    def said_slowly(self: RunDirectory, state: Status, *facts: Any, **more: Any) -> None:
+        if state != "running":
+            time.sleep(1)
+        say(self, state, *facts, **more)
+
+    RunDirectory.say = said_slowly  # type: ignore[method-assign]
+    ending = dsmath(arguments, (signal.SIGTERM, 0, 1))
+    return ending, status_of(output)
+
+
+def test_no_rank_leaves_with_75_before_the_status_says_so(run_file: Path) -> None:
+    """torchrun ends the others as soon as one rank leaves with a code other than 0."""
+    output = run_file.parent / "run"
+    left = run_ranks(2, dsmath_with_slow_last_words, ["train", str(run_file)], output)
+    assert [(ending.code, status["state"]) for ending, status in left] == [(75, "stopped")] * 2
+
+
+def dsmath_with_a_fault(rank: int, step: int, arguments: list[str]) -> Ending:
+    """Something nobody foresaw happens in one rank, when it draws the batch of a step."""
+    from megatron_dsmath.training.job import Job
+
+    draw = Job.step_batches
+
+    def drawn(self: Job, next_sample: int) -> object:
+        if int(os.environ["RANK"]) == rank and next_sample == 8 * (step - 1):
+            raise KeyError("nobody foresaw this")
+        return draw(self, next_sample)
+
+    Job.step_batches = drawn  # type: ignore[method-assign,assignment]
+    return dsmath(arguments)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_rank_that_fails_first_says_why_for_all(rank: int, run_file: Path) -> None:
+    endings = run_ranks(2, dsmath_with_a_fault, rank, 2, ["train", str(run_file)])
+    assert [ending.code for ending in endings] == [70, 70]
+    assert endings[rank].err.count("Traceback") == 1
+    assert "nobody foresaw this" in endings[rank].err
+    assert endings[1 - rank].err.splitlines()[0].startswith(f"rank {1 - rank} ends because another rank failed")
+    assert "Traceback" not in endings[1 - rank].err
+    status = status_of(run_file.parent / "run")
+    assert (status["state"], status["exit_code"], status["step"]) == ("failed", 70, 1)
+    assert status["message"] == "KeyError: 'nobody foresaw this'"

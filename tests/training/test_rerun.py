@@ -1,0 +1,160 @@
+"""A step computed again: a machine's error is told from the data's, the rank that made it is named, no bit is lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.errors import InternalError
+from tests.support.corpora import small_run
+from tests.support.ranks import run_ranks
+from tests.training.ranks import LAYOUTS, Row, numbers_of, read_rows, rows_of, train_run, with_fault
+
+VERIFIED = {"guard__verify_every_steps": 2}
+TWO_RANKS = {
+    **{name: LAYOUTS[name][1] for name in ("data 2", "tensor 2 with sequence", "pipeline 2")},
+    "data 2, overlapped": {"parallel__overlap_communication": True},
+    "pipeline 2, interleaved": {"parallel__pipeline": 2, "parallel__virtual_stages": 2},
+}
+PLACES = {"data": "data {} of 2", "tensor": "tensor {} of 2", "pipeline": "pipeline stage {} of 2"}
+
+
+def told(run: Path) -> list[Row]:
+    file = run / "logs" / "wrong_results.jsonl"
+    return read_rows(file) if file.exists() else []
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(layout, marks=() if layout == "tensor 2 with sequence" else pytest.mark.long) for layout in LAYOUTS],
+)
+def test_verified_steps_are_those_of_a_run_that_verifies_none(
+    layout: str, inputs: Path, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ranks, overrides = LAYOUTS[layout]
+    run_ranks(ranks, train_run, small_run(inputs, tmp_path, **VERIFIED, **overrides))
+    assert numbers_of(rows_of(tmp_path)) == numbers_of(rows_of(undisturbed(layout)))
+    assert told(tmp_path) == []
+
+
+@pytest.mark.fault(
+    "R14",
+    injected="one value doubled inside a layer of one rank, in one microbatch, once",
+    where="DP2, TP2, PP2, with overlap, sequence parallelism and virtual stages",
+    holds="the rank is named, and no other that computed on with what it got",
+)
+@pytest.mark.parametrize(
+    ("layout", "rank"),
+    [
+        pytest.param(layout, rank, marks=() if (layout, rank) in first else pytest.mark.long)
+        for first in [{("tensor 2 with sequence", 1), ("pipeline 2", 0)}]
+        for layout in TWO_RANKS
+        for rank in (0, 1)
+    ],
+)
+def test_the_rank_whose_layer_computes_wrong_once_is_named(
+    layout: str, rank: int, inputs: Path, tmp_path: Path
+) -> None:
+    run = small_run(inputs, tmp_path, schedule__steps=2, **VERIFIED, **TWO_RANKS[layout])
+    run_ranks(2, train_with_a_layer_that_errs, run, rank)
+    (row,) = told(tmp_path)
+    assert (row["step"], row["kind"]) == (2, "transient")
+    place = PLACES[layout.split()[0]].format(rank)
+    assert [(named["rank"], named["place"], named["host"]) for named in row["ranks"]] == [
+        (rank, place, os.uname().nodename)
+    ]
+
+
+def train_with_a_layer_that_errs(run: RunConfig, rank: int) -> None:
+    """On one rank, in the second computation of step 2, the first feed-forward's output has one value doubled."""
+    from megatron_dsmath.training import rerun, train
+
+    open_job, forward_backward = train.open_job, rerun.forward_backward
+    computations = [0]
+
+    def opened(*arguments: Any) -> Any:
+        job = open_job(*arguments)
+        layers = [module for name, module in job.pieces[0].named_modules() if name.endswith("mlp.linear_fc1")]
+        layers[0].register_forward_hook(erring())
+        return job
+
+    def erring() -> Callable[..., Any]:
+        erred: list[bool] = []
+
+        def hook(_layer: Any, _inputs: Any, outputs: Any) -> Any:
+            if computations[0] != 3 or erred or int(os.environ["RANK"]) != rank:
+                return None
+            erred.append(True)
+            values, *rest = outputs
+            factors = values.detach().clone().fill_(1.0)
+            factors.view(-1)[7] = 2.0
+            return (values * factors, *rest)
+
+        return hook
+
+    def counted(*arguments: Any) -> Any:
+        computations[0] += 1
+        return forward_backward(*arguments)
+
+    train.open_job, rerun.forward_backward = opened, counted  # type: ignore[attr-defined]
+    train_run(run)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(4, marks=pytest.mark.long)], ids=["the first", "the second"])
+def test_one_process_alone_goes_on_with_the_result_that_two_computations_agree_on(
+    count: int, inputs: Path, one_process: list[Row], tmp_path: Path
+) -> None:
+    run = small_run(inputs, tmp_path, guard__verify_every_steps=1)
+    run_ranks(1, with_fault, f"drift:step.gradients:count={count}", train_run, run)
+    assert numbers_of(rows_of(tmp_path)) == numbers_of(one_process)
+    assert [(row["step"], row["kind"], row["ranks"][0]["rank"]) for row in told(tmp_path)] == [(2, "transient", 0)]
+
+
+def test_three_computations_with_three_results_stop_the_run_before_the_step_is_applied(
+    inputs: Path, tmp_path: Path
+) -> None:
+    run = small_run(inputs, tmp_path, **VERIFIED)
+    (said,) = run_ranks(1, with_fault, "drift:step.loss", error_of, run)
+    assert "a rank computes wrong results" in said
+    assert "step 2, rank 0 on " in said
+    assert [row["step"] for row in rows_of(tmp_path)] == [1]
+    assert [(row["step"], row["kind"]) for row in told(tmp_path)] == [(2, "persistent")]
+
+
+def error_of(run: RunConfig) -> str:
+    with pytest.raises(InternalError) as raised:
+        train_run(run)
+    return str(raised.value)
+
+
+@pytest.mark.long
+def test_an_error_that_is_the_same_each_time_passes_for_the_right_result(inputs: Path, tmp_path: Path) -> None:
+    """What the record says of it: nothing tells it from what the data gives."""
+    run = small_run(inputs, tmp_path, schedule__steps=2, **VERIFIED)
+    run_ranks(1, with_fault, "spike:step.loss", train_run, run)
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]
+    assert told(tmp_path) == []
+
+
+@pytest.mark.fault(
+    "R12",
+    injected="NaN in the loss of one rank, once",
+    where="DP2, PP2: `step.loss`; any policy, no step verified",
+    holds="the step is computed again and applied, the rank named; every number is that of an undisturbed run",
+)
+@pytest.mark.parametrize(("layout", "count"), [("data 2", 8), pytest.param("pipeline 2", 14, marks=pytest.mark.long)])
+def test_a_number_that_is_none_once_is_a_machine_s_error_whatever_the_policy(
+    layout: str, count: int, inputs: Path, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ranks, overrides = LAYOUTS[layout]
+    fault = f"nan:step.loss:rank=1:count={count}"  # in step 4, and nobody had looked at what the ranks exchange
+    run_ranks(ranks, with_fault, fault, train_run, small_run(inputs, tmp_path, **overrides))
+    assert numbers_of(rows_of(tmp_path)) == numbers_of(rows_of(undisturbed(layout)))
+    (row,) = told(tmp_path)
+    assert (row["step"], row["kind"], [named["rank"] for named in row["ranks"]]) == (4, "transient", [1])
+    assert list((tmp_path / "logs").glob("rejected_*.json")) == []
