@@ -45,7 +45,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Let a model answer benchmarks; write its outputs, results.json and report.html."""
     from megatron_dsmath.evaluation.evaluate import Evaluation, evaluate, protocol_named
     from megatron_dsmath.evaluation.results.scores import compared
-    from megatron_dsmath.supervision.lock import held_for_evaluation
+    from megatron_dsmath.supervision.lock import hold_evaluation
     from megatron_dsmath.tables import print_facts, print_table
 
     asked = Evaluation(
@@ -59,7 +59,7 @@ def evaluate(options: argparse.Namespace) -> int:
         backend=options.backend,
         batch_problems=options.batch,
     )
-    results = evaluate(asked, held_for_evaluation)
+    results = evaluate(asked, hold_evaluation)
     if options.wandb:
         _send(options.wandb, asked, results)
     if options.json:

@@ -71,9 +71,9 @@ def train(options: argparse.Namespace) -> int:
 
     evaluation = live_evaluation(options.evaluate, options.evaluate_every, options.evaluate_protocol)
     if options.check:
-        print(start.check(options.run, options.set, options.nproc).output)
+        print(start.check_run(options.run, options.set, options.nproc).output)
         return EXIT_DONE
-    return start.start(options.run, options.set, options.nproc, options.resume, evaluation)
+    return start.start_run(options.run, options.set, options.nproc, options.resume, evaluation)
 
 
 def verify_layouts(options: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ def require_progress(directory: RunDirectory, checkpoint: Path | None) -> None:
         expected=f"a new checkpoint within {MOST_RESTARTS} restarts",
         fix="correct the cause (logs/ may name it) and start it once more: the count begins anew",
     )
-    directory.say("refused", EXIT_REFUSED, directory.last_step(), f"{error.what}: {error.found}")
+    directory.write_status("refused", EXIT_REFUSED, directory.last_step(), f"{error.what}: {error.found}")
     raise error
 
 

@@ -53,27 +53,27 @@ def require_free(directory: RunDirectory) -> None:
 
 
 @contextmanager
-def held(directory: RunDirectory) -> Iterator[None]:
+def hold_run(directory: RunDirectory) -> Iterator[None]:
     """Hold the directory. Raises RunError where a living job has it, OutputError where it cannot be written."""
     require_free(directory)
     directory.create()
-    with _held(directory.lock, RUN):
+    with _hold(directory.lock, RUN):
         yield
 
 
 @contextmanager
-def held_for_evaluation(folder: Path) -> Iterator[None]:
-    """Hold the directory of an evaluation, and make it where it is not there; raises what `held` does."""
+def hold_evaluation(folder: Path) -> Iterator[None]:
+    """Hold the directory of an evaluation, and make it where it is not there; raises what `hold_run` does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    with _held(folder / "LOCK", EVALUATION):
+    with _hold(folder / "LOCK", EVALUATION):
         yield
 
 
 @contextmanager
-def _held(file: Path, kind: Kind) -> Iterator[None]:
+def _hold(file: Path, kind: Kind) -> Iterator[None]:
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -97,7 +97,7 @@ def _require_dead(file: Path, descriptor: int, kind: Kind) -> None:
     is_ours = _lock(descriptor)
     owner = _read(file)
     if is_ours is False or (owner is not None and _lives(file, owner, is_locked=bool(is_ours))):
-        raise _held_by(file, owner or {}, kind)
+        raise _directory_is_held(file, owner or {}, kind)
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -136,7 +136,7 @@ def _ourselves() -> Owner:
     }
 
 
-def _held_by(file: Path, owner: Owner, kind: Kind) -> RunError:
+def _directory_is_held(file: Path, owner: Owner, kind: Kind) -> RunError:
     job = f", SLURM job {owner['job']}" if owner.get("job") else ""
     return RunError(
         f"another job has the {kind.name}'s directory",

@@ -27,7 +27,7 @@ _MOMENTS = 2
 
 
 @contextmanager
-def named_where_it_runs_out(run: RunConfig, rank: int, world_size: int) -> Iterator[None]:
+def report_out_of_memory(run: RunConfig, rank: int, world_size: int) -> Iterator[None]:
     """Within, an allocation that fails raises ConfigError: the same start would fail again. Other errors pass.
 
     Raises InternalError where a step was done before: then something else on the machine has taken the memory.

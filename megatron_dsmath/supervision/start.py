@@ -26,8 +26,8 @@ from megatron_dsmath.errors import (
 )
 from megatron_dsmath.supervision.attempts import begin_attempt, require_progress
 from megatron_dsmath.supervision.local_ranks import PARENT, end_with_parent, run_ranks
-from megatron_dsmath.supervision.lock import held, require_free
-from megatron_dsmath.supervision.out_of_memory import named_where_it_runs_out
+from megatron_dsmath.supervision.lock import hold_run, require_free
+from megatron_dsmath.supervision.out_of_memory import report_out_of_memory
 from megatron_dsmath.supervision.stop_request import StopRequest
 from megatron_dsmath.supervision.watchdog import Watchdog
 from megatron_dsmath.training.goodput import Goodput
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _STATES: dict[int, Status] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_REFUSED: "refused"}
 
 
-def check(path: str, overrides: Sequence[str], world_size: int | None) -> RunConfig:
+def check_run(path: str, overrides: Sequence[str], world_size: int | None) -> RunConfig:
     """Everything that can be known to be wrong without torch and without a second process."""
     run = load(path, overrides, world_size)
     directory, checkpoint = RunDirectory(Path(run.output)), newest_checkpoint(run)
@@ -52,7 +52,7 @@ def check(path: str, overrides: Sequence[str], world_size: int | None) -> RunCon
     return run
 
 
-def start(
+def start_run(
     path: str,
     overrides: Sequence[str],
     ranks: int | None,
@@ -63,16 +63,16 @@ def start(
     if ranks is not None:
         _require_startable(ranks)
     if ranks is not None and ranks > 1:
-        directory = RunDirectory(Path(check(path, overrides, ranks).output))
-        with held(directory):
+        directory = RunDirectory(Path(check_run(path, overrides, ranks).output))
+        with hold_run(directory):
             flags = [*(f"--set={assignment}" for assignment in overrides), f"--resume={resume}"]
             flags += evaluation.flags if evaluation else ()
             code = run_ranks(["train", path, *flags], ranks)
             if directory.state() == "running":  # a rank that was killed could not say how it ended
-                _have_the_last_word(directory, code, "the processes were killed")
+                write_final_status(directory, code, "the processes were killed")
         return code
-    read = load if "RANK" in os.environ else check  # of a world, whoever started it has checked
-    return _be_a_rank(read(path, overrides, _world_size()), resume, evaluation)
+    read = load if "RANK" in os.environ else check_run  # of a world, whoever started it has checked
+    return run_rank(read(path, overrides, _world_size()), resume, evaluation)
 
 
 def _world_size() -> int:
@@ -91,13 +91,14 @@ def _require_startable(ranks: int) -> None:
         raise UsageError("the number of processes is wrong", where="--nproc", found=ranks, expected="1 or more")
 
 
-def _be_a_rank(run: RunConfig, resume: Resume, evaluation: Evaluation | None) -> int:
+def run_rank(run: RunConfig, resume: Resume, evaluation: Evaluation | None) -> int:
+    """Train on this rank; returns the exit code."""
     stop = StopRequest()
     stop.listen()  # a signal is not lost in the seconds in which torch is imported
     end_with_parent()
     directory, rank = RunDirectory(Path(run.output)), int(os.environ.get("RANK", "0"))
     is_owner = rank == 0 and PARENT not in os.environ  # else the process that started the ranks is
-    with held(directory) if is_owner else nullcontext():
+    with hold_run(directory) if is_owner else nullcontext():
         code = _train_and_say(run, stop, resume, evaluation, directory, rank)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -112,20 +113,20 @@ def _train_and_say(
     """Take part, and say once for all ranks how it ended; returns the exit code."""
     watchdog = Watchdog(run.guard, directory, rank, _world_size())
     try:
-        with named_where_it_runs_out(run, rank, _world_size()):
+        with report_out_of_memory(run, rank, _world_size()):
             return _take_part(run, stop, resume, evaluation, directory, rank, watchdog)
     except DsmathError as error:
         watchdog.stop()
         code = error.exit_code
         if _is_first_to_fail():
             show(error)
-            _have_the_last_word(directory, code, error.what)
+            write_final_status(directory, code, error.what)
     except BaseException as error:  # some of torch's are no Exception
         watchdog.stop()
         code, message = EXIT_INTERNAL, f"{type(error).__name__}: {error}"
         if _is_first_to_fail():
             traceback.print_exc()
-            _have_the_last_word(directory, code, message)
+            write_final_status(directory, code, message)
         else:
             print(f"rank {rank} ends because another rank failed ({message.splitlines()[0]})", file=sys.stderr)
     return code
@@ -144,7 +145,7 @@ def _take_part(
     if rank == 0:
         with suppress(CheckpointError):  # refused once the others, who would wait for this rank, have joined
             begin_attempt(directory, newest_checkpoint(run))
-        directory.say("running", None, directory.last_step())
+        directory.write_status("running", None, directory.last_step())
     watchdog.start()
     from megatron_dsmath.parallel import collectives, topology
     from megatron_dsmath.training.train import train
@@ -162,7 +163,7 @@ def _take_part(
         if rank == 0:
             show(stopped)
     if rank == 0:
-        _have_the_last_word(directory, code, message)
+        write_final_status(directory, code, message)
     collectives.barrier()  # the first rank that leaves with 75 makes torchrun end the others
     watchdog.stop()
     topology.stop()
@@ -183,9 +184,10 @@ def _is_first_to_fail() -> bool:
         return False
 
 
-def _have_the_last_word(directory: RunDirectory, code: int, message: str) -> None:
+def write_final_status(directory: RunDirectory, code: int, message: str) -> None:
+    """Write into STATUS.json how the run ended; print why it cannot be written."""
     try:
         goodput = Goodput.of(directory).facts()
-        directory.say(_STATES.get(code, "failed"), code, directory.last_step(), message, **goodput)
+        directory.write_status(_STATES.get(code, "failed"), code, directory.last_step(), message, **goodput)
     except OutputError as error:
         print(f"{directory.status} could not be written: {error.found}", file=sys.stderr)

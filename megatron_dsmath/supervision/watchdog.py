@@ -149,7 +149,7 @@ class Watchdog:
             facts = Goodput.of(self._directory).facts()
             step = self._directory.last_step()
             message = f"{error.what}: {error.where}"
-            self._directory.say("failed", EXIT_INTERNAL, step, message, **facts)
+            self._directory.write_status("failed", EXIT_INTERNAL, step, message, **facts)
         for rank in silent:
             _kill(beats[rank])
         self._call.unlink(missing_ok=True)  # the next start may be a world of the same name

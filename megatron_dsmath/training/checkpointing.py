@@ -41,7 +41,7 @@ def machine(topology: Topology) -> dict[str, Any]:
     }
 
 
-def differences(before: Facts, now: Facts) -> list[str]:
+def resume_differences(before: Facts, now: Facts) -> list[str]:
     """What is not as it was, as people read it: `threads 2 then, 1 now`."""
     names = [name for name in now if before.get(name) != now[name]]
     return [f"{name} {_shown(before.get(name))} then, {_shown(now[name])} now" for name in names]

@@ -23,7 +23,7 @@ from megatron_dsmath.training.inputs import open_inputs
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.resuming import restore
 from megatron_dsmath.training.run_directory import replace_text
-from megatron_dsmath.training.state import SIGMAS, Memory, State
+from megatron_dsmath.training.state import SIGMAS, SpikeWindow, State
 from megatron_dsmath.training.step import StepSums
 
 MOST_REJECTIONS = 3  # without getting further: then it is not the data
@@ -35,8 +35,8 @@ class Judgement(NamedTuple):
     cause: Literal["non_finite", "spike"] | None
     action: Literal["apply", "stop", "skip", "rewind"]
     sigmas: tuple[float | None, float | None]
-    """Of the loss and of the gradient norm, as `Memory.sigmas`."""
-    memory: Memory
+    """Of the loss and of the gradient norm, as `SpikeWindow.sigmas`."""
+    memory: SpikeWindow
     """What to remember once the step is applied, or rejected."""
     computed_again: str | None = None
     """What came of computing the step once more, where that was done (`training.recomputation`)."""
@@ -56,7 +56,7 @@ def judge(guard: GuardConfig, state: State, sums: StepSums) -> Judgement:
     return Judgement("spike", guard.spike, sigmas, state.memory.after_rejection(state.step, spiked=True))
 
 
-def set_aside(job: Job, state: State, batches: Sequence[DeviceBatch], sums: StepSums, judgement: Judgement) -> State:
+def reject_step(job: Job, state: State, batches: Sequence[DeviceBatch], sums: StepSums, judgement: Judgement) -> State:
     """Write down what was in a rejected step, and return the state to go on from. Raises InternalError to stop."""
     file = _write_down(job, state, batches, sums, judgement)
     memory, numbers = judgement.memory, f"loss {sums.loss:g}, gradient norm {sums.gradient_norm:g}"
@@ -76,14 +76,14 @@ def set_aside(job: Job, state: State, batches: Sequence[DeviceBatch], sums: Step
     return _skip(job, state, memory) if judgement.action == "skip" else _rewind(job, state, memory)
 
 
-def _skip(job: Job, state: State, memory: Memory) -> State:
+def _skip(job: Job, state: State, memory: SpikeWindow) -> State:
     """The same state but for the data: the samples of the rejected step are passed over."""
     state = state.passing_over(job.run.schedule.sequences_per_step, memory)
     _follow(job, state)
     return state
 
 
-def _rewind(job: Job, state: State, memory: Memory) -> State:
+def _rewind(job: Job, state: State, memory: SpikeWindow) -> State:
     """An older checkpoint's state, with the data from there to the rejected step's end passed over."""
     step, end_sample = state.step, state.next_sample + job.run.schedule.sequences_per_step
     checkpoint = from_first_rank(_before(job, step - job.run.guard.rewind_steps) if job.topology.rank == 0 else None)

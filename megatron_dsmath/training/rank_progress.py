@@ -17,7 +17,7 @@ Section = Literal["setup", "step", "validation", "evaluation", "save", "end"]
 MEDIAN_STEPS = 128
 
 
-class Whereabouts:
+class RankProgress:
     """One process' place. Written by its main thread only; a reader needs no lock."""
 
     def __init__(self) -> None:
@@ -58,5 +58,5 @@ class Whereabouts:
         self.marks += 1
 
 
-HERE = Whereabouts()
+HERE = RankProgress()
 enter, mark = HERE.enter, HERE.mark

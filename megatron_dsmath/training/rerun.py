@@ -40,7 +40,7 @@ class Deviation(NamedTuple):
         return f"rank {self.rank}{f' ({self.place})' if self.place else ''} on {self.host}"
 
 
-def compute(job: Job, state: State, batches: Sequence[DeviceBatch]) -> tuple[StepSums, Judgement]:
+def compute_step(job: Job, state: State, batches: Sequence[DeviceBatch]) -> tuple[StepSums, Judgement]:
     """Compute the step that follows `state`, again where need be; its gradients lie in the optimizer's buffers.
 
     Raises InternalError on all ranks where no two of three computations agree.

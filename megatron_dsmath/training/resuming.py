@@ -13,7 +13,7 @@ from megatron_dsmath.errors import CheckpointError
 from megatron_dsmath.parallel import shards
 from megatron_dsmath.parallel.collectives import from_first_rank, gather
 from megatron_dsmath.parallel.topology import Topology
-from megatron_dsmath.training.checkpointing import SHARDS, differences, layout, machine
+from megatron_dsmath.training.checkpointing import SHARDS, layout, machine, resume_differences
 from megatron_dsmath.training.inputs import Resume
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.run_directory import RunDirectory, keep_rows_until, replace_text
@@ -72,7 +72,7 @@ def _reservation(job: Job, manifest: Manifest) -> str:
     """What keeps the run from going on bit for bit as if it had never stopped; nothing where all is the same."""
     before = {**manifest.layout, **manifest.machine, "precision": manifest.precision}
     now = {**layout(job), **machine(job.topology), "precision": job.run.precision}
-    found = differences(before, now)
+    found = resume_differences(before, now)
     return f"; not bitwise: {', '.join(found)}" if found else ""
 
 

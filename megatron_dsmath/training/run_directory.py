@@ -119,7 +119,7 @@ class RunDirectory:
         steps = [_step_of(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()[-2:]]
         return int(max((step for step in steps if step != float("inf")), default=0))
 
-    def say(self, state: Status, exit_code: int | None, step: int, message: str = "", **more: Any) -> None:
+    def write_status(self, state: Status, exit_code: int | None, step: int, message: str = "", **more: Any) -> None:
         """Replace STATUS.json; `exit_code` is null while the run goes on."""
         facts = {
             "state": state,

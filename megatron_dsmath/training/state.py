@@ -17,7 +17,7 @@ SIGMAS = 6.0
 
 
 @dataclass(frozen=True)
-class Memory:
+class SpikeWindow:
     """What the guard knows of the steps before: in every checkpoint, so that a resumed run judges alike."""
 
     losses: tuple[float, ...] = ()
@@ -36,7 +36,7 @@ class Memory:
         """Standard deviations above the window's mean, for both; None while the window is too short or constant."""
         return _sigmas(loss, self.losses), _sigmas(gradient_norm, self.gradient_norms)
 
-    def after_step(self, loss: float, gradient_norm: float, spiked: bool) -> Memory:
+    def after_step(self, loss: float, gradient_norm: float, spiked: bool) -> SpikeWindow:
         """Once a step with these numbers is applied."""
         return replace(
             self,
@@ -45,7 +45,7 @@ class Memory:
             spikes=self.spikes + spiked,
         )
 
-    def after_rejection(self, step: int, spiked: bool) -> Memory:
+    def after_rejection(self, step: int, spiked: bool) -> SpikeWindow:
         """Once the step that follows `step` completed ones was not applied; its numbers are forgotten."""
         again = step <= self.rejected_after
         return replace(
@@ -57,7 +57,7 @@ class Memory:
         )
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Memory:
+    def from_dict(cls, facts: Mapping[str, Any]) -> SpikeWindow:
         """As a manifest has it. Raises TypeError for other names."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
@@ -87,10 +87,10 @@ class State:
     """Tokens trained on, `sequence_length` a sample."""
     tokens_by_corpus: Mapping[str, int] = field(default_factory=dict)
     """The same by corpus, as they were counted in the loss."""
-    memory: Memory = field(default_factory=Memory)
+    memory: SpikeWindow = field(default_factory=SpikeWindow)
     """What the guard remembers of the steps before."""
 
-    def after_step(self, run: RunConfig, tokens_by_corpus: Mapping[str, int], memory: Memory) -> State:
+    def after_step(self, run: RunConfig, tokens_by_corpus: Mapping[str, int], memory: SpikeWindow) -> State:
         """The state once one more step, with these tokens, is done; `memory` is the guard's after it."""
         return replace(
             self,
@@ -103,7 +103,7 @@ class State:
             memory=memory,
         )
 
-    def passing_over(self, samples: int, memory: Memory) -> State:
+    def passing_over(self, samples: int, memory: SpikeWindow) -> State:
         """The state with the next `samples` passed over, which the plan then says; the run gets no shorter."""
         assert self.plan is not None
         plan = self.plan.skipping(self.next_sample, samples)
@@ -118,4 +118,4 @@ class State:
     def from_dict(cls, facts: Mapping[str, Any]) -> State:
         """As a manifest has it. Raises ValueError (pydantic's) for a plan that is none."""
         plan = PLAN.validate_python(facts.get("plan"), strict=False)
-        return cls(**{**facts, "plan": plan, "memory": Memory.from_dict(facts.get("memory", {}))})
+        return cls(**{**facts, "plan": plan, "memory": SpikeWindow.from_dict(facts.get("memory", {}))})

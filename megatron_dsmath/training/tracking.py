@@ -75,7 +75,7 @@ class Tracker:
         append_row(self.job.directory.metrics, row)
         if row["step"] % self.job.run.tracking.console_every_steps == 0 or not row.keys().isdisjoint(_RARE):
             self._show(row)
-            self.job.directory.say("running", None, row["step"], **self.goodput.facts())
+            self.job.directory.write_status("running", None, row["step"], **self.goodput.facts())
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=row["step"], line=_line(row))
         if self.wandb is not None:

@@ -12,11 +12,11 @@ from megatron_dsmath.parallel.optimizer import apply_gradients
 from megatron_dsmath.schedule.learning_rate import learning_rate
 from megatron_dsmath.training.checkpointing import Saver
 from megatron_dsmath.training.evaluating import Evaluation, evaluate
-from megatron_dsmath.training.guard import set_aside
+from megatron_dsmath.training.guard import reject_step
 from megatron_dsmath.training.inputs import Resume
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.rank_progress import HERE, enter
-from megatron_dsmath.training.rerun import compute
+from megatron_dsmath.training.rerun import compute_step
 from megatron_dsmath.training.resuming import newest, restore
 from megatron_dsmath.training.state import State
 from megatron_dsmath.training.tokens_hash import hash_of_step, record
@@ -45,11 +45,11 @@ def train(
             enter("step", state.step)
             started = time.perf_counter()
             batches = job.step_batches(state.next_sample)
-            sums, judgement = compute(job, state, batches)
+            sums, judgement = compute_step(job, state, batches)
             tokens_hash = hash_of_step(batches, place)
             if judgement.action != "apply":
                 saver.finish()
-                state = set_aside(job, state, batches, sums, judgement)
+                state = reject_step(job, state, batches, sums, judgement)
                 continue
             rate = learning_rate(run.schedule, state.step)
             apply_gradients(job.optimizer, sums.gradient_norm, rate, run.optimizer.weight_decay)

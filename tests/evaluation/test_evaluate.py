@@ -16,7 +16,7 @@ from megatron_dsmath import cli
 from megatron_dsmath.checkpoint.from_huggingface import import_folder
 from megatron_dsmath.errors import EXIT_REFUSED
 from megatron_dsmath.evaluation.protocol import FOLDER
-from megatron_dsmath.supervision.lock import held_for_evaluation
+from megatron_dsmath.supervision.lock import hold_evaluation
 from tests.checkpoint.llama import write_llama_with_tokenizer
 from tests.evaluation.scripted import rows_of, write_problems
 
@@ -98,7 +98,7 @@ def test_a_second_job_is_refused_and_told_who_has_the_directory(
     tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    with held_for_evaluation(out):
+    with hold_evaluation(out):
         assert cli.main([*arguments, "--model", str(tmp_path / "hf"), "--out", str(out)]) == EXIT_REFUSED
         said = capsys.readouterr().err
         assert "another job has the evaluation's directory" in said

@@ -26,9 +26,9 @@ def start(directory: RunDirectory, from_step: int, ending: Status) -> None:
     """One start and how it ended; `running` is a kill."""
     checkpoint = directory.checkpoints / f"step_{from_step}" if from_step else None
     begin_attempt(directory, checkpoint)
-    directory.say("running", None, from_step)
+    directory.write_status("running", None, from_step)
     codes = {"running": None, "failed": 70, "stopped": 75, "refused": 78, "done": 0}
-    directory.say(ending, codes[ending], from_step + 7, "the loss is no number")
+    directory.write_status(ending, codes[ending], from_step + 7, "the loss is no number")
 
 
 @pytest.mark.parametrize("ending", ["failed", "running"])

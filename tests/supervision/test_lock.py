@@ -20,16 +20,16 @@ import pytest
 from megatron_dsmath.cli import main
 from megatron_dsmath.errors import RunError
 from megatron_dsmath.supervision import lock
-from megatron_dsmath.supervision.lock import held, require_free
+from megatron_dsmath.supervision.lock import hold_run, require_free
 from megatron_dsmath.training.run_directory import RunDirectory
 from tests.support.corpora import write_run_file
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from megatron_dsmath.supervision.lock import held
+from megatron_dsmath.supervision.lock import hold_run
 from megatron_dsmath.training.run_directory import RunDirectory
-with held(RunDirectory(Path(sys.argv[1]))):
+with hold_run(RunDirectory(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -101,7 +101,7 @@ def test_an_owner_that_died_blocks_nobody(
     holder.send_signal(number)
     holder.wait()
     started = time.monotonic()
-    with held(directory):
+    with hold_run(directory):
         assert json.loads(directory.lock.read_text())["pid"] == os.getpid()
     assert time.monotonic() - started < 2
 
@@ -154,7 +154,7 @@ def test_one_that_no_longer_touches_it_is_dead_whatever_the_clocks_say(
 ) -> None:
     directory.lock.write_text(json.dumps(ELSEWHERE))
     os.utime(directory.lock, (time.time() - age_seconds,) * 2)
-    with held(directory):
+    with hold_run(directory):
         assert json.loads(directory.lock.read_text())["host"] == socket.gethostname()
 
 
@@ -175,7 +175,7 @@ def test_on_a_file_system_without_locks_the_process_itself_is_looked_for(
 
 def test_the_owner_touches_its_lease(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.05)
-    with held(directory):
+    with hold_run(directory):
         before = directory.lock.stat().st_mtime_ns
         deadline = time.monotonic() + 10
         while directory.lock.stat().st_mtime_ns == before:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_dsmath.errors import ConfigError, OutputError
-from megatron_dsmath.supervision.out_of_memory import named_where_it_runs_out
+from megatron_dsmath.supervision.out_of_memory import report_out_of_memory
 from tests.support.corpora import write_run_file
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
@@ -101,7 +101,7 @@ TORCH = (
 def test_whoever_says_it(error: Exception, asked: str) -> None:
     with (
         pytest.raises(ConfigError, match="the host's memory runs out") as raised,
-        named_where_it_runs_out(run_config(), 0, 1),
+        report_out_of_memory(run_config(), 0, 1),
     ):
         raise error
     assert asked in str(raised.value.found)
@@ -109,7 +109,7 @@ def test_whoever_says_it(error: Exception, asked: str) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), OutputError("no space"), OSError(28, "full")])
 def test_other_errors_pass_as_they_are(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, named_where_it_runs_out(run_config(), 0, 1):
+    with pytest.raises(type(error)) as raised, report_out_of_memory(run_config(), 0, 1):
         raise error
     assert raised.value is error
 
@@ -118,7 +118,7 @@ def test_the_sizes_are_those_of_the_layout() -> None:
     """By hand, of 1,000,000 parameters a rank: 2 bytes a weight, 4 a gradient, 12 in the optimizer over 2 copies."""
     run = run_config(precision="bf16", parallel__tensor=2)
     parameters = run.model.parameters // 2
-    with pytest.raises(ConfigError) as raised, named_where_it_runs_out(run, 0, 4):
+    with pytest.raises(ConfigError) as raised, report_out_of_memory(run, 0, 4):
         raise MemoryError
     needs = str(raised.value.expected)
     assert f"weights ({parameters:,} parameters) {parameters * 2 / 1024:.1f} KiB" in needs

@@ -109,7 +109,7 @@ def test_ranks_that_were_killed_are_not_said_to_run(run_file: Path, monkeypatch:
     directory = RunDirectory(run_file.parent / "run")
 
     def killed(_arguments: object, _ranks: int) -> int:
-        directory.say("running", None, 3)
+        directory.write_status("running", None, 3)
         return 70
 
     monkeypatch.setattr(start, "run_ranks", killed)
@@ -132,14 +132,14 @@ def test_every_rank_is_told_from_which_checkpoint_to_go_on(run_file: Path, monke
 
 def dsmath_with_slow_last_words(arguments: list[str], output: Path) -> tuple[Ending, Row]:
     """Asked to stop after step 1; with STATUS.json as it stood when this rank could leave."""
-    say = RunDirectory.say
+    write_status = RunDirectory.write_status
 
     def said_slowly(self: RunDirectory, state: Status, *facts: Any, **more: Any) -> None:
         if state != "running":
             time.sleep(1)
-        say(self, state, *facts, **more)
+        write_status(self, state, *facts, **more)
 
-    RunDirectory.say = said_slowly  # type: ignore[method-assign]
+    RunDirectory.write_status = said_slowly  # type: ignore[method-assign]
     ending = dsmath(arguments, (signal.SIGTERM, 0, 1))
     return ending, status_of(output)
 

@@ -81,7 +81,7 @@ def _after(step: int, act: Callable[[], None]) -> None:
     from megatron_dsmath.training.run_directory import RunDirectory
     from megatron_dsmath.training.tracking import Tracker
 
-    log, say = Tracker.log, RunDirectory.say
+    log, write_status = Tracker.log, RunDirectory.write_status
 
     def logged(self: Tracker, row: Row) -> None:
         log(self, row)
@@ -89,11 +89,11 @@ def _after(step: int, act: Callable[[], None]) -> None:
             act()
 
     def said(self: RunDirectory, *status: Any, **more: Any) -> None:
-        say(self, *status, **more)
+        write_status(self, *status, **more)
         if step == 0:
             act()
 
-    Tracker.log, RunDirectory.say = logged, said  # type: ignore[method-assign]
+    Tracker.log, RunDirectory.write_status = logged, said  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

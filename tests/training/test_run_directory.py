@@ -29,7 +29,7 @@ def test_status_says_all_that_a_launcher_or_a_person_needs(directory: RunDirecto
     for step in (0, 3):
         directory.log_start(step=step)
     before = time.time()
-    directory.say("stopped", 75, 7, "the run was asked to stop")
+    directory.write_status("stopped", 75, 7, "the run was asked to stop")
     status = status_of(directory.root)
     assert before <= status.pop("time_unix") <= time.time()
     assert status.pop("pid") > 0
@@ -45,9 +45,9 @@ def test_status_says_all_that_a_launcher_or_a_person_needs(directory: RunDirecto
 
 def test_the_state_is_what_was_said_last(directory: RunDirectory) -> None:
     assert directory.state() is None
-    directory.say("running", None, 0)
+    directory.write_status("running", None, 0)
     assert directory.state() == "running"
-    directory.say("done", 0, 9)
+    directory.write_status("done", 0, 9)
     assert directory.state() == "done"
 
 
@@ -118,7 +118,7 @@ def test_a_disk_that_takes_no_byte_is_refused_and_keeps_no_probe(
 def test_a_status_that_cannot_be_written_leaves_the_old_one(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory.say("running", None, 1)
+    directory.write_status("running", None, 1)
     before = sorted(directory.root.iterdir())
 
     def full(self: Path, text: str, encoding: str) -> int:
@@ -127,6 +127,6 @@ def test_a_status_that_cannot_be_written_leaves_the_old_one(
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OutputError, match="No space left on device"):
-        directory.say("done", 0, 2)
+        directory.write_status("done", 0, 2)
     assert json.loads(directory.status.read_text(encoding="utf-8"))["step"] == 1
     assert sorted(directory.root.iterdir()) == before

@@ -10,21 +10,21 @@ import pytest
 
 from megatron_dsmath.config.sections import GuardConfig
 from megatron_dsmath.training.guard import Judgement, judge
-from megatron_dsmath.training.state import Memory, State
+from megatron_dsmath.training.state import SpikeWindow, State
 from megatron_dsmath.training.step import StepSums
 
 DRAW = np.random.default_rng(5)
 LOSSES, NORMS = DRAW.normal(3.0, 0.1, 200).tolist(), DRAW.normal(1.0, 0.2, 200).tolist()
 
 
-def after(steps: int) -> Memory:
-    memory = Memory()
+def after(steps: int) -> SpikeWindow:
+    memory = SpikeWindow()
     for loss, norm in zip(LOSSES[:steps], NORMS[:steps], strict=True):
         memory = memory.after_step(loss, norm, spiked=False)
     return memory
 
 
-def judged(memory: Memory, loss: float, norm: float, **policy: str) -> Judgement:
+def judged(memory: SpikeWindow, loss: float, norm: float, **policy: str) -> Judgement:
     guard = GuardConfig.model_validate(
         {
             "non_finite": "stop",
@@ -49,7 +49,7 @@ def test_sigmas_are_those_of_the_last_128_steps(steps: int) -> None:
 
 def test_nothing_is_a_spike_before_half_of_the_window_is_there_or_while_nothing_varies() -> None:
     assert after(63).sigmas(1e9, 1e9) == (None, None)
-    constant = Memory(losses=(2.0,) * 128, gradient_norms=tuple(NORMS[:128]))
+    constant = SpikeWindow(losses=(2.0,) * 128, gradient_norms=tuple(NORMS[:128]))
     assert constant.sigmas(2.0, 1.0)[0] is None
     assert judged(after(63), 1e9, 1e9).action == "apply"
 
@@ -89,7 +89,7 @@ def test_what_is_no_number_is_never_applied_nor_remembered(loss: float, norm: fl
 
 
 def test_rejections_are_counted_until_the_run_gets_further() -> None:
-    memory = Memory()
+    memory = SpikeWindow()
     for step, there in [(5, 1), (5, 2), (3, 3), (5, 4), (6, 1), (7, 1), (7, 2)]:  # 3: after going back
         memory = memory.after_rejection(step, spiked=False)
         assert memory.rejected_there == there
