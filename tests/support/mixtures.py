@@ -24,7 +24,7 @@ def write_shard(prefix: Path, tokens: Sequence[int], fingerprint: str | None = N
         for start in range(0, len(tokens), document_tokens):
             writer.add_document(tokens[start : start + document_tokens])
         if fingerprint is not None:
-            writer.facts["tokenizer"] = {"fingerprint": fingerprint}
+            writer.metadata["tokenizer"] = {"fingerprint": fingerprint}
     return prefix
 
 

@@ -24,7 +24,7 @@ from megatron_dsmath.data.decontamination.decontamination_report import (
 )
 from megatron_dsmath.data.decontamination.ngrams import NGRAM_UNITS, SHORTEST_UNITS
 from megatron_dsmath.data.decontamination.screening import Screen, Screened, compression_of
-from megatron_dsmath.data.text.document_batches import line_batches, require_apart, require_usable
+from megatron_dsmath.data.text.document_batches import line_batches, require_separate_outputs, require_valid_options
 from megatron_dsmath.data.text.documents import quarantine_row
 from megatron_dsmath.errors import DataError, UsageError
 from megatron_dsmath.files.atomic_files import AtomicFiles, OutputFile
@@ -111,7 +111,7 @@ def decontaminate(
     clean, dropped, quarantine, report_file = (
         Path(f"{out}{ending}") for ending in ("", ".dropped.jsonl", ".bad_lines.jsonl", ".report.json")
     )
-    require_apart([*paths, *benchmark_paths], [clean, dropped, quarantine, report_file])
+    require_separate_outputs([*paths, *benchmark_paths], [clean, dropped, quarantine, report_file])
     input_bytes = sum(require_content(path) for path in paths)
     texts = [read_benchmark(path, benchmark_fields) for path in benchmark_paths]
     compress = compression_of(clean)
@@ -168,7 +168,7 @@ def _require_usable(paths: Sequence[Path], benchmarks: Sequence[Path], workers: 
         for path, count in Counter(path.resolve() for path in given).items():
             if count > 1:
                 raise UsageError(f"the same {name} is named twice", where=path, found=f"{count} times", expected="once")
-    require_usable(workers, bad_lines)
+    require_valid_options(workers, bad_lines)
 
 
 def _require_ngrams(screen: Screen, benchmarks: Sequence[Path]) -> None:

@@ -14,8 +14,8 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dsmath.data.indexed.index_file import CODES, map_file, read_index, require_sound, row_ranges, write_index
-from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path, to_bytes
+from megatron_dsmath.data.indexed.index_file import CODES, map_file, read_index, row_ranges, validate_index, write_index
+from megatron_dsmath.data.indexed.sidecar import Metadata, sidecar_bytes, sidecar_path
 from megatron_dsmath.errors import IndexedDatasetError
 from megatron_dsmath.files.atomic_files import AtomicFiles, Kept, OutputFile
 
@@ -45,8 +45,8 @@ class IndexedDataset:
     none). `tokens`: dtype [token_count], the whole .bin. All are read-only views of the files; nothing is copied.
     """
 
-    def __init__(self, prefix: str | Path, *, known_sound: bool = False) -> None:
-        """Open PREFIX.bin and PREFIX.idx; of an index that is `known_sound`, the header and the size alone are checked.
+    def __init__(self, prefix: str | Path, *, validate: bool = True) -> None:
+        """Open PREFIX.bin and PREFIX.idx; without `validate`, only the header and the size of the index are checked.
 
         Raises IndexedDatasetError naming the file and what is wrong with it.
         """
@@ -54,8 +54,8 @@ class IndexedDataset:
         for path in (bin_path(prefix), idx_path(prefix)):
             _require_file(path, self.prefix)
         index, self._content = read_index(idx_path(prefix)), map_file(bin_path(prefix))
-        if not known_sound:
-            require_sound(idx_path(prefix), index, len(self._content))
+        if validate:
+            validate_index(idx_path(prefix), index, len(self._content))
         self.dtype, self.lengths, self.offsets = index.dtype, index.lengths, index.offsets
         self.document_indices = index.document_indices
         self.tokens: Tokens = np.frombuffer(self._content, self.dtype, len(self._content) // self.dtype.itemsize)
@@ -100,33 +100,33 @@ class IndexedDataset:
 class IndexedWriter:
     """Writes PREFIX.bin, PREFIX.json and PREFIX.idx, which appear together when the `with` block ends well.
 
-    What is put into `facts` goes into PREFIX.json, the sidecar, after the counts and hashes the writer knows itself.
+    What is put into `metadata` goes into PREFIX.json, the sidecar, after the counts and hashes the writer knows itself.
     """
 
     def __init__(
         self,
         prefix: str | Path,
         dtype: np.dtype[np.integer],
-        beside: Sequence[Path] = (),
+        extra_files: Sequence[Path] = (),
         kept: Mapping[Path, Kept] | None = None,
     ) -> None:
         """Begin a dataset of `dtype` (any integer dtype the format knows).
 
-        The files `beside` belong to it: they are written through `self.beside` and appear with it. To go on with
-        what is `kept` of a killed writer's files, tell it their documents with `count_documents`. Raises OutputError
-        where the folder cannot be written.
+        `extra_files` belong to the dataset: the caller writes them through the attribute of this name, and they appear
+        with it. To continue the files that a killed writer left (`kept`), give their documents to
+        `restore_documents`. Raises OutputError when the folder cannot be written.
         """
         self.dtype = np.dtype(dtype)
         if self.dtype not in CODES:
             raise ValueError(f"{self.dtype} is no dtype of this format: {', '.join(map(str, CODES))}")
         self.token_count = 0
-        self.facts: Facts = {}
+        self.metadata: Metadata = {}
         self._prepared = False
         self._limits = np.iinfo(self.dtype)
         self._lengths = array("i")
         self._document_indices = array("q", [0])
-        self._files = AtomicFiles(*beside, bin_path(prefix), sidecar_path(prefix), idx_path(prefix), kept=kept)
-        *self.beside, self._bin, self._sidecar, self._idx = self._files.files
+        self._files = AtomicFiles(*extra_files, bin_path(prefix), sidecar_path(prefix), idx_path(prefix), kept=kept)
+        *self.extra_files, self._bin, self._sidecar, self._idx = self._files.files
 
     @property
     def document_count(self) -> int:
@@ -135,8 +135,8 @@ class IndexedWriter:
 
     @property
     def growing_files(self) -> list[OutputFile]:
-        """The files that hold something before the end: those beside, and the .bin."""
-        return [*self.beside, self._bin]
+        """The files that hold something before the end: those extra_files, and the .bin."""
+        return [*self.extra_files, self._bin]
 
     def add_document(self, tokens: Sequence[int] | Tokens) -> None:
         """Append one document as one sequence; see `add_documents`."""
@@ -152,9 +152,9 @@ class IndexedWriter:
         if tokens.size:
             self._require_fitting(tokens)
             self._bin.write(tokens.astype(self.dtype).tobytes())
-        self.count_documents(lengths)
+        self.restore_documents(lengths)
 
-    def count_documents(self, lengths: npt.NDArray[np.integer]) -> None:
+    def restore_documents(self, lengths: npt.NDArray[np.integer]) -> None:
         """Take documents of `lengths` [documents] into the index, whose tokens the .bin holds already."""
         holds_tokens = lengths > 0
         ends = len(self._lengths) + np.cumsum(holds_tokens, dtype=np.int64)
@@ -211,7 +211,7 @@ class IndexedWriter:
             "dtype": str(self.dtype),
             "sha256": {"bin": self._bin.sha256, "idx": self._idx.sha256},
         }
-        self._sidecar.write(to_bytes(counts | self.facts))
+        self._sidecar.write(sidecar_bytes(counts | self.metadata))
 
     def _require_fitting(self, tokens: Tokens) -> None:
         low, high = int(tokens.min()), int(tokens.max())

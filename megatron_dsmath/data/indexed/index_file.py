@@ -61,7 +61,7 @@ def read_index(path: Path) -> Index:
     )
 
 
-def require_sound(path: Path, index: Index, bin_bytes: int) -> None:
+def validate_index(path: Path, index: Index, bin_bytes: int) -> None:
     """Check all of the `index` at `path` against a .bin of `bin_bytes`. Raises IndexedDatasetError.
 
     Time is proportional to the index; nothing is allocated beyond `ROWS_AT_ONCE` rows.

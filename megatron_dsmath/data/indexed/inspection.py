@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path, idx_path
 from megatron_dsmath.data.indexed.index_file import row_ranges
-from megatron_dsmath.data.indexed.sidecar import Facts, read_sidecar, sha256_of, sidecar_path
+from megatron_dsmath.data.indexed.sidecar import Metadata, read_sidecar, sha256_of, sidecar_path
 from megatron_dsmath.errors import IndexedDatasetError
 
 
@@ -27,7 +27,7 @@ class Inspection:
     longest_sequence: int
     bin_bytes: int
     idx_bytes: int
-    sidecar: Facts | None
+    sidecar: Metadata | None
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _document_of(dataset: IndexedDataset, token: int) -> int:
     return int(np.searchsorted(dataset.document_indices, sequence, side="right")) - 1
 
 
-def _differences(dataset: IndexedDataset, sidecar: Facts) -> list[IndexedDatasetError]:
+def _differences(dataset: IndexedDataset, sidecar: Metadata) -> list[IndexedDatasetError]:
     """Every count and hash in which the files and their sidecar differ."""
     hashes = sidecar.get("sha256")
     expected = sidecar | (hashes if isinstance(hashes, dict) else {})

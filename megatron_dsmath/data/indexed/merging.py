@@ -7,7 +7,13 @@ from pathlib import Path
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter, bin_path, idx_path
 from megatron_dsmath.data.indexed.inspection import Inspection, inspect
-from megatron_dsmath.data.indexed.sidecar import CONVERSATIONS, Facts, read_sidecar, sidecar_path, tokenizer_fingerprint
+from megatron_dsmath.data.indexed.sidecar import (
+    CONVERSATIONS,
+    Metadata,
+    read_sidecar,
+    sidecar_path,
+    tokenizer_fingerprint,
+)
 from megatron_dsmath.errors import IndexedDatasetError, UsageError
 from megatron_dsmath.files.atomic_files import require_free_space
 
@@ -33,11 +39,11 @@ def merge(prefixes: Sequence[str | Path], out: str | Path) -> Inspection:
         require_free_space(Path(out).parent, sum(sizes))
         for dataset in datasets:
             writer.add_dataset(dataset)
-        writer.facts = facts
+        writer.metadata = facts
     return inspect(out)
 
 
-def _require_no_conversations(prefixes: Sequence[str | Path], sidecars: Sequence[Facts | None]) -> None:
+def _require_no_conversations(prefixes: Sequence[str | Path], sidecars: Sequence[Metadata | None]) -> None:
     for prefix, sidecar in zip(prefixes, sidecars, strict=True):
         if sidecar is not None and CONVERSATIONS in sidecar:
             raise UsageError(
@@ -49,9 +55,9 @@ def _require_no_conversations(prefixes: Sequence[str | Path], sidecars: Sequence
             )
 
 
-def _common_facts(prefixes: Sequence[str | Path], sidecars: Sequence[Facts | None]) -> Facts:
+def _common_facts(prefixes: Sequence[str | Path], sidecars: Sequence[Metadata | None]) -> Metadata:
     """What the sidecars say of the tokenizer; nothing when one has no sidecar. Raises where two tokenizers differ."""
-    merged: Facts = {"merged": [Path(prefix).name for prefix in prefixes]}
+    merged: Metadata = {"merged": [Path(prefix).name for prefix in prefixes]}
     told = [(prefix, tokenizer_fingerprint(sidecar)) for prefix, sidecar in zip(prefixes, sidecars, strict=True)]
     known = [(prefix, fingerprint) for prefix, fingerprint in told if fingerprint is not None]
     for prefix, fingerprint in known[1:]:

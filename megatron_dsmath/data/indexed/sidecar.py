@@ -12,7 +12,7 @@ from megatron_dsmath.errors import IndexedDatasetError
 if TYPE_CHECKING:
     from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer
 
-Facts = dict[str, object]
+Metadata = dict[str, object]
 CONVERSATIONS = "conversations"  # what a sidecar says of examples whose masks and labels lie in files of their own
 
 
@@ -21,12 +21,12 @@ def sidecar_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.json")
 
 
-def to_bytes(facts: Facts) -> bytes:
+def sidecar_bytes(facts: Metadata) -> bytes:
     """The sidecar as it is written: readable, in the order given."""
     return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def read_sidecar(prefix: str | Path) -> Facts | None:
+def read_sidecar(prefix: str | Path) -> Metadata | None:
     """What PREFIX.json says; None where there is none, as for files that Megatron-LM wrote.
 
     Raises IndexedDatasetError when it is not a JSON object.
@@ -43,17 +43,17 @@ def read_sidecar(prefix: str | Path) -> Facts | None:
     return facts
 
 
-def tokenizer_fingerprint(sidecar: Facts | None) -> str | None:
+def tokenizer_fingerprint(sidecar: Metadata | None) -> str | None:
     """The fingerprint of the tokenizer that a dataset was made with; None where its sidecar does not tell."""
     return _text(sidecar, "tokenizer", "fingerprint")
 
 
-def bin_sha256(sidecar: Facts | None) -> str | None:
+def bin_sha256(sidecar: Metadata | None) -> str | None:
     """The hash of PREFIX.bin as it was written; None where its sidecar does not tell."""
     return _text(sidecar, "sha256", "bin")
 
 
-def idx_sha256(sidecar: Facts | None) -> str | None:
+def idx_sha256(sidecar: Metadata | None) -> str | None:
     """The same of PREFIX.idx."""
     return _text(sidecar, "sha256", "idx")
 
@@ -67,7 +67,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _text(sidecar: Facts | None, group: str, name: str) -> str | None:
+def _text(sidecar: Metadata | None, group: str, name: str) -> str | None:
     facts = (sidecar or {}).get(group)
     text = facts.get(name) if isinstance(facts, dict) else None
     return text if isinstance(text, str) else None
@@ -83,7 +83,7 @@ def _unreadable(path: Path, found: object) -> IndexedDatasetError:
     )
 
 
-def tokenizer_facts(tokenizer: Tokenizer) -> Facts:
+def tokenizer_metadata(tokenizer: Tokenizer) -> Metadata:
     """What the sidecar of a dataset says of the tokenizer that made it."""
     return {
         "vocabulary_size": tokenizer.vocabulary_size,

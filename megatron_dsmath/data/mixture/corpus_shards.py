@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_dsmath.config.sections import CorpusConfig
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path
+from megatron_dsmath.data.indexed.index_validation import open_validated_dataset
 from megatron_dsmath.data.indexed.sidecar import (
     CONVERSATIONS,
     bin_sha256,
@@ -15,7 +16,6 @@ from megatron_dsmath.data.indexed.sidecar import (
     sidecar_path,
     tokenizer_fingerprint,
 )
-from megatron_dsmath.data.indexed.validation_note import open_checked_once
 from megatron_dsmath.data.mixture.mixture_plan import Shard
 from megatron_dsmath.errors import DataError, DsmathError, Refusals, TokenizerError
 
@@ -32,7 +32,7 @@ class Shards:
         """The dataset at `prefix`. Raises IndexedDatasetError (missing, damaged) and TokenizerError."""
         path = Path(prefix)
         if path not in self._opened:
-            dataset = open_checked_once(path)
+            dataset = open_validated_dataset(path)
             self._require_tokenizer(path)
             dataset.expect_random_reads()
             self._opened[path] = dataset

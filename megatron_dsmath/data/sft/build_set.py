@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_dsmath.data.indexed.dataset import bin_path, dtype_for, idx_path
-from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path, tokenizer_facts
+from megatron_dsmath.data.indexed.sidecar import Metadata, sidecar_path, tokenizer_metadata
 from megatron_dsmath.data.sft.conversation import KINDS, LANGUAGES
 from megatron_dsmath.data.sft.example_encoder import FATES, TOO_LONG, BatchEncoder, BatchExamples, Options
 from megatron_dsmath.data.sft.examples import COLUMNS, NO_TOPIC, Examples, ExampleWriter, labels_path, targets_path
@@ -22,7 +22,11 @@ from megatron_dsmath.data.sft.packing import POLICIES
 from megatron_dsmath.data.sft.set_report import SetReport, report_on
 from megatron_dsmath.data.sft.sources import Source, SourceFile, source_files
 from megatron_dsmath.data.sft.template import chat_template
-from megatron_dsmath.data.text.document_batches import conversation_row_batches, require_apart, require_usable
+from megatron_dsmath.data.text.document_batches import (
+    conversation_row_batches,
+    require_separate_outputs,
+    require_valid_options,
+)
 from megatron_dsmath.data.text.documents import quarantine_row
 from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer
 from megatron_dsmath.errors import DataError, UsageError
@@ -69,7 +73,7 @@ class Tally:
         options: Options,
         tokenizer: str | Path,
         expected_examples: int | None,
-    ) -> Facts:
+    ) -> Metadata:
         """What the sidecar says of the conversations."""
         names = {
             "kind": KINDS,
@@ -111,12 +115,12 @@ def build(
     bytes.
     """
     started = time.monotonic()
-    require_usable(workers, options.bad_lines)
+    require_valid_options(workers, options.bad_lines)
     _require_known(options)
     files = source_files(sources, skip_bad_rows=options.bad_lines == "skip")
     paths, prefix, quarantine = [file.path for file in files], Path(out), Path(f"{out}.bad_lines.jsonl")
     outputs = [bin_path(prefix), idx_path(prefix), sidecar_path(prefix), targets_path(prefix), labels_path(prefix)]
-    require_apart(paths, [*outputs, quarantine])
+    require_separate_outputs(paths, [*outputs, quarantine])
     input_bytes = sum(require_content(path) for path in paths)
     start = partial(BatchEncoder, Path(tokenizer), options, tuple(sources), tuple(files))
     worker = start()  # here too, so that a tokenizer that does not load is refused before a process or file is there
@@ -152,9 +156,9 @@ def build(
     return report_on(Examples(prefix), seconds=time.monotonic() - started)
 
 
-def _facts(tokenizer: Tokenizer, paths: Sequence[Path], bad_lines: int) -> Facts:
+def _facts(tokenizer: Tokenizer, paths: Sequence[Path], bad_lines: int) -> Metadata:
     return {
-        **tokenizer_facts(tokenizer),
+        **tokenizer_metadata(tokenizer),
         "bad_lines": bad_lines,
         "files": [path.name for path in paths],
     }

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter
 from megatron_dsmath.data.indexed.index_file import map_file
-from megatron_dsmath.data.indexed.sidecar import CONVERSATIONS, Facts, read_sidecar, sidecar_path
+from megatron_dsmath.data.indexed.sidecar import CONVERSATIONS, Metadata, read_sidecar, sidecar_path
 from megatron_dsmath.data.sft.template import EncodedExamples
 from megatron_dsmath.errors import DataError
 from megatron_dsmath.files.atomic_files import OutputFile
@@ -45,11 +45,11 @@ class ExampleWriter:
         """Begin; a `quarantine` file belongs to the set. Raises OutputError where the folder cannot be written."""
         beside = [targets_path(prefix), labels_path(prefix), *([quarantine] if quarantine else [])]
         self._writer = IndexedWriter(prefix, dtype, beside)
-        self._targets, self._labels, *others = self._writer.beside
+        self._targets, self._labels, *others = self._writer.extra_files
         self.quarantine: OutputFile | None = others[0] if others else None
         self._bits = np.empty(0, np.bool_)  # of a byte that is not full
-        self.facts: Facts = {}
-        self.group: Facts = {}
+        self.facts: Metadata = {}
+        self.group: Metadata = {}
 
     @property
     def example_count(self) -> int:
@@ -80,7 +80,7 @@ class ExampleWriter:
         if error is None:
             self._targets.write(np.packbits(self._bits).tobytes())
             hashes = {"targets": self._targets.sha256, "labels": self._labels.sha256}
-            self._writer.facts = self.facts | {CONVERSATIONS: self.group | {"sha256": hashes}}
+            self._writer.metadata = self.facts | {CONVERSATIONS: self.group | {"sha256": hashes}}
         self._writer.__exit__(kind, error, trace)
 
 

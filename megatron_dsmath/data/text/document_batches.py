@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron_dsmath.data.text.documents import BadLine, Document, parse_documents
-from megatron_dsmath.data.text.parquet import RowBatch, batches, row_batches
+from megatron_dsmath.data.text.parquet import RowBatch, parquet_batches, row_batches
 from megatron_dsmath.errors import OutputError, UsageError
 from megatron_dsmath.files.lines import Line, LineBlock, LineReader, require_content
 
@@ -32,7 +32,7 @@ def conversation_row_batches(paths: Sequence[Path]) -> Iterator[LineBatch]:
 
 
 def _parquet_rows(path: Path, finished_bytes: int) -> Iterator[LineBatch]:
-    for first_number, lines, read_bytes in batches(path, _lines):
+    for first_number, lines, read_bytes in parquet_batches(path, _lines):
         content = b"\n".join(lines)
         yield LineBatch(path, LineBlock(first_number, content, len(content)), finished_bytes + read_bytes)
 
@@ -49,7 +49,7 @@ def _line(row: dict[str, Any]) -> bytes:
     return json.dumps(finite, default=str).encode()
 
 
-def require_usable(workers: int, bad_lines: str) -> None:
+def require_valid_options(workers: int, bad_lines: str) -> None:
     """Refuse what `--workers` and `--bad-lines` cannot be. Raises UsageError."""
     if workers < 1:
         raise UsageError("the number of workers is wrong", where="--workers", found=workers, expected="1 or more")
@@ -62,7 +62,7 @@ def require_usable(workers: int, bad_lines: str) -> None:
         )
 
 
-def require_apart(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
+def require_separate_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
     """No output may overwrite an input: `--out corpus` with an input corpus.json would. Raises OutputError."""
     taken = {path.resolve() for path in inputs}
     for output in outputs:

@@ -43,12 +43,12 @@ class RowBatch(NamedTuple):
 
 
 def row_batches(path: Path, fields: Sequence[str], read_before_bytes: int) -> Iterator[RowBatch]:
-    """The rows of `path`; `read_before_bytes` were read of other files. Raises as `batches` does."""
+    """The rows of `path`; `read_before_bytes` were read of other files. Raises as `parquet_batches` does."""
 
     def contents(batch: RecordBatch) -> list[tuple[bytes | None, ...]]:
         return list(zip(*(_contents(batch.column(field)) for field in fields), strict=True))
 
-    for first_number, rows, read_bytes in batches(path, contents, fields):
+    for first_number, rows, read_bytes in parquet_batches(path, contents, fields):
         yield RowBatch(path, first_number, rows, read_before_bytes + read_bytes)
 
 
@@ -84,7 +84,7 @@ ROWS_AT_MOST = 4096  # of a batch
 READ_BYTES = 1 << 20  # of a column at once, so that memory does not grow with a row group
 
 
-def batches(
+def parquet_batches(
     path: Path, content_of: Callable[[RecordBatch], Content], texts: Sequence[str] | None = None
 ) -> Iterator[tuple[int, Content, int]]:
     """What `content_of` makes of each batch, its first row's number (from 1), and the bytes read up to its end.

@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter, bin_path, idx_path
 from megatron_dsmath.data.indexed.index_file import row_ranges
-from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path
+from megatron_dsmath.data.indexed.sidecar import Metadata, sidecar_path
 from megatron_dsmath.data.mixture.permutation import permute, random_words
 from megatron_dsmath.files.atomic_files import Kept, OutputFile, require_free_space
 
 
 @contextmanager
-def shuffling(
+def shuffled_writer(
     writer: IndexedWriter, prefix: Path, seed: int | None, kept: Mapping[Path, Kept]
 ) -> Iterator[IndexedWriter]:
     """A writer whose documents reach `writer` in an order drawn from `seed`, when the block ends well.
@@ -50,36 +50,36 @@ def _add_shuffled(writer: IndexedWriter, dataset: IndexedDataset, seed: int) -> 
 class DatasetWriters:
     """Writes a dataset at each of `prefixes`, in an order drawn from `shuffle_seed` where there is one.
 
-    None of them gets its name before all of them, and the file `beside` them, are on the disk.
+    None of them gets its name before all of them, and the `extra_files`, are on the disk.
     """
 
     def __init__(
         self,
         prefixes: Sequence[Path],
         dtype: np.dtype[np.integer],
-        beside: Sequence[Path],
+        extra_files: Sequence[Path],
         shuffle_seed: int | None,
         kept: Mapping[Path, Kept],
     ) -> None:
         """Begin them, with what is `kept` of a killed run's files. Raises OutputError."""
         with ExitStack() as stack:
             self._writers = [
-                stack.enter_context(IndexedWriter(prefix, dtype, () if number else beside, kept))
+                stack.enter_context(IndexedWriter(prefix, dtype, () if number else extra_files, kept))
                 for number, prefix in enumerate(prefixes)
             ]
             stack.push(self._prepare)
             self._targets = [
-                stack.enter_context(shuffling(writer, prefix, shuffle_seed, kept))
+                stack.enter_context(shuffled_writer(writer, prefix, shuffle_seed, kept))
                 for writer, prefix in zip(self._writers, prefixes, strict=True)
             ]
             self._stack = stack.pop_all()
-        self.beside = self._writers[0].beside
+        self.extra_files = self._writers[0].extra_files
 
     @property
     def growing_files(self) -> list[OutputFile]:
         """The files that hold something before the end."""
         targets = (file for target in self._targets for file in target.growing_files)
-        return list(dict.fromkeys([*self.beside, *targets]))
+        return list(dict.fromkeys([*self.extra_files, *targets]))
 
     @property
     def document_count(self) -> int:
@@ -91,20 +91,20 @@ class DatasetWriters:
         """How many tokens each dataset has so far."""
         return [target.token_count for target in self._targets]
 
-    def count_documents(self, lengths: npt.NDArray[np.int64]) -> None:
+    def restore_documents(self, lengths: npt.NDArray[np.int64]) -> None:
         """Take documents of `lengths` [datasets, documents] into account whose tokens are kept."""
         for target, own in zip(self._targets, lengths, strict=True):
-            target.count_documents(own)
+            target.restore_documents(own)
 
     def add_documents(self, tokens: Sequence[npt.NDArray[np.integer]], lengths: npt.NDArray[np.int64]) -> None:
         """Append documents: to each dataset its `tokens`, end to end; `lengths` [datasets, documents]."""
         for target, own_tokens, own_lengths in zip(self._targets, tokens, lengths, strict=True):
             target.add_documents(own_tokens, own_lengths)
 
-    def set_facts(self, facts: Sequence[Facts]) -> None:
+    def set_metadata(self, facts: Sequence[Metadata]) -> None:
         """Say what the sidecar of each dataset holds next to its counts."""
         for writer, own in zip(self._writers, facts, strict=True):
-            writer.facts = own
+            writer.metadata = own
 
     def __enter__(self) -> DatasetWriters:
         return self

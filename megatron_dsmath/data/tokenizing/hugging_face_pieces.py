@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from megatron_dsmath.data.tokenizing.piece_encoder import EncodedTexts, EncodePieces, PieceEncoder
-from megatron_dsmath.data.tokenizing.pre_tokenizer import recognise
+from megatron_dsmath.data.tokenizing.pre_tokenizer import build_splitter
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -19,7 +19,7 @@ def added_literals(engine: Engine) -> tuple[str, ...]:
     return tuple(content for content in _looked_for(engine) if len(content) != 1)
 
 
-def piece_encoder(engine: Engine) -> PieceEncoder | None:
+def build_piece_encoder(engine: Engine) -> PieceEncoder | None:
     """What encodes texts without `added_literals` as `engine` does; None where that is not proved."""
     from tokenizers import models
 
@@ -35,8 +35,8 @@ def piece_encoder(engine: Engine) -> PieceEncoder | None:
     # A special token that is passed over as plain text would shield the characters within it.
     if any(character in token.content for token in added if token.content not in looked_for for character in isolated):
         return None
-    chain = recognise(engine.pre_tokenizer, isolated)
-    return None if chain is None else PieceEncoder(chain, _by_model(engine, looked_for))
+    chain = build_splitter(engine.pre_tokenizer, isolated)
+    return None if chain is None else PieceEncoder(chain, _model_encoder(engine, looked_for))
 
 
 def _looked_for(engine: Engine) -> dict[str, int]:
@@ -49,7 +49,7 @@ def _looked_for(engine: Engine) -> dict[str, int]:
     }
 
 
-def _by_model(engine: Engine, added: dict[str, int]) -> EncodePieces:
+def _model_encoder(engine: Engine, added: dict[str, int]) -> EncodePieces:
     """The engine's model alone, four times as fast as the whole engine, which would cut the piece once more."""
     model = engine.model
     visible = _visible_bytes()

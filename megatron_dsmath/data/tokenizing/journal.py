@@ -23,7 +23,7 @@ from megatron_dsmath.files.atomic_files import Kept, OutputFile, cannot_write
 SECONDS_BETWEEN_ENTRIES = 5.0
 
 
-class Entry(NamedTuple):
+class JournalEntry(NamedTuple):
     """What is done: `batches`, and within them `bad_lines` and `lengths` [documents]; `kept` by the file's path."""
 
     batches: int
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     kept: Mapping[Path, Kept]
 
 
-NOTHING_DONE = Entry(0, 0, np.empty(0, np.int64), {})
+EMPTY_ENTRY = JournalEntry(0, 0, np.empty(0, np.int64), {})
 
 
 class Journal:
@@ -46,21 +46,21 @@ class Journal:
         self._documents = 0
         self._last_entry = time.monotonic()
 
-    def read(self) -> Entry:
-        """What a killed run of the same task has done; `NOTHING_DONE` where none was, or its files are not whole."""
+    def read(self) -> JournalEntry:
+        """What a killed run of the same task has done; `EMPTY_ENTRY` where none was, or its files are not whole."""
         try:
             content = json.loads(self._path.read_bytes())
             if content["task"] != self._task:
-                return NOTHING_DONE
+                return EMPTY_ENTRY
             lengths = np.fromfile(self._lengths_path, np.int64, content["documents"])
             kept = {Path(name): _kept(Path(name), *place) for name, place in content["files"].items()}
         except (OSError, ValueError, LookupError, TypeError):
-            return NOTHING_DONE
+            return EMPTY_ENTRY
         whole = {path: place for path, place in kept.items() if place is not None}
         if len(lengths) < content["documents"] or len(whole) < len(kept):
-            return NOTHING_DONE
+            return EMPTY_ENTRY
         self._documents = len(lengths)
-        return Entry(content["batches"], content["bad_lines"], lengths, whole)
+        return JournalEntry(content["batches"], content["bad_lines"], lengths, whole)
 
     def add(self, batches: int, bad_lines: int, lengths: npt.NDArray[np.int64], files: Sequence[OutputFile]) -> None:
         """Note that `batches` are done, the last with documents of `lengths`. Raises OutputError when the disk is full.

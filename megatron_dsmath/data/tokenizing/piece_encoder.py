@@ -136,13 +136,13 @@ BLOCK_CHARACTERS = 1 << 18  # what is worked on together: arrays of this length 
 CACHE_BYTES = 192 << 20  # of one process
 
 
-class Cutter(Protocol):
+class Splitter(Protocol):
     """Where texts are cut into pieces that may be encoded each for itself."""
 
-    def add_cuts(self, codes: npt.NDArray[np.uint32], cuts: npt.NDArray[np.bool_]) -> None:
+    def mark_cuts(self, codes: npt.NDArray[np.uint32], cuts: npt.NDArray[np.bool_]) -> None:
         """Mark in `cuts` [characters + 1] where pieces begin. What is marked already is the end of a text."""
 
-    def next_break(self, text: str, start: int) -> int:
+    def next_cut(self, text: str, start: int) -> int:
         """The first place from `start` on where `text` is cut whatever stands around it; its end if there is none."""
 
 
@@ -150,7 +150,7 @@ class PieceEncoder:
     """Encodes texts as the sum of their pieces. The ids are those of the library that encodes a piece."""
 
     def __init__(
-        self, cutter: Cutter, encode_pieces: EncodePieces, cache_bytes: int = CACHE_BYTES, prefix: str = ""
+        self, cutter: Splitter, encode_pieces: EncodePieces, cache_bytes: int = CACHE_BYTES, prefix: str = ""
     ) -> None:
         """`encode_pieces` is asked once for each distinct piece; its ids are remembered within `cache_bytes`.
 
@@ -179,7 +179,7 @@ class PieceEncoder:
         bounds = np.cumsum([0, *map(len, texts)])
         cuts = np.zeros(len(text) + 1, np.bool_)
         cuts[bounds] = True
-        self._cutter.add_cuts(np.frombuffer(text.encode("utf-32-le"), np.uint32), cuts)
+        self._cutter.mark_cuts(np.frombuffer(text.encode("utf-32-le"), np.uint32), cuts)
         begins = np.flatnonzero(cuts)
         tokens, ends = self._cache.ids(self._cache.rows(text, begins))
         token_bounds = np.append(0, ends)[np.searchsorted(begins, bounds)]
@@ -189,7 +189,7 @@ class PieceEncoder:
         """A long text in parts, so that memory does not grow with it; at least one part."""
         begin = 0
         while len(text) - begin > BLOCK_CHARACTERS:
-            end = self._cutter.next_break(text, begin + BLOCK_CHARACTERS)
+            end = self._cutter.next_cut(text, begin + BLOCK_CHARACTERS)
             yield text[begin:end]
             begin = end
         if begin < len(text) or not text:

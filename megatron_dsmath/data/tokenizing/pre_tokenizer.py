@@ -28,8 +28,8 @@ ONE_SET = r"(\[[^\[\]\\&]+\]|\\[pP]\{\w+\})"  # [...] without classes within, or
 SPACE = r"\s"
 
 
-class PreTokenizerChain:
-    """The cuts of one chain: a `Cutter` (see piece_encoder)."""
+class PreTokenizerSplitter:
+    """The cuts of one chain: a `Splitter` (see piece_encoder)."""
 
     def __init__(self, spaces: Flags, steps: Sequence[tuple[Cut, Flags]]) -> None:
         """`steps`: what each does, and the set it does it to. `spaces` and the sets: [code points]."""
@@ -40,19 +40,19 @@ class PreTokenizerChain:
             self._sets[members] |= set_bit
             self._steps.append((cut, set_bit))
 
-    def add_cuts(self, codes: Codes, cuts: Flags) -> None:
+    def mark_cuts(self, codes: Codes, cuts: Flags) -> None:
         """Mark in `cuts` [characters + 1] where pieces begin; no pattern looks beyond what is marked already."""
         sets = self._sets.take(codes)
         spaces = (sets & 1).astype(np.bool_)
         for cut, set_bit in self._steps:
             cut((sets & set_bit).astype(np.bool_), spaces, cuts)
 
-    def next_break(self, text: str, start: int) -> int:
+    def next_cut(self, text: str, start: int) -> int:
         """Behind the next line feed, which is always a piece."""
         return text.find("\n", start) + 1 or len(text)
 
 
-def recognise(pre_tokenizer: PreTokenizer | None, isolated: str) -> PreTokenizerChain | None:
+def build_splitter(pre_tokenizer: PreTokenizer | None, isolated: str) -> PreTokenizerSplitter | None:
     r"""The chain that `pre_tokenizer` is, or None where it is not of the family that is proved equal to the library.
 
     That is a sequence, up to `STEPS` long, of `[set]` (first, and with the line feed), `[set]+`, `\s?[set]+` and
@@ -71,7 +71,7 @@ def recognise(pre_tokenizer: PreTokenizer | None, isolated: str) -> PreTokenizer
         return None
     added = _flags(isolated)
     others = [(cut, members & ~added) for cut, members in steps]
-    return PreTokenizerChain(characters.of_set(SPACE) & ~added, [(_isolate_each, added), *others])
+    return PreTokenizerSplitter(characters.of_set(SPACE) & ~added, [(_isolate_each, added), *others])
 
 
 def _step(part: dict[str, Any], characters: _Characters) -> tuple[Cut, Flags] | None:

@@ -27,8 +27,8 @@ Codes = npt.NDArray[np.uint32]
 Message = dict[int, int | bytes]
 
 
-class SentencePieceCuts(NamedTuple):
-    """The cuts of one model: a `Cutter` (see piece_encoder).
+class SentencePieceSplitter(NamedTuple):
+    """The cuts of one model: a `Splitter` (see piece_encoder).
 
     `joined`: [GROUPS * GROUPS], whether a piece of the vocabulary holds two characters one after the other.
     `dummy_prefix`: whether the model puts a space before a text.
@@ -37,23 +37,23 @@ class SentencePieceCuts(NamedTuple):
     joined: npt.NDArray[np.bool_]
     dummy_prefix: bool
 
-    def add_cuts(self, codes: Codes, cuts: npt.NDArray[np.bool_]) -> None:
+    def mark_cuts(self, codes: Codes, cuts: npt.NDArray[np.bool_]) -> None:
         """Mark in `cuts` [characters + 1] where pieces begin."""
         groups = (codes % GROUPS).astype(np.int64)
         cuts[1:-1] |= ~self.joined.take(groups[:-1] * GROUPS + groups[1:])
 
-    def next_break(self, text: str, start: int) -> int:
+    def next_cut(self, text: str, start: int) -> int:
         """The next cut: all of them depend on two characters alone."""
         for begin in range(max(start - 1, 0), len(text), WINDOW_CHARACTERS):
             codes = _codes(text[begin : begin + WINDOW_CHARACTERS + 1])
             cuts = np.zeros(len(codes) + 1, np.bool_)
-            self.add_cuts(codes, cuts)
+            self.mark_cuts(codes, cuts)
             if cuts.any():
                 return begin + int(np.argmax(cuts))
         return len(text)
 
 
-def recognise(model: bytes, pieces: Sequence[str]) -> SentencePieceCuts | None:
+def build_splitter(model: bytes, pieces: Sequence[str]) -> SentencePieceSplitter | None:
     """The cuts of a `.model` that the library has loaded, with all its `pieces`; None where they are not proved.
 
     Proved are BPE models with byte fallback (else unknown neighbours become one id) whose normalizer changes nothing
@@ -77,7 +77,7 @@ def recognise(model: bytes, pieces: Sequence[str]) -> SentencePieceCuts | None:
     symbol, space = ord(SPACE_SYMBOL) % GROUPS, ord(" ")
     joined[space] |= joined[symbol]
     joined[:, space] |= joined[:, symbol]
-    return SentencePieceCuts(joined.ravel(), bool(normalizer.get(DUMMY_PREFIX, 1)))
+    return SentencePieceSplitter(joined.ravel(), bool(normalizer.get(DUMMY_PREFIX, 1)))
 
 
 def _merged(fields: list[tuple[int, int | bytes]], number: int) -> Message:
@@ -126,18 +126,18 @@ def _codes(text: str) -> Codes:
 NO_DUMMY_PREFIX = bytes([NORMALIZER << 3 | 2, 2, DUMMY_PREFIX << 3, 0])  # behind a model, it overrides this field
 
 
-def piece_encoder(model: bytes) -> PieceEncoder | None:
+def build_piece_encoder(model: bytes) -> PieceEncoder | None:
     """What encodes texts as `model` does; None where that is not proved."""
     import sentencepiece
 
     engine = sentencepiece.SentencePieceProcessor(model_proto=model + NO_DUMMY_PREFIX)
-    cuts = recognise(model, engine.id_to_piece(list(range(engine.get_piece_size()))))
+    cuts = build_splitter(model, engine.id_to_piece(list(range(engine.get_piece_size()))))
     if cuts is None:
         return None
-    return PieceEncoder(cuts, _by_model(engine), prefix=" " if cuts.dummy_prefix else "")
+    return PieceEncoder(cuts, _model_encoder(engine), prefix=" " if cuts.dummy_prefix else "")
 
 
-def _by_model(engine: SentencePieceProcessor) -> EncodePieces:
+def _model_encoder(engine: SentencePieceProcessor) -> EncodePieces:
     first_byte = engine.piece_to_id(f"<0x{NEVER_JOINED.encode()[0]:02X}>")
     separator_ids = len(NEVER_JOINED.encode())
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_dsmath.data.indexed.dataset import bin_path, dtype_for, idx_path
-from megatron_dsmath.data.indexed.sidecar import Facts, sidecar_path, tokenizer_facts
-from megatron_dsmath.data.text.document_batches import document_batches, require_apart, require_usable
+from megatron_dsmath.data.indexed.sidecar import Metadata, sidecar_path, tokenizer_metadata
+from megatron_dsmath.data.text.document_batches import document_batches, require_separate_outputs, require_valid_options
 from megatron_dsmath.data.text.documents import BadLine, Document, quarantine_row
 from megatron_dsmath.data.tokenizing.dataset_writers import DatasetWriters
 from megatron_dsmath.data.tokenizing.journal import Journal
@@ -162,10 +162,10 @@ def tokenize(
     options = Options(append_eod, prepend_bos, eod_token, parse_special, bad_lines, shuffle_seed)
     paths, quarantine = [Path(file) for file in files], Path(f"{out}.bad_lines.jsonl")
     prefixes = [Path(f"{out}{ending}") for ending in endings.values()]
-    require_usable(workers, bad_lines)
+    require_valid_options(workers, bad_lines)
     _require_named(paths, prefixes)
     dataset_files = [path_of(prefix) for prefix in prefixes for path_of in (bin_path, idx_path, sidecar_path)]
-    require_apart(paths, [*dataset_files, quarantine])
+    require_separate_outputs(paths, [*dataset_files, quarantine])
     input_bytes = sum(require_content(path) for path in paths)
     start = partial(BatchEncoder, Path(tokenizer), list(endings), options)
     with _starting(start, workers) as processes:
@@ -174,13 +174,13 @@ def tokenize(
         done = journal.read()
         batches = islice(document_batches(paths, list(endings)), done.batches, None)
         results = processes.map_in_order(batches) if processes else map(encode, batches)
-        beside = [quarantine] if bad_lines == "skip" else []
-        with DatasetWriters(prefixes, encode.dtype, beside, shuffle_seed, done.kept) as datasets, journal:
-            datasets.count_documents(done.lengths.reshape(-1, len(prefixes)).T)
+        extra_files = [quarantine] if bad_lines == "skip" else []
+        with DatasetWriters(prefixes, encode.dtype, extra_files, shuffle_seed, done.kept) as datasets, journal:
+            datasets.restore_documents(done.lengths.reshape(-1, len(prefixes)).T)
             bad_count = done.bad_lines
             for number, result in enumerate(results, start=done.batches + 1):
                 bad_count += len(result.bad_rows)
-                for quarantined in datasets.beside:
+                for quarantined in datasets.extra_files:
                     quarantined.write(b"".join(result.bad_rows))
                 datasets.add_documents(result.tokens, result.lengths)
                 journal.add(number, bad_count, result.lengths.T.ravel(), datasets.growing_files)
@@ -188,9 +188,9 @@ def tokenize(
                     tokens = sum(datasets.token_counts)
                     report_progress(Progress(datasets.document_count, tokens, result.read_bytes, input_bytes))
             _require_tokens(datasets, list(endings), paths, bad_count)
-            datasets.set_facts([_facts(encode.tokenizer, name, options, paths, bad_count) for name in endings])
+            datasets.set_metadata([_facts(encode.tokenizer, name, options, paths, bad_count) for name in endings])
     journal.remove()
-    if not beside:
+    if not extra_files:
         quarantine.unlink(missing_ok=True)  # of an earlier run: it would contradict the sidecar
     return TokenizeReport(
         Path(out),
@@ -198,7 +198,7 @@ def tokenize(
         tokens=sum(datasets.token_counts),
         tokens_of_dataset=dict(zip(map(str, prefixes), datasets.token_counts, strict=True)),
         bad_lines=bad_count,
-        quarantine=quarantine if beside else None,
+        quarantine=quarantine if extra_files else None,
         input_bytes=input_bytes,
         seconds=time.monotonic() - started,
     )
@@ -217,9 +217,9 @@ def _task(tokenizer: Tokenizer, endings: Mapping[str, str], options: Options, pa
     return json.dumps([list(endings.items()), asdict(options), tokenizer.fingerprint, files, lines.BLOCK_BYTES])
 
 
-def _facts(tokenizer: Tokenizer, field: str, options: Options, paths: Sequence[Path], bad_lines: int) -> Facts:
+def _facts(tokenizer: Tokenizer, field: str, options: Options, paths: Sequence[Path], bad_lines: int) -> Metadata:
     return {
-        **tokenizer_facts(tokenizer),
+        **tokenizer_metadata(tokenizer),
         "bad_lines": bad_lines,
         "options": {"field": field, **asdict(options)},
         "files": [path.name for path in paths],

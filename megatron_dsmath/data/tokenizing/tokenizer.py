@@ -45,24 +45,24 @@ class Tokenizer(ABC):
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`."""
-        return self._encode_by_library([text])[0]
+        return self._encode_with_library([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, on one core: whoever has more cores starts more processes."""
-        encoded = self._encode_by_pieces(texts)
-        return self._encode_by_library(texts) if encoded is None else encoded.to_lists()
+        encoded = self._encode_with_pieces(texts)
+        return self._encode_with_library(texts) if encoded is None else encoded.to_lists()
 
     def encode_arrays(self, texts: Sequence[str]) -> EncodedTexts:
         """What `encode_batch` gives, as two arrays."""
-        encoded = self._encode_by_pieces(texts)
-        return EncodedTexts.from_lists(self._encode_by_library(texts)) if encoded is None else encoded
+        encoded = self._encode_with_pieces(texts)
+        return EncodedTexts.from_lists(self._encode_with_library(texts)) if encoded is None else encoded
 
     @abstractmethod
-    def _encode_by_library(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_with_library(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, by the library whose ids count."""
 
     @abstractmethod
-    def _encode_by_pieces(self, texts: Sequence[str]) -> EncodedTexts | None:
+    def _encode_with_pieces(self, texts: Sequence[str]) -> EncodedTexts | None:
         """The same ids, faster; None where this is not proved for this tokenizer and these texts."""
 
     @abstractmethod
@@ -112,11 +112,11 @@ class HuggingFaceTokenizer(Tokenizer):
         begin = _token_name(names, "bos_token")
         self.begin_of_document = None if begin is None else self._id(begin)
 
-    def _encode_by_library(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_with_library(self, texts: Sequence[str]) -> list[list[int]]:
         # One text at a time keeps to one core; the fast call skips offsets, which nobody reads here.
         return [self._engine.encode_batch_fast([text], add_special_tokens=False)[0].ids for text in texts]
 
-    def _encode_by_pieces(self, texts: Sequence[str]) -> EncodedTexts | None:
+    def _encode_with_pieces(self, texts: Sequence[str]) -> EncodedTexts | None:
         encoder = self._pieces
         if encoder is None or any(literal in text for literal in self._literals for text in texts):
             return None
@@ -128,7 +128,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @cached_property
     def _pieces(self) -> PieceEncoder | None:
-        return hugging_face_pieces.piece_encoder(self._engine)
+        return hugging_face_pieces.build_piece_encoder(self._engine)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens by their names."""
@@ -176,15 +176,15 @@ class SentencePieceTokenizer(Tokenizer):
         begin = self._engine.bos_id()
         self.begin_of_document = begin if begin >= 0 else None
 
-    def _encode_by_library(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_with_library(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._engine.encode(text) for text in texts]
 
-    def _encode_by_pieces(self, texts: Sequence[str]) -> EncodedTexts | None:
+    def _encode_with_pieces(self, texts: Sequence[str]) -> EncodedTexts | None:
         return None if self._pieces is None or _mostly_wide(texts) else self._pieces.encode(texts)
 
     @cached_property
     def _pieces(self) -> PieceEncoder | None:
-        return sentencepiece_pieces.piece_encoder(self._model)
+        return sentencepiece_pieces.build_piece_encoder(self._model)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control symbols have none."""

@@ -28,7 +28,7 @@ def test_verify_finds_the_document_of_an_id_beyond_the_vocabulary(tmp_path: Path
 def test_verify_takes_the_vocabulary_from_the_sidecar(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "corpus", np.dtype(np.int32)) as writer:
         writer.add_document([7])
-        writer.facts = {"vocabulary_size": 7}
+        writer.metadata = {"vocabulary_size": 7}
     assert [fault.what for fault in verify(tmp_path / "corpus").faults] == ["a token id is not in the vocabulary"]
 
 

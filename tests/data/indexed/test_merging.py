@@ -31,7 +31,7 @@ def test_merge_keeps_what_the_sidecars_agree_on(tmp_path: Path) -> None:
     for name in "ab":
         with IndexedWriter(tmp_path / name, np.dtype(np.uint16)) as writer:
             writer.add_document([1])
-            writer.facts = facts
+            writer.metadata = facts
     sidecar = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged").sidecar
     assert sidecar is not None
     assert {name: sidecar[name] for name in facts} == facts
@@ -53,7 +53,7 @@ def test_merge_refuses_what_does_not_go_together(tmp_path: Path) -> None:
     for name in "bc":
         with IndexedWriter(tmp_path / name, np.dtype(np.int32)) as writer:
             writer.add_document([1])
-            writer.facts = {"tokenizer": {"fingerprint": name}}
+            writer.metadata = {"tokenizer": {"fingerprint": name}}
     refusals: list[tuple[list[str], str, type[DsmathError], str]] = [
         (["a", "short"], "out", IndexedDatasetError, "two dtypes"),
         (["b", "c"], "out", IndexedDatasetError, "two tokenizers"),

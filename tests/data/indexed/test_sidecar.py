@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from megatron_dsmath.data.indexed.dataset import IndexedWriter
-from megatron_dsmath.data.indexed.sidecar import Facts, bin_sha256, read_sidecar, tokenizer_fingerprint
+from megatron_dsmath.data.indexed.sidecar import Metadata, bin_sha256, read_sidecar, tokenizer_fingerprint
 from megatron_dsmath.errors import IndexedDatasetError
 
 
 def test_the_sidecar_holds_counts_hashes_and_facts(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "corpus", np.dtype(np.uint16)) as writer:
         writer.add_document([1, 2])
-        writer.facts = {"vocabulary_size": 3}
+        writer.metadata = {"vocabulary_size": 3}
     sidecar = json.loads((tmp_path / "corpus.json").read_text())
     sha256 = sidecar.pop("sha256")
     assert sidecar == {"documents": 1, "sequences": 1, "tokens": 2, "dtype": "uint16", "vocabulary_size": 3}
@@ -34,7 +34,7 @@ def test_a_damaged_sidecar_is_refused(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     "facts", [None, {}, {"tokenizer": None, "sha256": []}, {"tokenizer": {}, "sha256": {"bin": 1}}]
 )
-def test_what_a_sidecar_does_not_tell_is_unknown(facts: Facts | None) -> None:
+def test_what_a_sidecar_does_not_tell_is_unknown(facts: Metadata | None) -> None:
     assert tokenizer_fingerprint(facts) is None
     assert bin_sha256(facts) is None
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
-from megatron_dsmath.data.tokenizing.hugging_face_pieces import added_literals, piece_encoder
+from megatron_dsmath.data.tokenizing.hugging_face_pieces import added_literals, build_piece_encoder
 from tests.support.small_tokenizer import BEGIN, END, TEXT, write_small_tokenizer
 
 ADDED_CHARACTERS = "øöúÿõ÷ûýÀùÁþü"  # ids 100002 to 100014 of DeepSeek's vocabulary
@@ -34,7 +34,7 @@ def deepseek(shared_data: Path) -> tokenizers.Tokenizer:
 
 @pytest.fixture(scope="module")
 def by_pieces(deepseek: tokenizers.Tokenizer) -> Callable[[list[str]], list[list[int]]]:
-    encoder = piece_encoder(deepseek)
+    encoder = build_piece_encoder(deepseek)
     assert encoder is not None
     return lambda texts: encoder.encode(texts).to_lists()
 
@@ -81,7 +81,7 @@ def test_very_long_pieces_get_the_librarys_ids(
 
 
 def test_every_byte_has_its_character(small: tokenizers.Tokenizer) -> None:
-    encoder = piece_encoder(small)
+    encoder = build_piece_encoder(small)
     assert encoder is not None
     # Every byte that UTF-8 has stands in one of these.
     codes = *range(0x800), *range(0x800, 0xD800, 0x3F), *range(0xE000, 0x10000, 0x3F), *range(0x10000, 0x110000, 0xFFF)
@@ -91,7 +91,7 @@ def test_every_byte_has_its_character(small: tokenizers.Tokenizer) -> None:
 
 
 def test_literals_of_special_tokens_are_plain_text(small: tokenizers.Tokenizer) -> None:
-    encoder = piece_encoder(small)
+    encoder = build_piece_encoder(small)
     assert encoder is not None
     assert added_literals(small) == ()
     texts = [f"{BEGIN}{TEXT}{END}", END]
@@ -134,6 +134,6 @@ def shielded_character(engine: tokenizers.Tokenizer) -> None:
 def test_what_is_not_proved_is_left_to_the_library(
     small: tokenizers.Tokenizer, change: Callable[[tokenizers.Tokenizer], None]
 ) -> None:
-    assert piece_encoder(small) is not None
+    assert build_piece_encoder(small) is not None
     change(small)
-    assert piece_encoder(small) is None
+    assert build_piece_encoder(small) is None

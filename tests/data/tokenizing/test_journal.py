@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from megatron_dsmath.data.tokenizing import journal as journal_module
-from megatron_dsmath.data.tokenizing.journal import NOTHING_DONE, Journal
+from megatron_dsmath.data.tokenizing.journal import EMPTY_ENTRY, Journal
 from megatron_dsmath.data.tokenizing.tokenize import tokenize
 from megatron_dsmath.errors import DataError
 from megatron_dsmath.files.atomic_files import OutputFile
@@ -90,7 +90,7 @@ def test_what_a_killed_run_noted_is_read_back(tmp_path: Path) -> None:
 
 def test_another_task_begins_anew(tmp_path: Path) -> None:
     Journal(tmp_path / "out", "task").add(1, 0, np.array([3]), [write(tmp_path / "out.bin", b"1234")])
-    assert Journal(tmp_path / "out", "other task").read() == NOTHING_DONE
+    assert Journal(tmp_path / "out", "other task").read() == EMPTY_ENTRY
 
 
 @pytest.mark.parametrize("damage", ["", "1", "12X4", "journal", "lengths", "no lengths"])
@@ -105,7 +105,7 @@ def test_what_is_not_whole_is_begun_anew(tmp_path: Path, damage: str) -> None:
         (tmp_path / "out.journal.lengths").unlink()
     else:
         file.partial.write_text(damage)
-    assert Journal(tmp_path / "out", "task").read() is NOTHING_DONE
+    assert Journal(tmp_path / "out", "task").read() is EMPTY_ENTRY
 
 
 def test_a_run_that_ends_leaves_no_journal(tmp_path: Path, tokenizer: Path, corpus: Path) -> None:

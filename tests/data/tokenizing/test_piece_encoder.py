@@ -10,10 +10,10 @@ from megatron_dsmath.data.tokenizing.piece_encoder import BLOCK_CHARACTERS, Enco
 class BeforeCapitals:
     """Cuts before every capital A."""
 
-    def add_cuts(self, codes: npt.NDArray[np.uint32], cuts: npt.NDArray[np.bool_]) -> None:
+    def mark_cuts(self, codes: npt.NDArray[np.uint32], cuts: npt.NDArray[np.bool_]) -> None:
         cuts[:-1] |= codes == ord("A")
 
-    def next_break(self, text: str, start: int) -> int:
+    def next_cut(self, text: str, start: int) -> int:
         place = text.find("A", start)
         return len(text) if place < 0 else place
 

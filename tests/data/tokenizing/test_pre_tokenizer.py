@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
-from megatron_dsmath.data.tokenizing.pre_tokenizer import PreTokenizerChain, recognise
+from megatron_dsmath.data.tokenizing.pre_tokenizer import PreTokenizerSplitter, build_splitter
 
 # As `deepseek-ai/deepseek-llm-7b-base` has them, and as llama.cpp spells them out.
 WITH_PROPERTIES = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+")
@@ -30,16 +30,16 @@ def chain_of(patterns: Iterable[str], *others: pre_tokenizers.PreTokenizer) -> p
     return pre_tokenizers.Sequence([*splits, *(others or (pre_tokenizers.Digits(individual_digits=True),)), *ends])
 
 
-def recognised(theirs: pre_tokenizers.PreTokenizer, isolated: str = "") -> PreTokenizerChain:
-    ours = recognise(theirs, isolated)
+def recognised(theirs: pre_tokenizers.PreTokenizer, isolated: str = "") -> PreTokenizerSplitter:
+    ours = build_splitter(theirs, isolated)
     assert ours is not None
     return ours
 
 
-def pieces(chain: PreTokenizerChain, text: str) -> list[str]:
+def pieces(chain: PreTokenizerSplitter, text: str) -> list[str]:
     cuts = np.zeros(len(text) + 1, np.bool_)
     cuts[[0, -1]] = True
-    chain.add_cuts(np.frombuffer(text.encode("utf-32-le"), np.uint32), cuts)
+    chain.mark_cuts(np.frombuffer(text.encode("utf-32-le"), np.uint32), cuts)
     places = np.flatnonzero(cuts).tolist()
     return [text[begin:end] for begin, end in pairwise(places)]
 
@@ -58,12 +58,12 @@ def theirs(request: pytest.FixtureRequest) -> pre_tokenizers.PreTokenizer:
 
 
 @pytest.fixture(scope="module")
-def ours(theirs: pre_tokenizers.PreTokenizer) -> PreTokenizerChain:
+def ours(theirs: pre_tokenizers.PreTokenizer) -> PreTokenizerSplitter:
     return recognised(theirs)
 
 
 def test_every_short_sequence_of_kinds_is_cut_alike(
-    theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerChain
+    theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter
 ) -> None:
     text = "\n".join("".join(kinds) for kinds in product(KINDS, repeat=3))
     assert pieces(ours, text) == their_pieces(theirs, text)
@@ -73,7 +73,9 @@ def test_every_short_sequence_of_kinds_is_cut_alike(
 
 
 @pytest.mark.long
-def test_longer_sequences_of_kinds_are_cut_alike(theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerChain) -> None:
+def test_longer_sequences_of_kinds_are_cut_alike(
+    theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter
+) -> None:
     for first in KINDS:
         text = "\n".join(first + "".join(kinds) for kinds in product(KINDS, repeat=4))
         assert pieces(ours, text) == their_pieces(theirs, text)
@@ -88,7 +90,7 @@ def neighbourhoods(step: int) -> Iterator[str]:
 
 
 def test_characters_are_cut_alike_wherever_they_stand(
-    theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerChain
+    theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter
 ) -> None:
     for text in neighbourhoods(step=97):
         assert pieces(ours, text) == their_pieces(theirs, text)
@@ -96,7 +98,7 @@ def test_characters_are_cut_alike_wherever_they_stand(
 
 @pytest.mark.long
 def test_every_character_is_cut_alike_wherever_it_stands(
-    theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerChain
+    theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter
 ) -> None:
     for text in neighbourhoods(step=1):
         assert pieces(ours, text) == their_pieces(theirs, text)
@@ -104,11 +106,11 @@ def test_every_character_is_cut_alike_wherever_it_stands(
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.sampled_from(KINDS) | st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_any_text_is_cut_alike(theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerChain, text: str) -> None:
+def test_any_text_is_cut_alike(theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter, text: str) -> None:
     assert pieces(ours, text) == their_pieces(theirs, text)
 
 
-def test_long_runs_are_cut_alike(theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerChain) -> None:
+def test_long_runs_are_cut_alike(theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter) -> None:
     for text in ("a" * 100_000, "中" * 50_000, "1" * 10_000, "≤" + " " * 2_000, "≤ " * 10_000, "é a" * 10_000):
         assert pieces(ours, text) == their_pieces(theirs, text)
 
@@ -125,7 +127,7 @@ def test_texts_do_not_see_each_other() -> None:
     text = "".join(texts)
     cuts = np.zeros(len(text) + 1, np.bool_)
     cuts[np.cumsum([0, *map(len, texts)])] = True
-    chain.add_cuts(np.frombuffer(text.encode("utf-32-le"), np.uint32), cuts)
+    chain.mark_cuts(np.frombuffer(text.encode("utf-32-le"), np.uint32), cuts)
     alone = [piece for text in texts for piece in pieces(chain, text)]
     places = np.flatnonzero(cuts).tolist()
     assert [text[begin:end] for begin, end in pairwise(places)] == alone
@@ -151,4 +153,4 @@ def test_texts_do_not_see_each_other() -> None:
     ],
 )
 def test_other_chains_are_not_recognised(theirs: pre_tokenizers.PreTokenizer | None) -> None:
-    assert recognise(theirs, "") is None
+    assert build_splitter(theirs, "") is None

@@ -21,8 +21,8 @@ from megatron_dsmath.data.tokenizing.sentencepiece_pieces import (
     REMOVE_EXTRA_WHITESPACES,
     TRAINER,
     WHITESPACE_AS_SUFFIX,
-    piece_encoder,
-    recognise,
+    build_piece_encoder,
+    build_splitter,
 )
 
 USER_DEFINED = "<eoh>"  # a piece of the model that is found in a text as a whole
@@ -68,7 +68,7 @@ def theirs(model: bytes) -> Callable[[list[str]], list[list[int]]]:
 
 @pytest.fixture(scope="module")
 def ours(model: bytes) -> Callable[[list[str]], list[list[int]]]:
-    encoder = piece_encoder(model)
+    encoder = build_piece_encoder(model)
     assert encoder is not None
     return lambda texts: encoder.encode(texts).to_lists()
 
@@ -97,7 +97,7 @@ def test_long_texts_get_the_librarys_ids(ours: Encode, theirs: Encode) -> None:
 def test_the_prefix_stands_before_a_text_once(internlm: bytes) -> None:
     text = "a" + "\nb" * BLOCK_CHARACTERS
     model = changed(internlm, NORMALIZER, DUMMY_PREFIX, 1)
-    encoder = piece_encoder(model)
+    encoder = build_piece_encoder(model)
     assert encoder is not None
     assert encoder.encode([text]).to_lists() == [sentencepiece.SentencePieceProcessor(model_proto=model).encode(text)]
 
@@ -113,14 +113,14 @@ def test_the_prefix_stands_before_a_text_once(internlm: bytes) -> None:
     ],
 )
 def test_other_models_are_left_to_the_library(internlm: bytes, message: int, field: int, value: int) -> None:
-    assert recognise(internlm, ["a", "b"]) is not None
-    assert recognise(changed(internlm, message, field, value), ["a", "b"]) is None
+    assert build_splitter(internlm, ["a", "b"]) is not None
+    assert build_splitter(changed(internlm, message, field, value), ["a", "b"]) is None
 
 
 def test_a_vocabulary_with_what_is_never_joined_is_left_to_the_library(internlm: bytes) -> None:
-    assert recognise(internlm, ["a", NEVER_JOINED]) is None
+    assert build_splitter(internlm, ["a", NEVER_JOINED]) is None
 
 
 def test_unigram_models_are_left_to_the_library(shared_data: Path) -> None:
     model = (shared_data / "tokenizer" / "sentencepiece" / "test_unigram_1000.model").read_bytes()
-    assert piece_encoder(model) is None
+    assert build_piece_encoder(model) is None

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_dsmath.data.indexed import validation_note
+from megatron_dsmath.data.indexed import index_validation
 from megatron_dsmath.data.indexed.dataset import IndexedDataset
-from megatron_dsmath.data.indexed.validation_note import open_checked_once
+from megatron_dsmath.data.indexed.index_validation import open_validated_dataset
 from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.errors import IndexedDatasetError
 from tests.support.datasets import DOCUMENTS, write_ours, write_theirs
@@ -21,21 +21,21 @@ from tests.support.datasets import DOCUMENTS, write_ours, write_theirs
 def checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     """Each file whose index was checked. Every index is large enough for a note."""
     checked: list[Path] = []
-    check = validation_note._checked
+    check = index_validation._open_and_validate
 
     def counted(prefix: Path) -> IndexedDataset:
         checked.append(prefix)
         return check(prefix)
 
-    monkeypatch.setattr(validation_note, "NOTED_FROM_BYTES", 0)
-    monkeypatch.setattr(validation_note, "_checked", counted)
+    monkeypatch.setattr(index_validation, "MIN_RECORDED_BYTES", 0)
+    monkeypatch.setattr(index_validation, "_open_and_validate", counted)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return checked
 
 
 def test_an_index_is_checked_once(tmp_path: Path, checks: list[Path]) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
-    opened = [open_checked_once(prefix) for _ in range(3)]
+    opened = [open_validated_dataset(prefix) for _ in range(3)]
     assert len(checks) == 1
     assert {dataset.token_count for dataset in opened} == {8}
 
@@ -50,21 +50,21 @@ def test_a_run_opens_its_shards_so(tmp_path: Path, checks: list[Path]) -> None:
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
 def test_a_file_that_was_touched_is_checked_again(tmp_path: Path, checks: list[Path], suffix: str) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
-    open_checked_once(prefix)
+    open_validated_dataset(prefix)
     os.utime(prefix.with_suffix(suffix), ns=(1, 1))
-    open_checked_once(prefix)
+    open_validated_dataset(prefix)
     assert len(checks) == 2
 
 
 def test_a_dataset_with_another_hash_in_its_sidecar_is_checked_again(tmp_path: Path, checks: list[Path]) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
-    open_checked_once(prefix)
+    open_validated_dataset(prefix)
     sidecar = prefix.with_suffix(".json")
     facts = json.loads(sidecar.read_text())
     facts["sha256"]["idx"] = "0" * 64
     sidecar.write_text(json.dumps(facts))
     with pytest.raises(IndexedDatasetError, match="not the one that its sidecar tells of"):
-        open_checked_once(prefix)
+        open_validated_dataset(prefix)
     assert len(checks) == 2
 
 
@@ -76,25 +76,25 @@ def test_an_index_that_is_sound_but_not_what_was_written_is_refused(tmp_path: Pa
     boundaries.flush()
     assert IndexedDataset(prefix).document_count == 4
     with pytest.raises(IndexedDatasetError, match="not the one that its sidecar tells of") as refusal:
-        open_checked_once(prefix)
+        open_validated_dataset(prefix)
     assert refusal.value.where == prefix.with_suffix(".idx")
     prefix.with_suffix(".json").unlink()
-    assert open_checked_once(prefix).document_count == 4
+    assert open_validated_dataset(prefix).document_count == 4
 
 
 def test_files_of_megatrons_are_noted_without_a_sidecar(tmp_path: Path, checks: list[Path]) -> None:
     prefix = write_theirs(tmp_path / "corpus", DOCUMENTS)
-    assert [open_checked_once(prefix).token_count for _ in range(2)] == [8, 8]
+    assert [open_validated_dataset(prefix).token_count for _ in range(2)] == [8, 8]
     assert len(checks) == 1
 
 
 def test_a_file_of_another_size_is_refused_whatever_the_note_says(tmp_path: Path) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
-    open_checked_once(prefix)
+    open_validated_dataset(prefix)
     with prefix.with_suffix(".idx").open("ab") as file:
         file.write(b"x")
     with pytest.raises(IndexedDatasetError):
-        open_checked_once(prefix)
+        open_validated_dataset(prefix)
 
 
 def test_an_unsound_index_is_never_noted(tmp_path: Path, checks: list[Path]) -> None:
@@ -104,7 +104,7 @@ def test_an_unsound_index_is_never_noted(tmp_path: Path, checks: list[Path]) -> 
     lengths.flush()
     for _ in range(2):
         with pytest.raises(IndexedDatasetError):
-            open_checked_once(prefix)
+            open_validated_dataset(prefix)
     assert len(checks) == 2
     assert not list(tmp_path.rglob("*.validated"))
 
@@ -113,7 +113,7 @@ def test_an_unsound_index_is_never_noted(tmp_path: Path, checks: list[Path]) -> 
 def test_a_damaged_note_says_nothing(tmp_path: Path, checks: list[Path], content: bytes) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
     Path(f"{prefix}.validated").write_bytes(content)
-    open_checked_once(prefix)
+    open_validated_dataset(prefix)
     assert len(checks) == 1
 
 
@@ -123,7 +123,7 @@ def test_of_a_folder_that_cannot_be_written_the_users_cache_remembers(
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
     refuse_writing_into(tmp_path, monkeypatch)
     for _ in range(2):
-        open_checked_once(prefix)
+        open_validated_dataset(prefix)
     assert len(checks) == 1
     assert [note.parent for note in tmp_path.rglob("*.validated")] == [tmp_path / "cache" / "dsmath"]
 
@@ -135,7 +135,7 @@ def test_where_nothing_can_be_written_every_opening_checks(
     (tmp_path / "cache").write_bytes(b"a file, not a folder")
     refuse_writing_into(tmp_path, monkeypatch)
     for _ in range(2):
-        assert open_checked_once(prefix).token_count == 8
+        assert open_validated_dataset(prefix).token_count == 8
     assert len(checks) == 2
 
 
@@ -156,15 +156,15 @@ def test_of_ranks_that_open_it_at_once_one_checks(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from megatron_dsmath.data.indexed import validation_note
-check = validation_note._checked
+from megatron_dsmath.data.indexed import index_validation
+check = index_validation._open_and_validate
 def slowly(prefix):
     print("checks", flush=True)
     time.sleep(0.5)
     return check(prefix)
-validation_note._checked, validation_note.NOTED_FROM_BYTES = slowly, 0
+index_validation._open_and_validate, index_validation.MIN_RECORDED_BYTES = slowly, 0
 sys.stdin.read()
-print(validation_note.open_checked_once(Path({str(prefix)!r})).token_count)
+print(index_validation.open_validated_dataset(Path({str(prefix)!r})).token_count)
 """
     ranks = [
         subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -180,8 +180,8 @@ print(validation_note.open_checked_once(Path({str(prefix)!r})).token_count)
 
 def test_a_small_index_leaves_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
-    monkeypatch.setattr(validation_note, "NOTED_FROM_BYTES", prefix.with_suffix(".idx").stat().st_size + 1)
-    open_checked_once(prefix)
+    monkeypatch.setattr(index_validation, "MIN_RECORDED_BYTES", prefix.with_suffix(".idx").stat().st_size + 1)
+    open_validated_dataset(prefix)
     assert {path.suffix for path in tmp_path.iterdir()} == {".bin", ".idx", ".json"}
 
 

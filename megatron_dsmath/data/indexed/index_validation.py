@@ -19,30 +19,30 @@ from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path, idx_p
 from megatron_dsmath.data.indexed.sidecar import idx_sha256, read_sidecar, sha256_of
 from megatron_dsmath.errors import IndexedDatasetError
 
-NOTED_FROM_BYTES = 1 << 18  # a smaller index is checked in the time that a note takes to read
+MIN_RECORDED_BYTES = 1 << 18  # a smaller index is checked in the time that a note takes to read
 
 Marks = dict[str, list[int | str | None]]
 
 
-def open_checked_once(prefix: Path) -> IndexedDataset:
+def open_validated_dataset(prefix: Path) -> IndexedDataset:
     """The dataset at `prefix`, its index checked now or noted to be sound, also against the hash in its sidecar.
 
     Of several processes that open it at once, one checks and the others wait for its note. Raises IndexedDatasetError.
     """
-    if not idx_path(prefix).is_file() or idx_path(prefix).stat().st_size < NOTED_FROM_BYTES:
-        return _checked(prefix)
-    if _is_noted(prefix):
-        return IndexedDataset(prefix, known_sound=True)
-    with _alone(idx_path(prefix)):
-        if _is_noted(prefix):  # by the process that we waited for
-            return IndexedDataset(prefix, known_sound=True)
-        marks = _marks(prefix)  # before the check, so that a file that changes meanwhile is checked again
-        dataset = _checked(prefix)
-        _write_note(prefix, marks)
+    if not idx_path(prefix).is_file() or idx_path(prefix).stat().st_size < MIN_RECORDED_BYTES:
+        return _open_and_validate(prefix)
+    if _is_recorded(prefix):
+        return IndexedDataset(prefix, validate=False)
+    with _lock(idx_path(prefix)):
+        if _is_recorded(prefix):  # by the process that we waited for
+            return IndexedDataset(prefix, validate=False)
+        marks = _file_states(prefix)  # before the check, so that a file that changes meanwhile is checked again
+        dataset = _open_and_validate(prefix)
+        _write_record(prefix, marks)
         return dataset
 
 
-def _checked(prefix: Path) -> IndexedDataset:
+def _open_and_validate(prefix: Path) -> IndexedDataset:
     """Every byte of the index is looked at."""
     dataset = IndexedDataset(prefix)
     expected, found = idx_sha256(read_sidecar(prefix)), sha256_of(idx_path(prefix))
@@ -57,17 +57,17 @@ def _checked(prefix: Path) -> IndexedDataset:
     return dataset
 
 
-def _marks(prefix: Path) -> Marks:
+def _file_states(prefix: Path) -> Marks:
     """By which the files are known again; the hash is the sidecar's, with which a check compares the index."""
     statuses = {path.suffix: path.stat() for path in (bin_path(prefix), idx_path(prefix))}
     marks: Marks = {suffix: [status.st_size, status.st_mtime_ns] for suffix, status in statuses.items()}
     return marks | {"sha256 of .idx": [idx_sha256(read_sidecar(prefix))]}
 
 
-def _is_noted(prefix: Path) -> bool:
+def _is_recorded(prefix: Path) -> bool:
     with suppress(OSError):
-        marks = _marks(prefix)
-        return any(_content(note) == marks for note in _notes(prefix))
+        marks = _file_states(prefix)
+        return any(_content(note) == marks for note in _record_paths(prefix))
     return False
 
 
@@ -78,9 +78,9 @@ def _content(note: Path) -> object:
         return None
 
 
-def _write_note(prefix: Path, marks: Marks) -> None:
+def _write_record(prefix: Path, marks: Marks) -> None:
     """In the first place that the system lets us write."""
-    for note in _notes(prefix):
+    for note in _record_paths(prefix):
         scratch = note.with_name(f"{note.name}.{os.getpid()}.partial")
         with suppress(OSError):
             note.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def _write_note(prefix: Path, marks: Marks) -> None:
             return
 
 
-def _notes(prefix: Path) -> tuple[Path, Path]:
+def _record_paths(prefix: Path) -> tuple[Path, Path]:
     """Beside the data, and in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111, Path.home may raise
     name = hashlib.sha256(str(prefix.resolve()).encode()).hexdigest()
@@ -97,7 +97,7 @@ def _notes(prefix: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     """Hold the only lock on `path`; it goes with its process. Where a file system has none, nobody waits."""
     with path.open("rb") as file:
         with suppress(OSError):
