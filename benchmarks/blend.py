@@ -30,7 +30,7 @@ from megatron_dsmath.data.audit.audit import audit
 from megatron_dsmath.data.audit.ledger import Ledger, StepHash, sample_hashes, step_hash
 from megatron_dsmath.data.indexed.dataset import IndexedWriter
 from megatron_dsmath.data.mixture.corpus_shards import Shards
-from megatron_dsmath.data.mixture.mixture_batches import Batches
+from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
 from megatron_dsmath.data.mixture.mixture_planning import plan_run
 from megatron_dsmath.data.mixture.planned_corpora import planned_corpora
 from tests.support.runs import tree
@@ -40,10 +40,10 @@ MOST_SECONDS, MOST_BYTES = 1.0, 300e6
 VOCABULARY = 102_400
 
 
-def open_batches(folder: Path, samples: int) -> Batches:
+def open_batches(folder: Path, samples: int) -> MixtureBatches:
     """As a run's start does."""
     shards = Shards(None)
-    return Batches(plan_run(mixture(folder), 1234, shards, samples), shards, VOCABULARY)
+    return MixtureBatches(plan_run(mixture(folder), 1234, shards, samples), shards, VOCABULARY)
 
 
 @contextmanager
@@ -78,12 +78,12 @@ def ours(folder: Path, samples: int) -> dict[str, float]:
     """From nothing to the first batch of one of 64 data-parallel ranks, and whole steps early and late."""
     with measured() as figures:
         batches = open_batches(folder, samples)
-        batches.at(0, STEP_SAMPLES, 1, 0, 64)
+        batches.step_batches(0, STEP_SAMPLES, 1, 0, 64)
     best = {"early_seconds": float("inf"), "late_seconds": float("inf")}
     for turn in range(10):
         for name, step in zip(best, (1 + turn, samples // STEP_SAMPLES * 47_000 // STEPS + turn), strict=True):
             started = time.perf_counter()
-            batches.at(step * STEP_SAMPLES, STEP_SAMPLES, 1, 0, 64)
+            batches.step_batches(step * STEP_SAMPLES, STEP_SAMPLES, 1, 0, 64)
             best[name] = min(best[name], time.perf_counter() - started)
     started = time.perf_counter()
     planned = planned_corpora(batches.plan, batches.mixture(0))
@@ -201,7 +201,7 @@ def scaled_run_holds(folder: Path) -> bool:
     samples = int(STEPS * STEP_SAMPLES * SEQUENCE_LENGTH * scale / sequence_length / steps) // ranks * ranks
     config, shards, output = mixture(small, sequence_length), Shards(None), folder / "run"
     plan = plan_run(config, 1234, shards, steps * samples)
-    batches, ledger = Batches(plan, shards, VOCABULARY), Ledger(output / "ledger")
+    batches, ledger = MixtureBatches(plan, shards, VOCABULARY), Ledger(output / "ledger")
     ledger.write_plan(plan)
     model = {"model__vocabulary_size": VOCABULARY, "model__max_position_embeddings": sequence_length}
     settings = tree(data=config.model_dump(mode="json"), **model)
@@ -210,7 +210,7 @@ def scaled_run_holds(folder: Path) -> bool:
         parts = [
             step_hash(sample_hashes(batch.tokens, batch.samples), batch.samples)
             for rank in range(ranks)
-            for batch in batches.at(step * samples, samples, 1, rank, ranks)
+            for batch in batches.step_batches(step * samples, samples, 1, rank, ranks)
         ]
         total, moment = (sum(column) % 2**64 for column in zip(*parts, strict=True))
         ledger.append(1 + step, 0, step * samples, samples, StepHash(total, moment))

@@ -138,6 +138,12 @@ def catalogue() -> list[type[DsmathError]]:
     return [kind for kind in kinds if kind not in (DsmathError, Refusals)]
 
 
+def raise_all(errors: Sequence[DsmathError]) -> None:
+    """Raise a single error as it is and several as one Refusals; return if there is none."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else Refusals(errors)
+
+
 def show(error: DsmathError) -> int:
     """Print an error as a user reads it and return the exit code it stands for."""
     print(error.text(), file=sys.stderr)

@@ -15,7 +15,7 @@ from megatron_dsmath.config.layout_contradictions import Rule, world_contradicti
 from megatron_dsmath.config.mistakes import Location, is_list, mistakes, section_of
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.config.source import Loader, Source, problem, read, write, write_inline
-from megatron_dsmath.errors import ConfigError, Refusals
+from megatron_dsmath.errors import ConfigError, raise_all
 
 
 def override(source: Source, assignment: str) -> None:
@@ -94,8 +94,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), world_size: int | None
         found += _contradictions(rule, run, source)
     if world_size is not None and not found:
         found = [_placed(error, source) for error in world_contradictions(run, world_size)]
-    if found:
-        raise found[0] if len(found) == 1 else Refusals(found)
+    raise_all(found)
     return run
 
 

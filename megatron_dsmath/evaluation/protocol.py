@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from megatron_dsmath.config.sections import Section
 from megatron_dsmath.config.source import Source, read, write_inline
-from megatron_dsmath.errors import ConfigError, DependencyError, Refusals, UsageError
+from megatron_dsmath.errors import ConfigError, DependencyError, UsageError, raise_all
 from megatron_dsmath.evaluation.benchmarks import Problem
 from megatron_dsmath.evaluation.published import Kind
 
@@ -246,8 +246,7 @@ def load_protocol(name: str) -> Protocol:
         found += [mistake(item, source) for item in error.errors()]
     else:
         found += contradictions(protocol, source)
-    if found:
-        raise found[0] if len(found) == 1 else Refusals(found)
+    raise_all(found)
     require_judges(protocol)
     return protocol
 

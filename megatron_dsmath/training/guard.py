@@ -111,7 +111,7 @@ def _rewind(job: Job, state: State, memory: SpikeWindow) -> State:
 def _follow(job: Job, state: State) -> None:
     """Read by the plan of `state` from now on, and say so in the ledger."""
     assert state.plan is not None
-    job.batches = job.batches.following(state.plan)
+    job.batches = job.batches.with_plan(state.plan)
     if job.topology.rank == 0:
         job.ledger.write_plan(state.plan)
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.manifest import Manifest, read_manifest
 from megatron_dsmath.config.sections import RunConfig
-from megatron_dsmath.data.audit.run_data import RunBatches, open_batches
+from megatron_dsmath.data.audit.run_batches import RunBatches, open_batches
 from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
-from megatron_dsmath.errors import CheckpointError, OutputError, Refusals, TokenizerError
+from megatron_dsmath.errors import CheckpointError, OutputError, TokenizerError, raise_all
 from megatron_dsmath.files.atomic_files import require_free_space
 from megatron_dsmath.files.directories import require_writable
 from megatron_dsmath.training.run_directory import RunDirectory
@@ -52,8 +52,7 @@ def refuse_changes(checkpoint: Path, manifest: Manifest, run: RunConfig, tokeniz
         for key in _differing(before, now)
         if not _is_allowed(key, allowed)
     ]
-    if refusals:
-        raise refusals[0] if len(refusals) == 1 else Refusals(refusals)
+    raise_all(refusals)
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ import torch
 from megatron_dsmath.checkpoint.weights import check_same_model, open_weights
 from megatron_dsmath.config.sections import DataConfig, RunConfig
 from megatron_dsmath.data.audit.ledger import Ledger
-from megatron_dsmath.data.audit.run_data import RunBatches
+from megatron_dsmath.data.audit.run_batches import RunBatches
 from megatron_dsmath.data.mixture.microbatch import Microbatch
 from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer
 from megatron_dsmath.model import decoder
@@ -45,7 +45,7 @@ class Job:
     def step_batches(self, next_sample: int) -> list[DeviceBatch]:
         """This rank's microbatches of the step that starts at `next_sample`."""
         run, topology = self.run, self.topology
-        drawn = self.batches.at(
+        drawn = self.batches.step_batches(
             next_sample,
             run.schedule.sequences_per_step,
             run.parallel.microbatch_sequences,
@@ -57,7 +57,7 @@ class Job:
     def validation_batches(self) -> list[DeviceBatch]:
         """This rank's microbatches of the held-out parts."""
         run, topology = self.run, self.topology
-        drawn = self.batches.validation(
+        drawn = self.batches.validation_batches(
             run.validation.sequences_per_corpus,
             run.parallel.microbatch_sequences,
             topology.data_rank,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from megatron_dsmath.config.sections import RunConfig
-from megatron_dsmath.data.audit.run_data import PLAN
+from megatron_dsmath.data.audit.run_batches import PLAN_ADAPTER
 from megatron_dsmath.data.mixture.run_plan import RunPlan
 
 WINDOW_STEPS = 128
@@ -106,7 +106,7 @@ class State:
     def passing_over(self, samples: int, memory: SpikeWindow) -> State:
         """The state with the next `samples` passed over, which the plan then says; the run gets no shorter."""
         assert self.plan is not None
-        plan = self.plan.skipping(self.next_sample, samples)
+        plan = self.plan.with_skipped(self.next_sample, samples)
         return replace(self, next_sample=self.next_sample + samples, plan=plan, memory=memory)
 
     def as_dict(self) -> dict[str, Any]:
@@ -117,5 +117,5 @@ class State:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> State:
         """As a manifest has it. Raises ValueError (pydantic's) for a plan that is none."""
-        plan = PLAN.validate_python(facts.get("plan"), strict=False)
+        plan = PLAN_ADAPTER.validate_python(facts.get("plan"), strict=False)
         return cls(**{**facts, "plan": plan, "memory": SpikeWindow.from_dict(facts.get("memory", {}))})

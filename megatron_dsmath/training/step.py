@@ -47,8 +47,8 @@ def forward_backward(job: Job, batches: Sequence[DeviceBatch]) -> StepSums:
             piece.scale_gradients(factor)
     mark("gradient norm, sum of losses, update")
     norm = gradient_norm(job.optimizer)
-    totals, norm = sum_of_reports_and_norm(reports, (len(job.batches.names), 2), norm, job.topology)
-    tokens = dict(zip(job.batches.names, map(int, totals[:, 1]), strict=True))
+    totals, norm = sum_of_reports_and_norm(reports, (len(job.batches.group_names), 2), norm, job.topology)
+    tokens = dict(zip(job.batches.group_names, map(int, totals[:, 1]), strict=True))
     return StepSums(*_means(job, totals), tokens, norm, reports)
 
 
@@ -56,11 +56,11 @@ def forward(job: Job, batches: Sequence[DeviceBatch]) -> tuple[float, dict[str, 
     """Nats per target token over the batches of all ranks, whole and by corpus; nothing is left behind."""
     reports = _run(job, batches, backward=False)
     mark("sum of losses")
-    return _means(job, sum_of_reports(reports, (len(job.batches.names), 2), job.topology).cpu())
+    return _means(job, sum_of_reports(reports, (len(job.batches.group_names), 2), job.topology).cpu())
 
 
 def _run(job: Job, batches: Sequence[DeviceBatch], *, backward: bool) -> list[torch.Tensor]:
-    loss_of = partial(_loss if backward else sums_by_group, groups=len(job.batches.names))
+    loss_of = partial(_loss if backward else sums_by_group, groups=len(job.batches.group_names))
     return run_microbatches(job.pieces, _Marked(batches), loss_of, backward=backward)
 
 
@@ -73,7 +73,7 @@ def _means(job: Job, totals: torch.Tensor) -> tuple[float, dict[str, float | Non
     nats, tokens = totals.unbind(1)
     means = {
         name: float(nats[index] / tokens[index]) if tokens[index] else None
-        for index, name in enumerate(job.batches.names)
+        for index, name in enumerate(job.batches.group_names)
     }
     # Each target is in equally many groups (of conversations: a kind, a language, a source), so it counts once.
     return float(nats.sum() / tokens.sum()), means

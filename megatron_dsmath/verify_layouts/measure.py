@@ -104,7 +104,7 @@ def _part(batch: Microbatch, rows: slice) -> Microbatch:
 
 
 def sequences_of(run: RunConfig, data_rank: int, data_size: int) -> list[slice]:
-    """The sequences of each microbatch of a data-parallel rank, dealt as `data.batches.Batches.at` deals them."""
+    """The sequences of each microbatch of a data-parallel rank, as `MixtureBatches.step_batches` deals them."""
     size = run.parallel.microbatch_sequences
     firsts = range(data_rank * size, run.schedule.sequences_per_step, data_size * size)
     return [slice(first, first + size) for first in firsts]

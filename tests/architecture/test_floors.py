@@ -86,7 +86,7 @@ TESTED_BY = {
     "cli.models": "test_cli.py",
     "cli.runs": "test_cli.py",
     "config.sections": "config/test_model.py",
-    "data.audit.run_data": "training/test_sft.py",
+    "data.audit.run_batches": "training/test_sft.py",
     "data.decontamination.decontamination_report": "data/decontamination/test_tally.py",
     "data.decontamination.screening": "data/decontamination/test_decontaminate.py",
     "data.mixture.microbatch": "data/mixture/test_mixture_batches.py",

@@ -10,8 +10,8 @@ import numpy as np
 from megatron_dsmath.config.sections import CorpusConfig, DataConfig
 from megatron_dsmath.data.indexed.dataset import IndexedWriter, dtype_for
 from megatron_dsmath.data.mixture.corpus_shards import Shards
-from megatron_dsmath.data.mixture.mixture_batches import Batches
-from megatron_dsmath.data.mixture.mixture_plan import Plan
+from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
+from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
 from megatron_dsmath.data.mixture.mixture_planning import plan_run
 
 VOCABULARY = 60_000
@@ -43,18 +43,20 @@ def mixture(*corpora: CorpusConfig, sequence_length: int = 4, held_out_share: fl
     )
 
 
-def planned(config: DataConfig, earlier: Plan | None = None, next_sample: int = 0, end_sample: int = 1000) -> Plan:
+def planned(
+    config: DataConfig, earlier: MixturePlan | None = None, next_sample: int = 0, end_sample: int = 1000
+) -> MixturePlan:
     return plan_run(config, SEED, Shards(None), end_sample, earlier, next_sample)
 
 
-def opened(plan: Plan) -> Batches:
-    return Batches(plan, Shards(None), VOCABULARY)
+def opened(plan: MixturePlan) -> MixtureBatches:
+    return MixtureBatches(plan, Shards(None), VOCABULARY)
 
 
-def tokens_of(batches: Batches, name: str, first_sample: int, samples: int) -> list[list[int]]:
+def tokens_of(batches: MixtureBatches, name: str, first_sample: int, samples: int) -> list[list[int]]:
     """What a corpus gives in these samples of a run, in order."""
-    (batch,) = batches.at(first_sample, samples, samples, 0, 1)
-    tokens: list[list[int]] = batch.tokens[batch.groups[:, 0, 0] == batches.names.index(name)].tolist()
+    (batch,) = batches.step_batches(first_sample, samples, samples, 0, 1)
+    tokens: list[list[int]] = batch.tokens[batch.groups[:, 0, 0] == batches.group_names.index(name)].tolist()
     return tokens
 
 

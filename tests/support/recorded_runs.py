@@ -9,18 +9,18 @@ from megatron_dsmath.config.sections import DataConfig
 from megatron_dsmath.config.source import write
 from megatron_dsmath.data.audit.ledger import Ledger, StepHash, sample_hashes, step_hash
 from megatron_dsmath.data.mixture.microbatch import Microbatch
-from megatron_dsmath.data.mixture.mixture_batches import Batches
-from megatron_dsmath.data.mixture.mixture_plan import Plan
+from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
+from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
 from tests.support.mixtures import VOCABULARY, opened, planned
 from tests.support.runs import tree
 
 SAMPLES = 12  # of a step
-Read = Callable[[Batches, int, int, int], list[Microbatch]]
+Read = Callable[[MixtureBatches, int, int, int], list[Microbatch]]
 
 
-def as_planned(batches: Batches, first_sample: int, rank: int, ranks: int) -> list[Microbatch]:
+def as_planned(batches: MixtureBatches, first_sample: int, rank: int, ranks: int) -> list[Microbatch]:
     """What a rank reads of a step when nothing goes wrong."""
-    return batches.at(first_sample, SAMPLES, 1, rank, ranks)
+    return batches.step_batches(first_sample, SAMPLES, 1, rank, ranks)
 
 
 class RecordedRun:
@@ -29,7 +29,7 @@ class RecordedRun:
     def __init__(self, folder: Path, end_sample: int = 1000) -> None:
         self.folder, self.end_sample = folder, end_sample
         self.ledger = Ledger(folder / "ledger")
-        self.plan: Plan | None = None
+        self.plan: MixturePlan | None = None
         self.step = self.next_sample = 0
 
     def train(self, config: DataConfig, steps: int, ranks: int = 1, read: Read = as_planned) -> None:
@@ -51,7 +51,7 @@ class RecordedRun:
     def skip(self, samples: int) -> None:
         """Pass over so many samples."""
         assert self.plan is not None
-        self.plan = self.plan.skipping(self.next_sample, samples)
+        self.plan = self.plan.with_skipped(self.next_sample, samples)
         self.next_sample, self.end_sample = self.next_sample + samples, self.end_sample + samples
 
     def record(self, tokens: StepHash) -> None:

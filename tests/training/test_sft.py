@@ -91,7 +91,7 @@ def one_by_one(batches: PackedBatches, sequences: int) -> list[DeviceBatch]:
         for example in batches.training.read(number).examples.tolist():
             tokens, is_target = examples.read(example)
             names = [f"{group}/{examples.names(group)[examples.column(group)[example]]}" for group in GROUPS]
-            groups = torch.tensor([batches.names.index(name) for name in names])
+            groups = torch.tensor([batches.group_names.index(name) for name in names])
             ids = torch.from_numpy(tokens.astype("int64"))
             mask = torch.from_numpy(is_target[1:]).float()
             alone.append(DeviceBatch(ids[None], mask[None], groups[None, None], torch.tensor([number]), None))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_dsmath.data.audit.ledger import LedgerRow
-from megatron_dsmath.data.mixture.mixture_plan import Plan
+from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
 from megatron_dsmath.data.mixture.permutation import IntArray
 from megatron_dsmath.data.mixture.run_plan import RunPlan
 from megatron_dsmath.data.sft.conversation_batches import GROUPS, PackedBatches
@@ -117,7 +117,7 @@ def account(plan: RunPlan, rows: Sequence[LedgerRow]) -> Accounts:
     breaks = list(_breaks(plan, rows))
     end = rows[-1].end_sample if rows else 0
     return Accounts(
-        corpora=tuple(_corpora(plan, rows, end)) if isinstance(plan, Plan) else (),
+        corpora=tuple(_corpora(plan, rows, end)) if isinstance(plan, MixturePlan) else (),
         skipped_samples=sum(version.skipped_samples for version in plan.versions if version.first_sample <= end),
         repeated_samples=-sum(min(missing, 0) for missing, _ in breaks),
         missing_samples=sum(max(missing, 0) for missing, _ in breaks),
@@ -152,7 +152,7 @@ def _fault(what: str, step: int, found: object, expected: object) -> DataError:
     return DataError(what, where=f"step {step}", found=found, expected=expected)
 
 
-def _corpora(plan: Plan, rows: Sequence[LedgerRow], end: int) -> Iterator[CorpusAccount]:
+def _corpora(plan: MixturePlan, rows: Sequence[LedgerRow], end: int) -> Iterator[CorpusAccount]:
     tokens, planned = dict.fromkeys(plan.names, 0), dict.fromkeys(plan.names, 0.0)
     largest = dict.fromkeys(plan.names, 0.0)
     bounds = np.array([(row.first_sample, row.end_sample) for row in rows], np.int64).reshape(-1, 2)

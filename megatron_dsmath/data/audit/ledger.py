@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from megatron_dsmath.config.sections import Section
-from megatron_dsmath.data.audit.run_data import PLAN
+from megatron_dsmath.data.audit.run_batches import PLAN_ADAPTER
 from megatron_dsmath.data.mixture.permutation import IntArray, Words, mix
 from megatron_dsmath.data.mixture.run_plan import Count, RunPlan
 from megatron_dsmath.errors import DataError
@@ -120,7 +120,7 @@ class Ledger:
 
     def plan(self) -> RunPlan:
         """The plan. Raises DataError where there is none or it is damaged."""
-        return _parsed(PLAN.validate_json, _content(self.plan_file), self.plan_file)
+        return _parsed(PLAN_ADAPTER.validate_json, _content(self.plan_file), self.plan_file)
 
     def rows(self) -> list[LedgerRow]:
         """Every whole row as it stands; a torn last line, as of a killed run, is no row. Raises DataError."""

@@ -15,8 +15,8 @@ from megatron_dsmath.config import load
 from megatron_dsmath.data.audit.ledger import Ledger
 from megatron_dsmath.data.indexed.sidecar import sha256_of
 from megatron_dsmath.data.mixture.corpus_shards import Shards
-from megatron_dsmath.data.mixture.mixture_batches import Batches
-from megatron_dsmath.data.mixture.mixture_plan import Plan
+from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
+from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
 from megatron_dsmath.data.mixture.permutation import IntArray
 from megatron_dsmath.data.mixture.run_plan import RunPlan
 from megatron_dsmath.data.sft.conversation_batches import PackedBatches
@@ -114,10 +114,10 @@ class OnDisk(Protocol):
 class MixtureOnDisk:
     """The corpora of a plan."""
 
-    def __init__(self, plan: Plan, shards: Shards, vocabulary_size: int) -> None:
-        """Open those of the newest version. Raises as `Shards.planned`."""
+    def __init__(self, plan: MixturePlan, shards: Shards, vocabulary_size: int) -> None:
+        """Open those of the newest version. Raises as `Shards.open_planned`."""
         self.plan: RunPlan = plan
-        self._batches = Batches(plan, shards, vocabulary_size)
+        self._batches = MixtureBatches(plan, shards, vocabulary_size)
 
     def tokens(self, samples: IntArray) -> IntArray:
         """See `OnDisk`."""
@@ -179,7 +179,7 @@ def on_disk(plan: RunPlan, fingerprint: str | None, vocabulary_size: int) -> OnD
     shards = Shards(fingerprint)
     if isinstance(plan, ConversationPlan):
         return ConversationsOnDisk(plan, shards, vocabulary_size)
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, MixturePlan)
     return MixtureOnDisk(plan, shards, vocabulary_size)
 
 

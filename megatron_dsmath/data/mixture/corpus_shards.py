@@ -17,7 +17,7 @@ from megatron_dsmath.data.indexed.sidecar import (
     tokenizer_fingerprint,
 )
 from megatron_dsmath.data.mixture.mixture_plan import Shard
-from megatron_dsmath.errors import DataError, DsmathError, Refusals, TokenizerError
+from megatron_dsmath.errors import DataError, DsmathError, TokenizerError, raise_all
 
 
 class Shards:
@@ -38,7 +38,7 @@ class Shards:
             self._opened[path] = dataset
         return self._opened[path]
 
-    def planned(self, record: Shard) -> IndexedDataset:
+    def open_planned(self, record: Shard) -> IndexedDataset:
         """The dataset of a plan. Raises DataError when it is gone or is not what the run first read, and as `open`."""
         if not bin_path(record.prefix).exists():
             raise DataError(
@@ -62,7 +62,7 @@ class Shards:
             )
         return dataset
 
-    def of_corpora(self, corpora: Sequence[CorpusConfig]) -> dict[str, list[IndexedDataset]]:
+    def open_corpora(self, corpora: Sequence[CorpusConfig]) -> dict[str, list[IndexedDataset]]:
         """The datasets of every entry of `data.corpora`, in order; all that is wrong with them is raised at once.
 
         Raises DataError for a path without a dataset and for a file that is given twice, and as `open`.
@@ -134,9 +134,3 @@ def _description(documents: int, tokens: int, sha256: str | None) -> str:
 
 def _where(entry: CorpusConfig) -> str:
     return f"data.corpora.{entry.name}.paths"
-
-
-def raise_all(errors: Sequence[DsmathError]) -> None:
-    """Raise one error as it is, several as Refusals, none not at all."""
-    if errors:
-        raise errors[0] if len(errors) == 1 else Refusals(errors)

@@ -20,7 +20,7 @@ class Microbatch(NamedTuple):
     loss_mask: npt.NDArray[np.bool_]
     """Whether the target counts in the loss: [microbatch, sequence_length]."""
     groups: npt.NDArray[np.int32]
-    """The groups of each target, as indices into `RunBatches.names`; PADDING where nothing is learned.
+    """The groups of each target, as indices into `RunBatches.group_names`; PADDING where nothing is learned.
 
     [microbatch, sequence_length, groups of each], or [microbatch, 1, groups of each] where all targets of a sequence
     belong to the same groups.

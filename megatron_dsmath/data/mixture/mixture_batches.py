@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset
-from megatron_dsmath.data.mixture.corpus_shards import Shards, raise_all
+from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.data.mixture.microbatch import PADDING, Microbatch
-from megatron_dsmath.data.mixture.mixture_plan import Plan, Shard, Standing
+from megatron_dsmath.data.mixture.mixture_plan import CorpusPosition, MixturePlan, Shard
 from megatron_dsmath.data.mixture.permutation import IntArray
 from megatron_dsmath.data.mixture.samples import Passage, Sample, Samples, Segment, Stream
-from megatron_dsmath.errors import DsmathError, LayoutError
+from megatron_dsmath.errors import DsmathError, LayoutError, raise_all
 
 
 class Locations(NamedTuple):
@@ -28,8 +28,8 @@ class Locations(NamedTuple):
 class Mixture:
     """The corpora of a version; `training` and `validation` hold the samples of each of `names`."""
 
-    def __init__(self, plan: Plan, version: int, shards: Shards, vocabulary_size: int) -> None:
-        """Open every shard of the version; all that is wrong with them is raised at once, as by `Shards.planned`."""
+    def __init__(self, plan: MixturePlan, version: int, shards: Shards, vocabulary_size: int) -> None:
+        """Open every shard of the version. Raises the errors of `Shards.open_planned`, all at once."""
         self.version = plan.versions[version]
         self.names = self.version.blend.names
         self.training: list[Samples] = []
@@ -72,10 +72,10 @@ class Mixture:
             np.concatenate([window.start for window in windows]),
         )
 
-    def _open(self, plan: Plan, corpus: Standing, shards: Shards, vocabulary_size: int) -> None:
+    def _open(self, plan: MixturePlan, corpus: CorpusPosition, shards: Shards, vocabulary_size: int) -> None:
         def stream(places: Sequence[int], *, held_out: bool = False) -> Stream:
             records = [plan.shards[place] for place in places]
-            parts = (_segments(record, shards.planned(record), held_out) for record in records)
+            parts = (_segments(record, shards.open_planned(record), held_out) for record in records)
             return Stream(list(chain.from_iterable(parts)), vocabulary_size)
 
         length, label = self.version.sequence_length, (plan.seed, corpus.name)
@@ -100,20 +100,20 @@ def _segments(record: Shard, dataset: IndexedDataset, held_out: bool) -> list[Se
     return [Segment(dataset, first, end - first) for first, end in zip(bounds[::2], bounds[1::2], strict=True)]
 
 
-class Batches:
+class MixtureBatches:
     """The mixture of a run, opened. Nothing it says depends on ranks, microbatches or machine."""
 
-    def __init__(self, plan: Plan, shards: Shards, vocabulary_size: int) -> None:
-        """Open the newest version of the plan, earlier ones when they are asked for. Raises as `Shards.planned`."""
+    def __init__(self, plan: MixturePlan, shards: Shards, vocabulary_size: int) -> None:
+        """Open the newest version of the plan, earlier ones on demand. Raises as `Shards.open_planned`."""
         self.plan = plan
-        self.names = plan.names
+        self.group_names = plan.names
         self._shards, self._vocabulary_size = shards, vocabulary_size
         self._mixtures: dict[int, Mixture] = {}
         self._newest = self.mixture(len(plan.versions) - 1)
 
-    def following(self, plan: Plan) -> Batches:
+    def with_plan(self, plan: MixturePlan) -> MixtureBatches:
         """The same run by a later plan, its files opened once."""
-        return Batches(plan, self._shards, self._vocabulary_size)
+        return MixtureBatches(plan, self._shards, self._vocabulary_size)
 
     def validation_loss(self, whole: float, by_name: Mapping[str, float | None]) -> float:
         """Each corpus is held out with as many samples, so the mean over corpora is weighted as the newest mixture."""
@@ -141,7 +141,7 @@ class Batches:
             self._mixtures[version] = Mixture(self.plan, version, self._shards, self._vocabulary_size)
         return self._mixtures[version]
 
-    def at(
+    def step_batches(
         self, first_sample: int, samples: int, microbatch_sequences: int, data_rank: int, data_size: int
     ) -> list[Microbatch]:
         """This rank's microbatches of a step: its part of the `samples` from `first_sample` on.
@@ -157,7 +157,7 @@ class Batches:
         rows = mixture.locate(numbers)
         return list(self._microbatches(mixture, mixture.training, numbers, rows, microbatch_sequences))
 
-    def validation(
+    def validation_batches(
         self, sequences_per_corpus: int, microbatch_sequences: int, data_rank: int, data_size: int
     ) -> list[Microbatch]:
         """This rank's microbatches of the newest version's held-out parts: up to `sequences_per_corpus` of each.
@@ -176,7 +176,7 @@ class Batches:
     ) -> Iterator[Microbatch]:
         length = mixture.version.sequence_length
         padding = Sample(np.zeros(length + 1, np.int64), np.zeros(1, np.int64))
-        places = np.array([self.names.index(name) for name in mixture.names], np.int32)
+        places = np.array([self.group_names.index(name) for name in mixture.names], np.int32)
         corpora = np.where(numbers == PADDING, np.int32(PADDING), places[rows.corpus])
         for first in range(0, len(numbers), size):
             part = slice(first, first + size)

@@ -40,7 +40,7 @@ class Shard(Section):
         return self.tokens - sum(end - first for first, end in self.held_out)
 
 
-class Standing(Section):
+class CorpusPosition(Section):
     """A corpus as a version begins. Shards are places in `Plan.shards`."""
 
     name: str
@@ -61,7 +61,7 @@ class Version(VersionStart):
     end_sample: Count
     """Where the run was to end."""
     sequence_length: PositiveInt
-    corpora: tuple[Standing, ...] = Field(min_length=1)
+    corpora: tuple[CorpusPosition, ...] = Field(min_length=1)
 
     @cached_property
     def blend(self) -> Blend:
@@ -80,7 +80,7 @@ class CorpusTotal:
     epochs: float
 
 
-class Plan(RunPlan):
+class MixturePlan(RunPlan):
     """All versions of a run's data, in order, and the shards they speak of."""
 
     arithmetic: Literal[1] = 1
@@ -92,7 +92,7 @@ class Plan(RunPlan):
     """Empty only before a run's first start."""
 
     @model_validator(mode="after")
-    def _require_consistency(self) -> Plan:
+    def _require_consistency(self) -> MixturePlan:
         """What was read from a file may speak of shards that are not there, or of versions out of order."""
         corpora = [corpus for version in self.versions for corpus in version.corpora]
         places = {place for corpus in corpora for place in (*corpus.shards, *corpus.epoch_shards)}
@@ -119,7 +119,7 @@ class Plan(RunPlan):
         places = range(self.version_at(sample), -1, -1)
         return next((place for place in places if name in self.versions[place].blend.names), None)
 
-    def standings(self, place: int, sample: int) -> dict[str, Standing]:
+    def corpus_positions(self, place: int, sample: int) -> dict[str, CorpusPosition]:
         """Where the corpora of the version `place` stand before `sample`, or at its end if that is earlier, by name."""
         version = self.versions[place]
         drawn = self._drawn(place, min(sample, self._end(place)))
@@ -133,20 +133,20 @@ class Plan(RunPlan):
         totals = {name: CorpusTotal(name, 0.0, 0, 0, 0.0) for name in self.names}
         current = self.version_at(sample)
         for place, version in enumerate(self.versions[: current + 1]):
-            standings = self.standings(place, sample)
+            positions = self.corpus_positions(place, sample)
             drawn = self._drawn(place, min(sample, self._trained_end(place)))
             for name, share, count in zip(version.blend.names, version.blend.shares, drawn, strict=True):
-                size = self.samples_per_epoch(standings[name].epoch_shards, version.sequence_length)
+                size = self.samples_per_epoch(positions[name].epoch_shards, version.sequence_length)
                 totals[name] = CorpusTotal(
                     name,
                     share=float(share) if place == current else 0.0,
                     samples=totals[name].samples + count,
                     tokens=totals[name].tokens + count * version.sequence_length,
-                    epochs=float(standings[name].epoch + Fraction(standings[name].position, size)),
+                    epochs=float(positions[name].epoch + Fraction(positions[name].position, size)),
                 )
         return tuple(totals.values())
 
-    def skipping(self, next_sample: int, samples: int) -> Plan:
+    def with_skipped(self, next_sample: int, samples: int) -> MixturePlan:
         """See `RunPlan`."""
         place, first = len(self.versions) - 1, next_sample + samples
         last = self.versions[place]
@@ -155,7 +155,7 @@ class Plan(RunPlan):
             skipped_samples=samples,
             end_sample=last.end_sample + samples,
             sequence_length=last.sequence_length,
-            corpora=tuple(self.standings(place, first).values()),
+            corpora=tuple(self.corpus_positions(place, first).values()),
         )
         return self.model_copy(update={"versions": (*self.versions, version)})
 
@@ -177,13 +177,13 @@ class Plan(RunPlan):
         drawn: list[int] = version.blend.counts(np.array([end - version.first_sample]))[0].tolist()
         return drawn
 
-    def _advanced(self, standing: Standing, sequence_length: int, drawn: int) -> Standing:
-        """Where a corpus stands after it gave `drawn` samples more."""
-        position = standing.position + drawn
-        left = position - self.samples_per_epoch(standing.epoch_shards, sequence_length)
+    def _advanced(self, corpus: CorpusPosition, sequence_length: int, drawn: int) -> CorpusPosition:
+        """The position of a corpus after `drawn` more of its samples."""
+        position = corpus.position + drawn
+        left = position - self.samples_per_epoch(corpus.epoch_shards, sequence_length)
         if left < 0:
-            return standing.model_copy(update={"position": position})
-        rounds, position = divmod(left, self.samples_per_epoch(standing.shards, sequence_length))
-        return standing.model_copy(
-            update={"epoch": standing.epoch + 1 + rounds, "position": position, "epoch_shards": standing.shards}
+            return corpus.model_copy(update={"position": position})
+        rounds, position = divmod(left, self.samples_per_epoch(corpus.shards, sequence_length))
+        return corpus.model_copy(
+            update={"epoch": corpus.epoch + 1 + rounds, "position": position, "epoch_shards": corpus.shards}
         )

@@ -8,11 +8,11 @@ from itertools import accumulate
 from megatron_dsmath.config.sections import CorpusConfig, DataConfig
 from megatron_dsmath.data.indexed.dataset import IndexedDataset
 from megatron_dsmath.data.indexed.sidecar import bin_sha256, read_sidecar
-from megatron_dsmath.data.mixture.corpus_shards import Shards, raise_all
-from megatron_dsmath.data.mixture.mixture_plan import Plan, Shard, Standing, Version
+from megatron_dsmath.data.mixture.corpus_shards import Shards
+from megatron_dsmath.data.mixture.mixture_plan import CorpusPosition, MixturePlan, Shard, Version
 from megatron_dsmath.data.mixture.permutation import random_words
 from megatron_dsmath.data.mixture.samples import document_start
-from megatron_dsmath.errors import ConfigError, DataError, DsmathError
+from megatron_dsmath.errors import ConfigError, DataError, DsmathError, raise_all
 
 RUNS = 8
 
@@ -34,17 +34,22 @@ def held_out_runs(documents: int, share: float, *label: object, at_least: int = 
 
 
 def plan_run(
-    config: DataConfig, seed: int, shards: Shards, end_sample: int, earlier: Plan | None = None, next_sample: int = 0
-) -> Plan:
+    config: DataConfig,
+    seed: int,
+    shards: Shards,
+    end_sample: int,
+    earlier: MixturePlan | None = None,
+    next_sample: int = 0,
+) -> MixturePlan:
     """The plan of a run with this `config` that goes on at `next_sample` and ends before `end_sample`.
 
     That is the `earlier` plan, with one version more if anything was changed. Raises ConfigError for a weight, for a
     seed or held-out share that is not the earlier plan's, and for a corpus read more often than its `max_epochs`;
-    DataError for a corpus that is too small; and as `Shards.of_corpora` and `Shards.planned`.
+    DataError for a corpus that is too small; and as `Shards.open_corpora` and `Shards.open_planned`.
     """
-    plan = earlier or Plan(seed=seed, held_out_share=config.held_out_share, shards=(), versions=())
+    plan = earlier or MixturePlan(seed=seed, held_out_share=config.held_out_share, shards=(), versions=())
     raise_all(list(_what_cannot_change(plan, config, seed)))
-    opened = shards.of_corpora(config.corpora)
+    opened = shards.open_corpora(config.corpora)
     plan = _with_joining_shards(plan, opened, next_sample)
     version = Version(
         first_sample=next_sample,
@@ -62,7 +67,7 @@ def plan_run(
     return plan
 
 
-def _with_joining_shards(plan: Plan, opened: dict[str, list[IndexedDataset]], next_sample: int) -> Plan:
+def _with_joining_shards(plan: MixturePlan, opened: dict[str, list[IndexedDataset]], next_sample: int) -> MixturePlan:
     """The plan with a record of every shard. Those that join a corpus together are split for validation together."""
     known = {shard.prefix for shard in plan.shards}
     joining: list[Shard] = []
@@ -91,19 +96,19 @@ def _record(dataset: IndexedDataset, runs: Sequence[range], first: int) -> Shard
 
 
 def _standing(
-    plan: Plan, entry: CorpusConfig, datasets: Sequence[IndexedDataset], sequence_length: int, next_sample: int
-) -> Standing:
+    plan: MixturePlan, entry: CorpusConfig, datasets: Sequence[IndexedDataset], sequence_length: int, next_sample: int
+) -> CorpusPosition:
     """Where a corpus goes on: within its epoch, at the next one if the sequence length is new, or at its beginning."""
     places = {shard.prefix: place for place, shard in enumerate(plan.shards)}
     shards = tuple(places[str(dataset.prefix)] for dataset in datasets)
     epoch, position, epoch_shards = 0, 0, shards
     version = plan.last_version_with(entry.name, next_sample)
     if version is not None:
-        standing = plan.standings(version, next_sample)[entry.name]
-        epoch, position, epoch_shards = standing.epoch, standing.position, standing.epoch_shards
+        before = plan.corpus_positions(version, next_sample)[entry.name]
+        epoch, position, epoch_shards = before.epoch, before.position, before.epoch_shards
         if position and plan.versions[version].sequence_length != sequence_length:
             epoch, position = epoch + 1, 0
-    return Standing(
+    return CorpusPosition(
         name=entry.name,
         weight=entry.weight,
         shards=shards,
@@ -119,7 +124,7 @@ def _mixture(version: Version) -> object:
     return version.sequence_length, version.end_sample, corpora
 
 
-def _what_cannot_change(plan: Plan, config: DataConfig, seed: int) -> Iterator[ConfigError]:
+def _what_cannot_change(plan: MixturePlan, config: DataConfig, seed: int) -> Iterator[ConfigError]:
     for key, before, now, why in (
         ("seed", plan.seed, seed, "it decides the order of the data that is still to come"),
         ("data.held_out_share", plan.held_out_share, config.held_out_share, "validation would hold documents seen"),
@@ -134,7 +139,7 @@ def _what_cannot_change(plan: Plan, config: DataConfig, seed: int) -> Iterator[C
             )
 
 
-def _too_small(plan: Plan, version: Version) -> Iterator[DsmathError]:
+def _too_small(plan: MixturePlan, version: Version) -> Iterator[DsmathError]:
     for corpus in version.corpora:
         shards = [plan.shards[shard] for shard in corpus.shards]
         training = sum(shard.training_tokens for shard in shards)
@@ -154,7 +159,7 @@ def _too_small(plan: Plan, version: Version) -> Iterator[DsmathError]:
                 )
 
 
-def _repeated_too_often(plan: Plan, corpora: Sequence[CorpusConfig], end_sample: int) -> Iterator[ConfigError]:
+def _repeated_too_often(plan: MixturePlan, corpora: Sequence[CorpusConfig], end_sample: int) -> Iterator[ConfigError]:
     totals = {total.name: total for total in plan.totals(end_sample)}
     for entry in corpora:
         total = totals[entry.name]

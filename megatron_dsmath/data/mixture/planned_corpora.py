@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, Tokens
 from megatron_dsmath.data.mixture.mixture_batches import Mixture
-from megatron_dsmath.data.mixture.mixture_plan import Plan
+from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
 from megatron_dsmath.data.mixture.permutation import permute, random_words
 
 MOST_COMPARISONS = 512
@@ -108,7 +108,7 @@ class PlannedCorpus:
         )
 
 
-def planned_corpora(plan: Plan, newest: Mixture) -> list[PlannedCorpus]:
+def planned_corpora(plan: MixturePlan, newest: Mixture) -> list[PlannedCorpus]:
     """Every corpus of the `plan`, whose `newest` version is given opened; reads a few documents of each corpus."""
     version = newest.version
     deviations = version.blend.largest_deviations(version.end_sample - version.first_sample)

@@ -29,7 +29,7 @@ class RunPlan(Section, ABC):
     """A version holds from its first sample until the next one's."""
 
     @abstractmethod
-    def skipping(self, next_sample: int, samples: int) -> RunPlan:
+    def with_skipped(self, next_sample: int, samples: int) -> RunPlan:
         """This plan, but that the `samples` from `next_sample` on are passed over; the run gets no shorter by it."""
 
     def version_at(self, sample: int) -> int:

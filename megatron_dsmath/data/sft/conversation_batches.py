@@ -1,7 +1,6 @@
 """Step -> this rank's microbatches of packed conversations. Pure, so that resuming is one number.
 
-The same surface as `data.batches.Batches`; a sequence holds several examples, so what a loss belongs to is told target
-by target.
+A `RunBatches`, as `MixtureBatches` is; a sequence holds several examples, so groups are given per target.
 """
 
 from __future__ import annotations
@@ -49,16 +48,16 @@ class PackedBatches:
             )
         self.validation_set = PackedExamples(examples, *packing, held_out) if len(held_out) else None
         counts = [len(examples.names(group)) for group in GROUPS]
-        self.names = tuple(f"{group}/{name}" for group in GROUPS for name in examples.names(group))
+        self.group_names = tuple(f"{group}/{name}" for group in GROUPS for name in examples.names(group))
         self._first_place = (np.cumsum(counts) - counts).astype(np.int32)
 
-    def following(self, plan: ConversationPlan) -> PackedBatches:
+    def with_plan(self, plan: ConversationPlan) -> PackedBatches:
         """The same by a later plan: packing does not depend on what was passed over."""
         later = copy(self)
         later.plan = plan
         return later
 
-    def at(
+    def step_batches(
         self, first_sample: int, samples: int, microbatch_sequences: int, data_rank: int, data_size: int
     ) -> list[Microbatch]:
         """This rank's microbatches of a step: its part of the `samples` sequences from `first_sample` on.
@@ -70,7 +69,9 @@ class PackedBatches:
         numbers = np.arange(first_sample, first_sample + samples)
         return list(self._microbatches(self.training, numbers, microbatch_sequences, data_rank, data_size))
 
-    def validation(self, sequences: int, microbatch_sequences: int, data_rank: int, data_size: int) -> list[Microbatch]:
+    def validation_batches(
+        self, sequences: int, microbatch_sequences: int, data_rank: int, data_size: int
+    ) -> list[Microbatch]:
         """This rank's microbatches of the first `sequences` held-out sequences, or of all where there are fewer.
 
         Every rank gets equally many, so the last are filled up with rows of PADDING.
@@ -98,9 +99,9 @@ class PackedBatches:
         numbers = self.training.numbers
         of_example = np.array(self.examples.facts["passes_per_epoch"])[self.examples.column("source")[numbers]]
         places = self._groups(numbers)
-        counts = np.bincount(places.ravel(), minlength=len(self.names))
-        sums = np.bincount(places.ravel(), np.repeat(of_example, len(GROUPS)), len(self.names))
-        return dict(zip(self.names, (sums / np.maximum(counts, 1)).tolist(), strict=True))
+        counts = np.bincount(places.ravel(), minlength=len(self.group_names))
+        sums = np.bincount(places.ravel(), np.repeat(of_example, len(GROUPS)), len(self.group_names))
+        return dict(zip(self.group_names, (sums / np.maximum(counts, 1)).tolist(), strict=True))
 
     def passages(self, sample: int) -> Iterator[dict[str, Any]]:
         """The examples of a sequence: where they were read from, and of which kind they are."""

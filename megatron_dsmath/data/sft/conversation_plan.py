@@ -12,10 +12,9 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from megatron_dsmath.config.sections import DataConfig, Section
 from megatron_dsmath.data.indexed.sidecar import bin_sha256
-from megatron_dsmath.data.mixture.corpus_shards import raise_all
 from megatron_dsmath.data.mixture.run_plan import Count, RunPlan, VersionStart, require_order
 from megatron_dsmath.data.sft.examples import Examples
-from megatron_dsmath.errors import ConfigError, DataError, DsmathError
+from megatron_dsmath.errors import ConfigError, DataError, DsmathError, raise_all
 
 
 class SetHashes(Section):
@@ -49,7 +48,7 @@ class ConversationPlan(RunPlan):
         require_order(self.versions)
         return self
 
-    def skipping(self, next_sample: int, samples: int) -> ConversationPlan:
+    def with_skipped(self, next_sample: int, samples: int) -> ConversationPlan:
         """See `RunPlan`."""
         version = VersionStart(first_sample=next_sample + samples, skipped_samples=samples)
         return self.model_copy(update={"versions": (*self.versions, version)})

@@ -17,7 +17,7 @@ from megatron_dsmath.config.source import read, write_inline
 from megatron_dsmath.data.sft.conversation import parse_row
 from megatron_dsmath.data.sft.formats import FORMATS, require_format
 from megatron_dsmath.data.text.document_batches import conversation_row_batches
-from megatron_dsmath.errors import ConfigError, DataError, Refusals, UsageError
+from megatron_dsmath.errors import ConfigError, DataError, UsageError, raise_all
 
 Kind = Literal["cot", "pot", "tool"]
 Language = Literal["en", "zh"]
@@ -66,8 +66,7 @@ def load_recipe(path: str | Path) -> Recipe:
         found += [_mistake(item, source) for item in error.errors()]
     else:
         found += _names_twice(recipe, source)
-    if found:
-        raise found[0] if len(found) == 1 else Refusals(found)
+    raise_all(found)
     return recipe
 
 

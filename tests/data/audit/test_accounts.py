@@ -48,7 +48,7 @@ def test_the_papers_run_is_within_two_samples_at_every_step() -> None:
 
 
 def test_a_planned_skip_is_no_gap_and_anything_beyond_it_is() -> None:
-    later = plan({"a": 1.0}, {"a": 400}, 4, 100).skipping(8, 4)
+    later = plan({"a": 1.0}, {"a": 400}, 4, 100).with_skipped(8, 4)
     assert account(later, [row(1, 0, 4), row(2, 4, 4), row(3, 12, 4, version=1)]).faults == ()
     too_far = account(later, [row(1, 0, 4), row(2, 4, 4), row(3, 14, 4, version=1)])
     assert (too_far.missing_samples, too_far.skipped_samples) == (2, 4)
@@ -57,6 +57,6 @@ def test_a_planned_skip_is_no_gap_and_anything_beyond_it_is() -> None:
 
 
 def test_a_step_across_two_versions_is_a_fault() -> None:
-    later = plan({"a": 1.0}, {"a": 400}, 4, 100).skipping(8, 4)
+    later = plan({"a": 1.0}, {"a": 400}, 4, 100).with_skipped(8, 4)
     (fault,) = account(later, [row(1, 0, 13)]).faults
     assert fault.what == "a step runs into the next version"

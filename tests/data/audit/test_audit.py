@@ -13,7 +13,7 @@ from megatron_dsmath.config.sections import DataConfig
 from megatron_dsmath.data.audit.audit import MOST_FAULTS, audit
 from megatron_dsmath.data.audit.ledger import StepHash
 from megatron_dsmath.data.mixture.microbatch import Microbatch
-from megatron_dsmath.data.mixture.mixture_batches import Batches
+from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
 from megatron_dsmath.errors import ConfigError, DataError, DsmathError
 from tests.support.mixtures import corpus, mixture, opened, write_shard
 from tests.support.recorded_runs import SAMPLES, RecordedRun, as_planned
@@ -85,7 +85,7 @@ def test_a_run_holds_through_changes_of_mixture_layout_and_a_skip(data: Path, ru
 
 
 def test_a_rank_that_read_anothers_slice_is_found(data: Path, run: RecordedRun) -> None:
-    def read(batches: Batches, first: int, rank: int, ranks: int) -> list[Microbatch]:
+    def read(batches: MixtureBatches, first: int, rank: int, ranks: int) -> list[Microbatch]:
         return as_planned(batches, first, 2 if (first, rank) == (7 * SAMPLES, 1) else rank, ranks)
 
     run.train(config(data), steps=10, ranks=3, read=read)
@@ -95,7 +95,7 @@ def test_a_rank_that_read_anothers_slice_is_found(data: Path, run: RecordedRun) 
 
 
 def test_ranks_that_read_a_step_again_are_found(data: Path, run: RecordedRun) -> None:
-    def read(batches: Batches, first: int, rank: int, ranks: int) -> list[Microbatch]:
+    def read(batches: MixtureBatches, first: int, rank: int, ranks: int) -> list[Microbatch]:
         again = as_planned(batches, first - SAMPLES if first == 7 * SAMPLES else first, rank, ranks)
         return [
             batch._replace(samples=batch.samples - batch.samples[0] + first + rank + step * ranks)
@@ -210,7 +210,7 @@ def test_a_file_that_was_made_anew_is_found(data: Path, run: RecordedRun) -> Non
 
 
 def test_windows_that_are_shifted_by_a_token_are_found(data: Path, run: RecordedRun) -> None:
-    def read(batches: Batches, first: int, rank: int, ranks: int) -> list[Microbatch]:
+    def read(batches: MixtureBatches, first: int, rank: int, ranks: int) -> list[Microbatch]:
         shifted = opened(batches.plan)
         for samples in shifted.mixture(0).training:
             samples.stream.segments[0] = samples.stream.segments[0]._replace(start=1)

@@ -45,7 +45,7 @@ def test_what_was_learned_of_each_group_is_what_the_sequences_hold(tmp_path: Pat
     accounts = account_groups(batches, rows)
     expected = targets_by_reading(batches, samples)
     assert {f"{one.group}/{one.name}": one.target_tokens for one in accounts} == {
-        name: expected[name] for name in batches.names
+        name: expected[name] for name in batches.group_names
     }
     for group in ("kind", "language", "source"):
         parts = [one for one in accounts if one.group == group]

@@ -16,7 +16,7 @@ from tests.support.small_tokenizer import write_small_tokenizer
 
 def test_a_pattern_stands_for_every_match_in_sorted_order(tmp_path: Path) -> None:
     prefixes = [write_shard(tmp_path / f"code_{place}", range(10 * place, 10 * place + 10)) for place in (1, 0, 2)]
-    opened = Shards(None).of_corpora([corpus("code", 1.0, tmp_path / "code_*")])
+    opened = Shards(None).open_corpora([corpus("code", 1.0, tmp_path / "code_*")])
     assert [shard.prefix for shard in opened["code"]] == sorted(prefixes)
 
 
@@ -48,7 +48,7 @@ def test_a_file_given_twice_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_set_of_conversations_is_no_corpus(tmp_path: Path) -> None:
     small_set(tmp_path, 6)
     with pytest.raises(DataError, match="its loss masks would be ignored") as caught:
-        Shards(None).of_corpora([corpus("sft", 1.0, tmp_path / "set")])
+        Shards(None).open_corpora([corpus("sft", 1.0, tmp_path / "set")])
     assert caught.value.where == "data.corpora.sft.paths"
 
 
@@ -87,10 +87,10 @@ def test_a_file_that_was_changed_since_the_run_began_is_refused(
 ) -> None:
     math = write_shard(tmp_path / "math", range(100))
     (record,) = planned(mixture(corpus("math", 1.0, math))).shards
-    assert Shards(None).planned(record).token_count == 100
+    assert Shards(None).open_planned(record).token_count == 100
     write_shard(math, range(tokens) if isinstance(tokens, int) else tokens, document_tokens=document_tokens)
     with pytest.raises(DataError, match="was changed since the run first read it") as refusal:
-        Shards(None).planned(record)
+        Shards(None).open_planned(record)
     assert f"{math}.bin" in refusal.value.text()
     assert difference in str(refusal.value.found)
 
@@ -100,11 +100,11 @@ def test_a_file_that_is_gone_is_refused_with_what_it_was_for(tmp_path: Path) -> 
     (record,) = planned(mixture(corpus("math", 1.0, math))).shards
     (tmp_path / "math.bin").unlink()
     with pytest.raises(DataError, match="still reads is gone") as refusal:
-        Shards(None).planned(record)
+        Shards(None).open_planned(record)
     assert f"{math}.bin" in refusal.value.text()
 
 
 def refused(kind: type[DsmathError], *corpora: CorpusConfig) -> str:
     with pytest.raises(kind) as refusal:
-        Shards(None).of_corpora(corpora)
+        Shards(None).open_corpora(corpora)
     return refusal.value.text()

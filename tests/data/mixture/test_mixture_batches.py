@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_dsmath.config.sections import DataConfig
 from megatron_dsmath.data.mixture.microbatch import PADDING, Microbatch
-from megatron_dsmath.data.mixture.mixture_batches import Batches
+from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
 from megatron_dsmath.errors import LayoutError
 from tests.support.mixtures import corpus, mixture, opened, planned, targets, tokens_of, write_shard
 
@@ -40,7 +40,7 @@ def config(data: Path, held_out_share: float = 0.0) -> DataConfig:
     )
 
 
-def batches_of(data: Path, held_out_share: float = 0.0) -> Batches:
+def batches_of(data: Path, held_out_share: float = 0.0) -> MixtureBatches:
     return opened(planned(config(data, held_out_share)))
 
 
@@ -61,15 +61,15 @@ def test_a_row_is_a_whole_sample_of_its_corpus(data: Path) -> None:
         (100 + row, place, *(part.tolist() for part in drawn.training[place].sample(number)))
         for row, (place, number) in enumerate(zip(draw.corpus.tolist(), draw.number.tolist(), strict=True))
     ]
-    assert in_order([batches.at(100, 24, 2, 0, 1)]) == expected
+    assert in_order([batches.step_batches(100, 24, 2, 0, 1)]) == expected
     for _, place, tokens, _ in expected:
-        name = batches.names[place]
+        name = batches.group_names[place]
         places = np.array(tokens) - FIRST_TOKEN[name]
         assert places.tolist() == [(places[0] + step) % TOKENS[name] for step in range(5)]
 
 
 def test_a_microbatch_has_the_documented_shapes(data: Path) -> None:
-    microbatches = batches_of(data).at(0, 12, 3, 1, 2)
+    microbatches = batches_of(data).step_batches(0, 12, 3, 1, 2)
     assert len(microbatches) == 2
     for tokens, loss_mask, groups, document_starts, samples in microbatches:
         assert (str(tokens.dtype), tokens.shape) == ("int64", (3, 5))
@@ -84,25 +84,25 @@ def test_a_microbatch_has_the_documented_shapes(data: Path) -> None:
 @given(first=st.integers(0, 10**9), data_size=st.sampled_from([1, 2, 3, 6]), size=st.sampled_from([1, 2, 4]))
 def test_a_step_is_the_same_samples_in_every_layout(data: Path, first: int, data_size: int, size: int) -> None:
     batches = batches_of(data)
-    alone = in_order([batches.at(first, 24, 24, 0, 1)])
-    assert in_order([batches.at(first, 24, size, rank, data_size) for rank in range(data_size)]) == alone
+    alone = in_order([batches.step_batches(first, 24, 24, 0, 1)])
+    assert in_order([batches.step_batches(first, 24, size, rank, data_size) for rank in range(data_size)]) == alone
 
 
 def test_steps_follow_each_other_without_gap_or_repeat(data: Path) -> None:
     batches = batches_of(data)
-    one_by_one = [row for step in range(5) for row in in_order([batches.at(24 * step, 24, 4, 0, 1)])]
-    assert one_by_one == in_order([batches.at(0, 120, 8, 0, 1)])
+    one_by_one = [row for step in range(5) for row in in_order([batches.step_batches(24 * step, 24, 4, 0, 1)])]
+    assert one_by_one == in_order([batches.step_batches(0, 120, 8, 0, 1)])
 
 
 def test_what_does_not_divide_is_refused(data: Path) -> None:
     with pytest.raises(LayoutError, match="24 samples, 5 data-parallel ranks x microbatches of 2"):
-        batches_of(data).at(0, 24, 2, 0, 5)
+        batches_of(data).step_batches(0, 24, 2, 0, 5)
 
 
 def test_a_run_follows_its_plan(data: Path) -> None:
     batches = batches_of(data)
-    rows = in_order([batches.at(0, 250, 10, 0, 1)])
-    drawn = Counter(batches.names[corpus] for _, corpus, _, _ in rows)
+    rows = in_order([batches.step_batches(0, 250, 10, 0, 1)])
+    drawn = Counter(batches.group_names[corpus] for _, corpus, _, _ in rows)
     assert drawn == {total.name: total.samples for total in batches.plan.totals(250)}
     assert drawn == {"math": 140, "code": 85, "prose": 25}
     counted = Counter(targets(tokens_of(batches, "math", 0, 250)))
@@ -115,23 +115,25 @@ def test_a_step_is_drawn_from_the_version_that_holds_at_its_first_sample(data: P
     only_prose = mixture(corpus("prose", 1.0, data / "prose"))
     batches = opened(planned(only_prose, first, next_sample=48))
     before = opened(first)
-    assert in_order([batches.at(36, 24, 24, 0, 1)]) == in_order([before.at(36, 24, 24, 0, 1)])
-    assert {corpus for _, corpus, _, _ in in_order([batches.at(48, 24, 24, 0, 1)])} == {batches.names.index("prose")}
+    assert in_order([batches.step_batches(36, 24, 24, 0, 1)]) == in_order([before.step_batches(36, 24, 24, 0, 1)])
+    assert {corpus for _, corpus, _, _ in in_order([batches.step_batches(48, 24, 24, 0, 1)])} == {
+        batches.group_names.index("prose")
+    }
 
 
 def test_a_removed_corpus_keeps_its_name_and_loses_its_share(data: Path) -> None:
     later = mixture(corpus("prose", 1.0, data / "prose"), corpus("math", 3.0, data / "math"))
     batches = opened(planned(later, planned(config(data)), next_sample=48))
-    assert batches.names == ("math", "code", "prose")
+    assert batches.group_names == ("math", "code", "prose")
     assert batches.validation_loss(9.0, {"math": 2.0, "code": 5.0, "prose": 4.0}) == 0.75 * 2.0 + 0.25 * 4.0
-    rows = in_order([batches.at(48, 40, 40, 0, 1)])
+    rows = in_order([batches.step_batches(48, 40, 40, 0, 1)])
     assert Counter(corpus for _, corpus, _, _ in rows) == {0: 30, 2: 10}
 
 
 @pytest.mark.parametrize(("size", "data_size"), [(1, 1), (4, 1), (1, 3), (2, 4), (7, 2)])
 def test_validation_is_the_same_samples_in_every_layout(data: Path, size: int, data_size: int) -> None:
     batches = batches_of(data, held_out_share=0.1)
-    ranks = [batches.validation(5, size, rank, data_size) for rank in range(data_size)]
+    ranks = [batches.validation_batches(5, size, rank, data_size) for rank in range(data_size)]
     assert len({len(microbatches) for microbatches in ranks}) == 1
     rows = in_order(ranks)
     learned = [
@@ -149,10 +151,10 @@ def test_validation_is_the_same_samples_in_every_layout(data: Path, size: int, d
 
 
 def test_validation_reads_no_held_out_sample_twice(data: Path) -> None:
-    rows = in_order([batches_of(data, held_out_share=0.1).validation(10**9, 1, 0, 1)])
+    rows = in_order([batches_of(data, held_out_share=0.1).validation_batches(10**9, 1, 0, 1)])
     assert Counter(corpus for _, corpus, _, _ in rows) == {0: 5, 1: 15, 2: 25}  # 2, 6, 10 documents, stride 4
     assert set(Counter(targets([tokens for _, _, tokens, _ in rows])).values()) == {1}
 
 
 def test_without_a_held_out_share_there_is_no_validation(data: Path) -> None:
-    assert batches_of(data).validation(10, 2, 1, 2) == []
+    assert batches_of(data).validation_batches(10, 2, 1, 2) == []

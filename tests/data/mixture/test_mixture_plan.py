@@ -12,25 +12,27 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from megatron_dsmath.data.audit.ledger import LedgerRow
-from megatron_dsmath.data.mixture.mixture_plan import CorpusTotal, Plan, Shard, Standing, Version
+from megatron_dsmath.data.mixture.mixture_plan import CorpusPosition, CorpusTotal, MixturePlan, Shard, Version
 
 PAPER = {"math": 56.0, "algebraic_stack": 4.0, "arxiv": 10.0, "code": 20.0, "natural_language": 10.0}  # section 2.3
 SIZES = {"math": 120.2e9, "algebraic_stack": 10.3e9, "arxiv": 28.0e9, "code": 100e9, "natural_language": 50e9}
 PAPER_SAMPLES = 47_684 * 2_560  # 500B tokens
 
 
-def plan(weights: Mapping[str, float], tokens: Mapping[str, float], sequence_length: int, end_sample: int) -> Plan:
+def plan(
+    weights: Mapping[str, float], tokens: Mapping[str, float], sequence_length: int, end_sample: int
+) -> MixturePlan:
     shards = [Shard(prefix=name, documents=1, tokens=int(tokens[name]), sha256=None, held_out=()) for name in weights]
     corpora = [
-        Standing(name=name, weight=weight, shards=(place,), epoch=0, position=0, epoch_shards=(place,))
+        CorpusPosition(name=name, weight=weight, shards=(place,), epoch=0, position=0, epoch_shards=(place,))
         for place, (name, weight) in enumerate(weights.items())
     ]
     version = version_of(corpora, 0, sequence_length, end_sample)
-    return Plan(seed=1, held_out_share=0.0, shards=tuple(shards), versions=(version,))
+    return MixturePlan(seed=1, held_out_share=0.0, shards=tuple(shards), versions=(version,))
 
 
 def version_of(
-    corpora: Sequence[Standing], first_sample: int, sequence_length: int = 4, end_sample: int = 10_000
+    corpora: Sequence[CorpusPosition], first_sample: int, sequence_length: int = 4, end_sample: int = 10_000
 ) -> Version:
     return Version(
         first_sample=first_sample,
@@ -58,16 +60,16 @@ def test_totals_count_fractional_epochs() -> None:
 
 
 def test_a_version_holds_from_its_first_sample_until_the_next_ones() -> None:
-    later = plan({"a": 1.0}, {"a": 100}, 4, 1000).skipping(50, 10)
+    later = plan({"a": 1.0}, {"a": 100}, 4, 1000).with_skipped(50, 10)
     assert [later.version_at(sample) for sample in (0, 49, 59, 60, 61, 10**9)] == [0, 0, 0, 1, 1, 1]
 
 
 def test_skipped_samples_are_passed_over_and_not_counted() -> None:
     first = plan({"a": 3.0, "b": 1.0}, {"a": 4000, "b": 4000}, 4, 1000)
-    later = first.skipping(next_sample=50, samples=30)
+    later = first.with_skipped(next_sample=50, samples=30)
     assert (later.versions[1].first_sample, later.versions[1].skipped_samples) == (80, 30)
     assert later.versions[1].end_sample == 1030  # as many steps as before
-    assert later.versions[1].corpora == tuple(first.standings(0, 80).values())
+    assert later.versions[1].corpora == tuple(first.corpus_positions(0, 80).values())
     for sample, trained in ((50, 50), (65, 50), (80, 50), (120, 90)):
         assert sum(total.samples for total in later.totals(sample)) == trained
 
@@ -75,15 +77,15 @@ def test_skipped_samples_are_passed_over_and_not_counted() -> None:
 def test_where_a_corpus_stands_by_hand() -> None:
     one = plan({"a": 1.0}, {"a": 41}, 4, 1000)  # epochs of 10 samples
     for sample, epoch, position in ((0, 0, 0), (9, 0, 9), (10, 1, 0), (11, 1, 1), (39, 3, 9)):
-        standing = one.standings(0, sample)["a"]
-        assert (standing.epoch, standing.position) == (epoch, position)
+        corpus = one.corpus_positions(0, sample)["a"]
+        assert (corpus.epoch, corpus.position) == (epoch, position)
 
 
 def test_a_corpus_that_grew_goes_on_with_longer_epochs() -> None:
     one = plan({"a": 1.0}, {"a": 41}, 4, 1000)
     grown = Shard(prefix="more", documents=1, tokens=20, sha256=None, held_out=((0, 8),))  # epochs of 13 samples
-    standing = one.standings(0, 7)["a"].model_copy(update={"shards": (0, 1)})
-    version = version_of([standing], 7)
+    corpus = one.corpus_positions(0, 7)["a"].model_copy(update={"shards": (0, 1)})
+    version = version_of([corpus], 7)
     two = one.model_copy(update={"shards": (*one.shards, grown), "versions": (*one.versions, version)})
     for sample, epoch, position, shards in (
         (9, 0, 9, (0,)),
@@ -91,8 +93,8 @@ def test_a_corpus_that_grew_goes_on_with_longer_epochs() -> None:
         (22, 1, 12, (0, 1)),
         (23, 2, 0, (0, 1)),
     ):
-        standing = two.standings(1, sample)["a"]
-        assert (standing.epoch, standing.position, standing.epoch_shards) == (epoch, position, shards)
+        corpus = two.corpus_positions(1, sample)["a"]
+        assert (corpus.epoch, corpus.position, corpus.epoch_shards) == (epoch, position, shards)
     assert two.totals(22)[0].epochs == float(1 + Fraction(12, 13))
 
 
@@ -106,11 +108,11 @@ def test_every_prefix_of_a_version_is_within_two_samples_of_its_weights(
     versioned, first = plan({"0": 1.0}, {"0": 100}, 4, 10_000), 0
     versions = []
     for row, length in zip(weights, lengths, strict=False):
-        standings = [
-            Standing(name=str(place), weight=weight, shards=(0,), epoch=0, position=0, epoch_shards=(0,))
+        positions = [
+            CorpusPosition(name=str(place), weight=weight, shards=(0,), epoch=0, position=0, epoch_shards=(0,))
             for place, weight in enumerate(row)
         ]
-        versions.append(version_of(standings, first))
+        versions.append(version_of(positions, first))
         first += length
     many = versioned.model_copy(update={"versions": tuple(versions)})
     for place, (row, length) in enumerate(zip(weights, lengths, strict=False)):
@@ -124,10 +126,10 @@ def test_every_prefix_of_a_version_is_within_two_samples_of_its_weights(
 
 
 def test_a_plan_travels_as_plain_json() -> None:
-    later = plan(PAPER, SIZES, 4096, PAPER_SAMPLES).skipping(47_000 * 2560, 2560)
+    later = plan(PAPER, SIZES, 4096, PAPER_SAMPLES).with_skipped(47_000 * 2560, 2560)
     text = json.dumps(later.model_dump(mode="json"))
-    assert Plan.model_validate_json(text) == later
-    assert Plan.model_validate_json(text).totals(PAPER_SAMPLES) == later.totals(PAPER_SAMPLES)
+    assert MixturePlan.model_validate_json(text) == later
+    assert MixturePlan.model_validate_json(text).totals(PAPER_SAMPLES) == later.totals(PAPER_SAMPLES)
     assert len(text) < 4000
 
 
@@ -143,17 +145,17 @@ def test_a_plan_that_contradicts_itself_is_refused(old: str, new: str) -> None:
     text = plan(PAPER, SIZES, 4096, PAPER_SAMPLES).model_dump_json()
     assert old in text
     with pytest.raises(ValidationError):
-        Plan.model_validate_json(text.replace(old, new))
+        MixturePlan.model_validate_json(text.replace(old, new))
 
 
 def test_the_documented_plan_and_row_are_ones() -> None:
     page = (Path(__file__).parents[3] / "docs" / "data_plan.md").read_text(encoding="utf-8")
     documented, row = (block.partition("```")[0] for block in page.split("```json")[1:])
-    plan_shown = Plan.model_validate_json(documented)
+    plan_shown = MixturePlan.model_validate_json(documented)
     first, second = plan_shown.versions
-    standings = plan_shown.standings(0, second.first_sample)
+    positions = plan_shown.corpus_positions(0, second.first_sample)
     for corpus in second.corpora:
-        assert (corpus.epoch, corpus.position) == (standings[corpus.name].epoch, standings[corpus.name].position)
+        assert (corpus.epoch, corpus.position) == (positions[corpus.name].epoch, positions[corpus.name].position)
     assert plan_shown.samples_per_epoch((1,), first.sequence_length) == 37
     assert LedgerRow.model_validate_json(row).step == 1
 

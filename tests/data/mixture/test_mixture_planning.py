@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from megatron_dsmath.config.sections import DataConfig
 from megatron_dsmath.data.mixture.corpus_shards import Shards
-from megatron_dsmath.data.mixture.mixture_plan import Plan
+from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
 from megatron_dsmath.data.mixture.mixture_planning import plan_run
 from megatron_dsmath.errors import ConfigError, DataError, DsmathError
 from tests.support.mixtures import SEED, corpus, mixture, opened, planned, targets, tokens_of, write_shard
@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drawn(plan: Plan, name: str, *parts: tuple[int, int]) -> list[list[int]]:
+def drawn(plan: MixturePlan, name: str, *parts: tuple[int, int]) -> list[list[int]]:
     """What a run reads of a corpus from sample to sample, for each of `parts`."""
     batches = opened(plan)
     return [sample for first, end in parts for sample in tokens_of(batches, name, first, end - first)]
@@ -45,7 +45,7 @@ def test_the_same_configuration_changes_nothing(data: Path) -> None:
 def test_the_plan_a_checkpoint_gives_back_goes_on_as_the_one_that_was_saved(data: Path) -> None:
     config = mixture(corpus("math", 3.0, data / "a"), held_out_share=0.1)
     first = planned(config)
-    restored = Plan.model_validate(json.loads(json.dumps(first.model_dump(mode="json"))), strict=False)
+    restored = MixturePlan.model_validate(json.loads(json.dumps(first.model_dump(mode="json"))), strict=False)
     assert planned(config, restored, next_sample=20) == first
 
 
@@ -131,7 +131,9 @@ def test_no_document_changes_sides_when_shards_join_and_leave(data: Path) -> Non
     held_out: set[int] = set()
     for version in range(4):
         until = opened(plan.model_copy(update={"versions": plan.versions[: version + 1]}))
-        held_out |= {token // 5 for batch in until.validation(1000, 1, 0, 1) for token in batch.tokens.ravel().tolist()}
+        held_out |= {
+            token // 5 for batch in until.validation_batches(1000, 1, 0, 1) for token in batch.tokens.ravel().tolist()
+        }
     assert trained & held_out == set()
     documents = {
         place * 200 + number for place, count in ((0, 8), (1, 16), (3, 12), (4, 20)) for number in range(count)

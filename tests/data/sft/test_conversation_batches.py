@@ -36,8 +36,8 @@ def joined(microbatches: list[Microbatch]) -> list[tuple[int, list[int], list[bo
 
 @pytest.mark.parametrize(("microbatch", "ranks"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (8, 1)])
 def test_the_samples_of_a_step_do_not_depend_on_the_layout(batches: PackedBatches, microbatch: int, ranks: int) -> None:
-    reference = joined(batches.at(3, 8, 1, 0, 1))
-    parts = [batches.at(3, 8, microbatch, rank, ranks) for rank in range(ranks)]
+    reference = joined(batches.step_batches(3, 8, 1, 0, 1))
+    parts = [batches.step_batches(3, 8, microbatch, rank, ranks) for rank in range(ranks)]
     assert sorted(row for part in parts for row in joined(part)) == sorted(reference)
     assert [number for number, _, _ in reference] == list(range(3, 11))
     neighbours = [int(number) for one in zip(*parts, strict=True) for part in one for number in part.samples]
@@ -46,28 +46,28 @@ def test_the_samples_of_a_step_do_not_depend_on_the_layout(batches: PackedBatche
 
 def test_samples_that_do_not_divide_are_refused(batches: PackedBatches) -> None:
     with pytest.raises(LayoutError, match="do not divide"):
-        batches.at(0, 6, 2, 0, 2)
+        batches.step_batches(0, 6, 2, 0, 2)
 
 
 def test_each_target_belongs_to_the_kind_language_and_source_of_its_example(
     batches: PackedBatches, examples: Examples
 ) -> None:
-    assert batches.names == (
+    assert batches.group_names == (
         "kind/cot", "kind/pot", "kind/tool", "language/en", "language/zh", "source/first", "source/second"
     )  # fmt: skip
-    for one in batches.at(0, 8, 2, 0, 1):
+    for one in batches.step_batches(0, 8, 2, 0, 1):
         assert one.groups.shape == (2, LENGTH, 3)
         for row, number in enumerate(one.samples.tolist()):
             owners = batches.training.read(number).example_of_target()
             for position, owner in enumerate(owners.tolist()):
-                names = [batches.names[place] for place in one.groups[row, position].tolist() if place != PADDING]
+                names = [batches.group_names[place] for place in one.groups[row, position].tolist() if place != PADDING]
                 columns = ("kind", "language", "source")
                 labels = [f"{name}/{examples.names(name)[examples.column(name)[owner]]}" for name in columns]
                 assert names == ([] if owner == PADDING else labels)
 
 
 def test_what_is_learned_always_belongs_to_an_example(batches: PackedBatches) -> None:
-    for one in batches.at(0, 16, 4, 0, 1):
+    for one in batches.step_batches(0, 16, 4, 0, 1):
         assert (one.groups[one.loss_mask] != PADDING).all()
 
 
@@ -75,22 +75,26 @@ def test_what_is_learned_always_belongs_to_an_example(batches: PackedBatches) ->
 def test_validation_reads_the_held_out_once_whatever_the_ranks(batches: PackedBatches, ranks: int) -> None:
     assert batches.validation_set is not None
     count = batches.validation_set.plan(0).sequence_count
-    parts = [batches.validation(1000, 2, rank, ranks) for rank in range(ranks)]
+    parts = [batches.validation_batches(1000, 2, rank, ranks) for rank in range(ranks)]
     assert len({len(part) for part in parts}) == 1
     rows = [row for part in parts for row in joined(part)]
     assert sorted(number for number, _, _ in rows if number != PADDING) == list(range(count))
     assert not any(any(mask) for number, _, mask in rows if number == PADDING)
     trained = {number for epoch in range(2) for number in batches.training.plan(epoch).examples.tolist()}
     assert not trained & set(batches.validation_set.plan(0).examples.tolist())
-    assert len(joined(batches.validation(1, 1, 0, 1))) == 1
+    assert len(joined(batches.validation_batches(1, 1, 0, 1))) == 1
 
 
 def test_nothing_held_out_is_no_validation(examples: Examples) -> None:
-    assert opened(examples, held_out_share=0.0).validation(8, 2, 0, 1) == []
+    assert opened(examples, held_out_share=0.0).validation_batches(8, 2, 0, 1) == []
 
 
 def test_padding_rows_have_no_group(batches: PackedBatches) -> None:
-    parts = batches.validation(1000, 4, 0, 3) + batches.validation(1000, 4, 1, 3) + batches.validation(1000, 4, 2, 3)
+    parts = (
+        batches.validation_batches(1000, 4, 0, 3)
+        + batches.validation_batches(1000, 4, 1, 3)
+        + batches.validation_batches(1000, 4, 2, 3)
+    )
     padded = [one.groups[one.samples == PADDING] for one in parts]
     assert sum(map(len, padded)) > 0
     assert (np.concatenate(padded) == PADDING).all()

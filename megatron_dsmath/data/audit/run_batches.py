@@ -10,8 +10,8 @@ from pydantic import Discriminator, Tag, TypeAdapter
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.data.mixture.microbatch import Microbatch
-from megatron_dsmath.data.mixture.mixture_batches import Batches
-from megatron_dsmath.data.mixture.mixture_plan import Plan
+from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
+from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
 from megatron_dsmath.data.mixture.mixture_planning import plan_run
 from megatron_dsmath.data.mixture.run_plan import RunPlan
 from megatron_dsmath.data.sft.conversation_batches import PackedBatches
@@ -24,22 +24,22 @@ class RunBatches(Protocol):
     """What a run reads, opened; nothing it says depends on ranks, microbatches or machine."""
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def group_names(self) -> tuple[str, ...]:
         """Of the groups by which a loss is told: corpora; or kinds, languages and sources of conversations."""
 
     @property
     def plan(self) -> RunPlan:
         """The plan that is followed."""
 
-    def following(self, plan: Any) -> RunBatches:
+    def with_plan(self, plan: Any) -> RunBatches:
         """The same by a later plan of the same kind."""
 
-    def at(
+    def step_batches(
         self, first_sample: int, samples: int, microbatch_sequences: int, data_rank: int, data_size: int
     ) -> Sequence[Microbatch]:
         """A rank's microbatches of the step over the `samples` from `first_sample` on."""
 
-    def validation(
+    def validation_batches(
         self, sequences: int, microbatch_sequences: int, data_rank: int, data_size: int
     ) -> Sequence[Microbatch]:
         """A rank's microbatches of what is held out; every rank gets equally many."""
@@ -66,7 +66,7 @@ def open_batches(
         shards.open(run.data.conversations.prefix)  # whole, and of the tokenizer
         examples = Examples(run.data.conversations.prefix)
         return PackedBatches(plan_conversations(run.data, run.seed, examples, earlier), examples, vocabulary_size)
-    if earlier is not None and not isinstance(earlier, Plan):
+    if earlier is not None and not isinstance(earlier, MixturePlan):
         raise ConfigError(
             "a run cannot go on with a mixture of corpora",
             where="data.corpora",
@@ -74,7 +74,9 @@ def open_batches(
             expected="conversations, as the run began",
             fix="restore data.conversations, or output to a new directory",
         )
-    return Batches(plan_run(run.data, run.seed, shards, end_sample, earlier, next_sample), shards, vocabulary_size)
+    return MixtureBatches(
+        plan_run(run.data, run.seed, shards, end_sample, earlier, next_sample), shards, vocabulary_size
+    )
 
 
 def _kind_of_plan(facts: Any) -> str:
@@ -82,9 +84,9 @@ def _kind_of_plan(facts: Any) -> str:
 
 
 # Reads a plan of either kind, as a manifest or a ledger has it. Raises ValidationError for what is none.
-PLAN: TypeAdapter[Plan | ConversationPlan] = TypeAdapter(
+PLAN_ADAPTER: TypeAdapter[MixturePlan | ConversationPlan] = TypeAdapter(
     Annotated[
-        Annotated[Plan, Tag("mixture")] | Annotated[ConversationPlan, Tag("conversations")],
+        Annotated[MixturePlan, Tag("mixture")] | Annotated[ConversationPlan, Tag("conversations")],
         Discriminator(_kind_of_plan),
     ]
 )
