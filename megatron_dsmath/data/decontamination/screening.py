@@ -94,7 +94,7 @@ class Screen:
 
     def __call__(self, batch: LineBatch) -> Screened:
         """Screen one batch."""
-        lines = batch.lines
+        lines = batch.rows
         documents: list[tuple[Line, str]] = []
         bad_lines: list[BadLine] = []
         for line, parsed in zip(lines, parse_documents(batch.path, lines, self._fields), strict=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from megatron_dsmath.data.sft.loss_masks import split_turn
+from megatron_dsmath.data.text.document_batches import TableRow
 from megatron_dsmath.errors import DataError
 from megatron_dsmath.files.lines import LINE_LIMIT_BYTES, Line
 
@@ -54,10 +55,12 @@ class Row:
         if not value.strip():
             self.refuse("the content is empty", f"{name!r} is {_shown(value)}", "text with something in it")
         try:
-            value.encode()
+            size_bytes = len(value.encode())
         except UnicodeEncodeError as error:
             found = f"\\u{ord(value[error.start]):04x} at character {error.start + 1:,} of {name!r}"
             self.refuse("the text holds a lone surrogate", found, "text that UTF-8 can carry")
+        if size_bytes > LINE_LIMIT_BYTES:
+            self.refuse("the text is too long", f"{size_bytes:,} bytes", f"at most {LINE_LIMIT_BYTES:,} bytes")
         return value
 
     def refuse(self, what: str, found: object, expected: str, fix: str = FIX) -> NoReturn:
@@ -65,11 +68,13 @@ class Row:
         raise DataError(what, where=self.where, found=found, expected=expected, fix=fix) from None
 
 
-def parse_row(path: Path, line: Line) -> Row:
-    """The row on a line. Raises DataError naming file and line.
+def parse_row(path: Path, line: Line | TableRow) -> Row:
+    """The row on a line of JSONL or of a table. Raises DataError naming file and line.
 
-    A row is one JSON object (RFC 8259) in UTF-8 in which no object gives a field twice.
+    A line of JSONL is one JSON object (RFC 8259) in UTF-8 in which no object gives a field twice.
     """
+    if isinstance(line, TableRow):
+        return Row(line.fields, f"{path}:{line.number}")
     row = Row({}, f"{path}:{line.number}")
     if line.size_bytes > LINE_LIMIT_BYTES:
         row.refuse("the line is too long", f"{line.size_bytes:,} bytes", f"at most {LINE_LIMIT_BYTES:,} bytes")

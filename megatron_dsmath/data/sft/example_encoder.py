@@ -17,7 +17,7 @@ from megatron_dsmath.data.sft.formats import read_conversation
 from megatron_dsmath.data.sft.jinja_template import open_template
 from megatron_dsmath.data.sft.sources import Source, SourceFile
 from megatron_dsmath.data.sft.template import ConversationEncoder, EncodedExamples, Piece, with_instruction
-from megatron_dsmath.data.text.document_batches import LineBatch
+from megatron_dsmath.data.text.document_batches import LineBatch, TableBatch, TableRow
 from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 from megatron_dsmath.errors import DataError, TokenizerError
 from megatron_dsmath.files.lines import Line
@@ -72,19 +72,19 @@ class BatchEncoder:
         self._options, self._sources = options, sources
         self._files = {file.path: file for file in files}
 
-    def __call__(self, batch: LineBatch) -> BatchExamples:
+    def __call__(self, batch: LineBatch | TableBatch) -> BatchExamples:
         """What becomes of the lines of one file. Raises DataError where an example is too long and may not be."""
         file = self._files[batch.path]
         lines, conversations, pieces, bad_lines = [], [], [], []
-        for line in batch.lines:
+        for row in batch.rows:
             try:
-                conversation = self._read(file, line)
-                pieces.append(self._written(conversation, file, line))
+                conversation = self._read(file, row)
+                pieces.append(self._written(conversation, file, row.number))
             except DataError as error:
-                bad_lines.append((line, error))
+                bad_lines.append((row if isinstance(row, Line) else row.line(), error))
             else:
                 conversations.append(conversation)
-                lines.append(line.number)
+                lines.append(row.number)
         encoded = self._encoder.encode_pieces(pieces)
         examples, kept, dropped = self._fitted(encoded, file, lines)
         fitting = [(conversations[place], lines[place]) for place in np.flatnonzero(kept).tolist()]
@@ -99,10 +99,10 @@ class BatchEncoder:
         topics = [one.topic for one, _ in fitting]
         return BatchExamples(batch.path, batch.read_bytes, file, examples, labels, topics, bad_lines, dropped)
 
-    def _read(self, file: SourceFile, line: Line) -> Conversation:
+    def _read(self, file: SourceFile, row: Line | TableRow) -> Conversation:
         source = self._sources[file.source]
         conversation = read_conversation(
-            parse_row(file.path, line),
+            parse_row(file.path, row),
             file.format,
             is_detected=file.format_is_detected,
             kind=source.kind,
@@ -114,11 +114,11 @@ class BatchEncoder:
             messages=with_instruction(conversation.messages, source.instruction, conversation.language)
         )
 
-    def _written(self, conversation: Conversation, file: SourceFile, line: Line) -> list[Piece]:
+    def _written(self, conversation: Conversation, file: SourceFile, line: int) -> list[Piece]:
         try:
             return self.template.pieces(conversation.messages)
         except TokenizerError as error:
-            where = f"{file.path}:{line.number}"
+            where = f"{file.path}:{line}"
             raise DataError(
                 error.what, where=where, found=error.found, expected=error.expected, fix=error.fix
             ) from None

@@ -236,9 +236,9 @@ def source_files(sources: Sequence[Source], *, skip_bad_rows: bool) -> list[Sour
 def _detect(path: Path, skip_bad_rows: bool) -> str:
     first_error: DataError | None = None
     for batch in conversation_row_batches([path]):
-        for line in batch.block.lines():
+        for row in batch.rows:
             try:
-                return require_format(parse_row(path, line))
+                return require_format(parse_row(path, row))
             except DataError as error:
                 if not skip_bad_rows:
                     raise

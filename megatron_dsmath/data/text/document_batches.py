@@ -11,42 +11,70 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from megatron_dsmath.data.text.documents import BadLine, Document, parse_documents
 from megatron_dsmath.data.text.parquet import RowBatch, parquet_batches, row_batches
 from megatron_dsmath.errors import OutputError, UsageError
-from megatron_dsmath.files.lines import Line, LineBlock, LineReader, require_content
+from megatron_dsmath.files.lines import (
+    EXCERPT_BYTES,
+    LINE_LIMIT_BYTES,
+    Line,
+    LineBlock,
+    LineReader,
+    require_content,
+)
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
 
-def conversation_row_batches(paths: Sequence[Path]) -> Iterator[LineBatch]:
-    """The lines of each file, or its rows where its name ends in .parquet: then line N is row N.
+class TableRow(NamedTuple):
+    """One row of a Parquet file, as the values that JSON has. `number` counts from 1."""
+
+    number: int
+    fields: dict[str, Any]
+
+    def line(self) -> Line:
+        """The row as a line of JSON; only the beginning of one that is longer than a line may be."""
+        content = json.dumps(self.fields).encode()
+        kept = content if len(content) <= LINE_LIMIT_BYTES else content[:EXCERPT_BYTES]
+        return Line(self.number, kept, len(content))
+
+
+class TableBatch(NamedTuple):
+    """Rows of one Parquet file. `read_bytes` counts all files up to the end of this batch."""
+
+    path: Path
+    rows: list[TableRow]
+    read_bytes: int
+
+
+def conversation_row_batches(paths: Sequence[Path]) -> Iterator[LineBatch | TableBatch]:
+    """The lines of each file in order, or its rows where its name ends in .parquet.
 
     Raises DataError, and DependencyError for a Parquet file without pyarrow.
     """
     finished_bytes = 0
     for path in paths:
         size_bytes = require_content(path)
-        yield from (
-            _parquet_rows(path, finished_bytes) if path.suffix == ".parquet" else line_batches([path], finished_bytes)
-        )
+        if path.suffix == ".parquet":
+            for first_number, values, read_bytes in parquet_batches(path, _json_rows):
+                rows = [TableRow(number, fields) for number, fields in enumerate(values, first_number)]
+                yield TableBatch(path, rows, finished_bytes + read_bytes)
+        else:
+            yield from line_batches([path], finished_bytes)
         finished_bytes += size_bytes
 
 
-def _parquet_rows(path: Path, finished_bytes: int) -> Iterator[LineBatch]:
-    for first_number, lines, read_bytes in parquet_batches(path, _lines):
-        content = b"\n".join(lines)
-        yield LineBatch(path, LineBlock(first_number, content, len(content)), finished_bytes + read_bytes)
+def _json_rows(batch: RecordBatch) -> list[dict[str, Any]]:
+    return [_json_value(row) for row in batch.to_pylist()]
 
 
-def _lines(batch: RecordBatch) -> list[bytes]:
-    return [_line(row) for row in batch.to_pylist()]
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    """A row as JSON, in which a number that is none is null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
-    }
-    return json.dumps(finite, default=str).encode()
+def _json_value(value: Any) -> Any:
+    """The value as JSON holds it: NaN and infinity become None, values of other types, such as dates, their text."""
+    if isinstance(value, dict):
+        return {name: _json_value(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def require_valid_options(workers: int, bad_lines: str) -> None:
@@ -95,8 +123,8 @@ class LineBatch(NamedTuple):
     read_bytes: int
 
     @property
-    def lines(self) -> list[Line]:
-        """Each line, split anew at every call."""
+    def rows(self) -> list[Line]:
+        """Each line; every call splits the block again."""
         return list(self.block.lines())
 
     def documents(self, fields: Sequence[str]) -> Iterator[Document | BadLine]:
