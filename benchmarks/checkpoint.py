@@ -27,7 +27,7 @@ from megatron_dsmath.data.audit.ledger import Ledger
 from megatron_dsmath.errors import OutputError
 from megatron_dsmath.parallel.collectives import barrier
 from megatron_dsmath.parallel.state_parts import SHARDING, state_parts
-from megatron_dsmath.parallel.transformer import unwrapped
+from megatron_dsmath.parallel.transformer import unwrap_decoder
 from megatron_dsmath.training.checkpointing import Saver
 from megatron_dsmath.training.run_directory import RunDirectory
 from megatron_dsmath.training.state import State
@@ -78,17 +78,17 @@ def measure(run: RunConfig) -> Figures:
     """Train and save in this rank."""
     opened = training.start(run)
     directory = RunDirectory(Path(run.output))
-    if opened.place.rank == 0:
+    if opened.topology.rank == 0:
         directory.create()
         directory.ledger.mkdir()
         Ledger(directory.ledger).steps_file.touch()
     barrier()
     job: Any = SimpleNamespace(
         run=run,
-        topology=opened.place,
+        topology=opened.topology,
         directory=directory,
         tokenizer=SimpleNamespace(files=(), fingerprint="0" * 64),
-        pieces=opened.pieces,
+        model_chunks=opened.model_chunks,
         optimizer=opened.updater,
         ledger=Ledger(directory.ledger),
     )
@@ -126,10 +126,10 @@ def gather(run: RunConfig) -> list[tuple[float, float]]:
     """The best wall and CPU seconds of listing what a rank saves: megatron-core's way, which gathers, and ours."""
     opened = training.start(run)
     opened.step(0)
-    weights = {"piece0": unwrapped(opened.pieces[0]).sharded_state_dict(metadata=SHARDING)}
+    weights = {"piece0": unwrap_decoder(opened.model_chunks[0]).sharded_state_dict(metadata=SHARDING)}
     ways: list[Callable[[], object]] = [
         lambda: opened.updater.sharded_state_dict(weights, is_loading=False, metadata=SHARDING),
-        lambda: state_parts(opened.pieces, opened.updater),
+        lambda: state_parts(opened.model_chunks, opened.updater),
     ]
     found: list[list[tuple[float, float]]] = [[], []]
     for _ in range(3):

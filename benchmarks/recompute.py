@@ -19,10 +19,10 @@ import torch
 
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
-from megatron_dsmath.model.loss import sums_by_group
+from megatron_dsmath.model.loss import sum_by_group
 from megatron_dsmath.parallel import optimizer as gradients
-from megatron_dsmath.parallel import topology
 from megatron_dsmath.parallel.pipeline import DeviceBatch, run_microbatches
+from megatron_dsmath.parallel.topology import initialize_topology
 from tests.support.runs import run_config
 
 SEQUENCE, HIDDEN, LAYERS, VOCABULARY = 2048, 512, 8, 4096
@@ -68,26 +68,26 @@ def measure(precision: str, recompute: str, rounds: int) -> dict[str, float]:
     """CPU seconds (best of `rounds`), MiB kept when the forward pass ends, MiB by which the process grew at most."""
     torch.set_num_threads(1)
     run = run_of(precision, recompute)
-    place = topology.start(run.parallel, run.seed)
-    pieces = decoder.build(run, place)
-    decoder.load_weights(pieces, run.model, place, decoder.WeightsFromSeed(run.model, run.seed))
-    reduced = gradients.reduce_gradients(run, pieces, place.data_size)
+    topology = initialize_topology(run.parallel, run.seed)
+    model_chunks = decoder.build(run, topology)
+    decoder.load_weights(model_chunks, run.model, topology, decoder.WeightsFromSeed(run.model, run.seed))
+    reduced = gradients.wrap_data_parallel(run, model_chunks, topology.data_size)
     tokens = torch.randint(0, VOCABULARY, (1, SEQUENCE + 1), generator=torch.Generator().manual_seed(1))
     batch = DeviceBatch(tokens, torch.ones(1, SEQUENCE), torch.zeros(1, 1, 1).long(), torch.zeros(1).long(), None)
-    kept = Kept([parameter for piece in pieces for parameter in piece.parameters()])
+    kept = Kept([parameter for chunk in model_chunks for parameter in chunk.parameters()])
     found: dict[str, float] = {}
 
     def loss_of(nats: torch.Tensor, microbatch: DeviceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         found.setdefault("kept_mib", sum(kept.storages.values()) / MIB)  # what the backward pass recomputes comes later
-        return sums_by_group(nats, microbatch, 1)
+        return sum_by_group(nats, microbatch, 1)
 
     def step() -> None:
-        for piece in reduced:
-            piece.zero_grad_buffer()
+        for chunk in reduced:
+            chunk.zero_grad_buffer()
         run_microbatches(reduced, [batch], loss_of, backward=True)
 
-    for piece in reduced:
-        piece.zero_grad_buffer()  # touches the gradients' memory, so that it does not count
+    for chunk in reduced:
+        chunk.zero_grad_buffer()  # touches the gradients' memory, so that it does not count
     before = _resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):

@@ -22,10 +22,11 @@ import torch
 
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
-from megatron_dsmath.model.loss import sums_by_group
+from megatron_dsmath.model.loss import sum_by_group
 from megatron_dsmath.parallel import optimizer as gradients
-from megatron_dsmath.parallel import topology, transformer
+from megatron_dsmath.parallel import transformer
 from megatron_dsmath.parallel.pipeline import DeviceBatch, run_microbatches
+from megatron_dsmath.parallel.topology import Topology, initialize_topology
 from tests.support.runs import run_config
 
 Step = Callable[[], float]
@@ -73,11 +74,11 @@ CASES = (
 )
 
 
-def ours(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Step:
+def ours(run: RunConfig, tokens: torch.Tensor, topology: Topology) -> Step:
     """The product's own step."""
-    pieces = decoder.build(run, place)
-    decoder.load_weights(pieces, run.model, place, decoder.WeightsFromSeed(run.model, run.seed))
-    reduced = gradients.reduce_gradients(run, pieces, place.data_size)
+    model_chunks = decoder.build(run, topology)
+    decoder.load_weights(model_chunks, run.model, topology, decoder.WeightsFromSeed(run.model, run.seed))
+    reduced = gradients.wrap_data_parallel(run, model_chunks, topology.data_size)
     adamw = gradients.build(run, reduced)
     size = run.parallel.microbatch_sequences
     batches = [
@@ -88,10 +89,10 @@ def ours(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Step
     ]
 
     def step() -> float:
-        for piece in reduced:
-            piece.zero_grad_buffer()
+        for chunk in reduced:
+            chunk.zero_grad_buffer()
         adamw.zero_grad()
-        reports = run_microbatches(reduced, batches, lambda nats, batch: sums_by_group(nats, batch, 1), backward=True)
+        reports = run_microbatches(reduced, batches, lambda nats, batch: sum_by_group(nats, batch, 1), backward=True)
         gradients.apply_gradients(adamw, gradients.gradient_norm(adamw), 1e-4, run.optimizer.weight_decay)
         total = torch.stack(reports).sum((0, 1))
         return float(total[0] / total[1])
@@ -99,7 +100,7 @@ def ours(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Step
     return step
 
 
-def stock(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Step:
+def stock(run: RunConfig, tokens: torch.Tensor, topology: Topology) -> Step:
     """The same loop over megatron-core's own layers, as `get_gpt_layer_local_spec` gives them."""
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -113,7 +114,7 @@ def stock(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Ste
         own_init(self, **{**arguments, "position_embedding_type": "rope"})
 
     with patch.object(transformer, "_layers", layers), patch.object(GPTModel, "__init__", with_own_positions):
-        made = ours(run, tokens, place)
+        made = ours(run, tokens, topology)
 
     def step() -> float:
         with patch.object(transformer.Decoder, "compute_language_model_loss", own_loss):
@@ -122,7 +123,7 @@ def stock(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Ste
     return step
 
 
-def transformers_llama(run: RunConfig, tokens: torch.Tensor, place: topology.Topology) -> Step:
+def transformers_llama(run: RunConfig, tokens: torch.Tensor, topology: Topology) -> Step:
     """What a user would write around transformers' Llama; in bf16 with fp32 master weights, as autocast keeps them."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -172,7 +173,7 @@ def main() -> int:
     arguments = options.parse_args()
     torch.set_num_threads(1)
     print(f"one thread, load average {os.getloadavg()[0]:.2f}, torch {torch.__version__}")
-    place = topology.start(CASES[0].run.parallel, seed=1)
+    topology = initialize_topology(CASES[0].run.parallel, seed=1)
     held = True
     for entry in CASES:
         if arguments.only not in entry.name:
@@ -182,7 +183,7 @@ def main() -> int:
         shape = (sequences, entry.run.data.sequence_length + 1)
         tokens = torch.randint(0, entry.run.model.vocabulary_size, shape, generator=generator)
         names = ["ours", "transformers"] + (["stock megatron-core"] if "stock" in entry.against else [])
-        steps = {name: CONTESTANTS[name](entry.run, tokens, place) for name in names}
+        steps = {name: CONTESTANTS[name](entry.run, tokens, topology) for name in names}
         best = dict.fromkeys(steps, float("inf"))
         for turn in range(arguments.rounds + 1):
             for name, step in steps.items():

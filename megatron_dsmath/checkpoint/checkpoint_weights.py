@@ -130,19 +130,19 @@ class ShardedWeights(WeightReader):
         self.tokenizer_files, self.special_token_ids = tokenizer_files, special_token_ids
         self._shards = ShardReader(folder)
         require_layers(folder, model, len(self._shards.shapes))
-        self._table = {theirs: parameter for parameter in parameters(model) for theirs in parameter.theirs}
-        self._names = {parameter.ours: self._stored_name(parameter.ours) for parameter in parameters(model)}
+        self._table = {theirs: parameter for parameter in parameters(model) for theirs in parameter.hf_names}
+        self._names = {parameter.name: self._stored_name(parameter.name) for parameter in parameters(model)}
         self._check(padded_vocabulary)
         # The query, key and value of a layer lie together, and are asked for one after the other with one between.
         self._unfused = lru_cache(maxsize=2)(self._unfuse)
 
     def dtype(self, name: str) -> torch.dtype:
         """What a tensor is stored in."""
-        return self._shards.dtype(self._names[self._table[name].ours])
+        return self._shards.dtype(self._names[self._table[name].name])
 
     def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
         parameter = self._table[name]
-        return self._unfused(parameter)[parameter.theirs.index(name)][part]
+        return self._unfused(parameter)[parameter.hf_names.index(name)][part]
 
     def close(self) -> None:
         """Forget the tensors read last."""
@@ -151,14 +151,14 @@ class ShardedWeights(WeightReader):
     def read_fused(self, parameter: Parameter) -> torch.Tensor:
         """A whole parameter as the ranks wrote it: never taken apart, so that a forward of it shows how that went."""
         tensor = self._stored(parameter)
-        require_finite(self.path, parameter.ours, tensor)
+        require_finite(self.path, parameter.name, tensor)
         return tensor
 
     def _unfuse(self, parameter: Parameter) -> tuple[torch.Tensor, ...]:
         return parameter.unfuse(self._stored(parameter), self.model.key_value_heads)
 
     def _stored(self, parameter: Parameter) -> torch.Tensor:
-        tensor = self._shards.read(self._names[parameter.ours])
+        tensor = self._shards.read(self._names[parameter.name])
         return tensor[: self.model.vocabulary_size] if parameter.is_vocabulary else tensor
 
     def _stored_name(self, ours: str) -> str:
@@ -179,17 +179,17 @@ class ShardedWeights(WeightReader):
                 fix="give the configuration that belongs to these weights",
             )
         for parameter in parameters(self.model):
-            shape = found.get(self._names[parameter.ours])
+            shape = found.get(self._names[parameter.name])
             expected = _fused_shape(parameter)
             if padded_vocabulary and parameter.is_vocabulary and shape is not None and shape[0] > expected[0]:
                 shape = (expected[0], *shape[1:])
             if shape != expected:
-                raise wrong_shape(self.path, self._names[parameter.ours], shape, expected)
-            dtype = self._shards.dtype(self._names[parameter.ours])
+                raise wrong_shape(self.path, self._names[parameter.name], shape, expected)
+            dtype = self._shards.dtype(self._names[parameter.name])
             if dtype not in PRECISIONS:
                 raise ConversionError(
                     "a tensor is stored in a type that cannot be trained on",
-                    where=f"{self.path}: {self._names[parameter.ours]}",
+                    where=f"{self.path}: {self._names[parameter.name]}",
                     found=dtype,
                     expected=f"one of {', '.join(map(str, PRECISIONS))}",
                     fix="save the weights unquantized",
@@ -197,4 +197,4 @@ class ShardedWeights(WeightReader):
 
 
 def _fused_shape(parameter: Parameter) -> Shape:
-    return (sum(shape[0] for shape in parameter.shapes), *parameter.shapes[0][1:])
+    return (sum(shape[0] for shape in parameter.hf_shapes), *parameter.hf_shapes[0][1:])

@@ -65,26 +65,26 @@ def own_logits(weights: WeightReader, ids: Sequence[Sequence[int]]) -> torch.Ten
     The decoder is the one that trains; its weights are those of one module at a time. Raises what reading them does.
     """
     from megatron_dsmath.model import decoder
-    from megatron_dsmath.parallel import topology
+    from megatron_dsmath.parallel.topology import destroy_topology, initialize_topology
 
     model = weights.model.model_copy(update={"kernels": "torch"})
     # Data, schedule and optimizer decide nothing about a forward pass, and stored weights do not say them.
     sections: dict[str, Any] = {"model": model, "parallel": _ONE_PROCESS, "precision": "fp32"}
     run = RunConfig.model_construct(**sections)
-    place = topology.start(run.parallel, seed=0)
+    topology = initialize_topology(run.parallel, seed=0)
     with torch.device("meta"):
-        (piece,) = decoder.build(run, place)
-    table = {parameter.ours: parameter for parameter in parameters(model)}
-    stream_weights(piece, lambda name: _in_fp32(weights, table[name]))
-    logits: torch.Tensor = piece(torch.tensor(ids), None, None, labels=None)
-    topology.stop()
+        (chunk,) = decoder.build(run, topology)
+    table = {parameter.name: parameter for parameter in parameters(model)}
+    stream_weights(chunk, lambda name: _in_fp32(weights, table[name]))
+    logits: torch.Tensor = chunk(torch.tensor(ids), None, None, labels=None)
+    destroy_topology()
     return logits
 
 
 def _in_fp32(weights: WeightReader, parameter: Parameter) -> torch.Tensor:
     if parameter.join != "alone":
         return weights.read_fused(parameter).float()
-    (name,), (shape,) = parameter.theirs, parameter.shapes
+    (name,), (shape,) = parameter.hf_names, parameter.hf_shapes
     rest = tuple(slice(None) for _ in shape[1:])
     return rows_in_fp32(shape, lambda rows: weights.read(name, shape, (rows, *rest)))
 

@@ -64,7 +64,7 @@ class WeightReader(ABC):
 
     def read_fused(self, parameter: Parameter) -> torch.Tensor:
         """A whole parameter as the decoder holds it; raises what `read` does."""
-        return parameter.fuse([self.read_whole(name) for name in parameter.theirs], self.model.key_value_heads)
+        return parameter.fuse([self.read_whole(name) for name in parameter.hf_names], self.model.key_value_heads)
 
     @abstractmethod
     def close(self) -> None:
@@ -93,7 +93,7 @@ def tensor_shapes(model: ModelConfig) -> dict[str, Shape]:
     return {
         name: shape
         for parameter in parameters(model)
-        for name, shape in zip(parameter.theirs, parameter.shapes, strict=True)
+        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True)
     }
 
 

@@ -1,4 +1,4 @@
-"""The decoder in this rank's pieces, its parameters by name, its weights from wherever they come."""
+"""This rank's model chunks of the decoder, their parameters by name, and where their weights come from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from megatron_dsmath.config.sections import ModelConfig, RunConfig
 from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
 from megatron_dsmath.parallel import transformer
-from megatron_dsmath.parallel.collectives import add_up
+from megatron_dsmath.parallel.collectives import all_reduce_sum
 from megatron_dsmath.parallel.topology import Topology
 
-_OURS = {theirs: ours for ours, theirs in TRANSFORMER_ENGINE_NAMES.items()}
+_NAMES_BY_TRANSFORMER_ENGINE = {stored: name for name, stored in TRANSFORMER_ENGINE_NAMES.items()}
 
 
 class WeightSource(Protocol):
@@ -40,61 +40,63 @@ class WeightsFromSeed:
 
 
 def build(run: RunConfig, topology: Topology) -> list[transformer.Decoder]:
-    """This rank's pieces of the decoder, one for each virtual stage, their weights not yet set."""
-    pieces = transformer.build(run, topology.device)
-    table = {parameter.ours: parameter for parameter in parameters(run.model)}
-    for name, tensor in named_parameters(pieces):
+    """This rank's model chunks of the decoder, one for each virtual stage, their weights not yet set."""
+    model_chunks = transformer.build(run, topology.device)
+    table = {parameter.name: parameter for parameter in parameters(run.model)}
+    for name, tensor in named_parameters(model_chunks):
         split = table[name].split
         if split is not None:
             # megatron-core counts a tensor without these once over the tensor-parallel ranks, as it should a norm.
-            transformer.mark_as_shared(tensor, split)
-    return pieces
+            transformer.mark_tensor_parallel(tensor, split)
+    return model_chunks
 
 
-def named_parameters(pieces: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Each parameter this rank holds with the name it has in the whole model (`parameters.Parameter.ours`)."""
-    for piece in pieces:
-        decoder = transformer.unwrapped(piece)
+def named_parameters(model_chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Each parameter this rank holds with the name it has in the whole model (`Parameter.name`)."""
+    for chunk in model_chunks:
+        decoder = transformer.unwrap_decoder(chunk)
         numbers = [layer.layer_number - 1 for layer in decoder.decoder.layers]
         for name, tensor in decoder.named_parameters():
             if name.startswith("decoder.layers."):
                 local, rest = name.removeprefix("decoder.layers.").split(".", 1)
-                rest = _OURS.get(rest, rest)
+                rest = _NAMES_BY_TRANSFORMER_ENGINE.get(rest, rest)
                 name = f"decoder.layers.{numbers[int(local)]}.{rest}"
             yield name, tensor
 
 
 @torch.no_grad()
 def load_weights(
-    pieces: Sequence[torch.nn.Module], model: ModelConfig, topology: Topology, source: WeightSource
+    model_chunks: Sequence[torch.nn.Module], model: ModelConfig, topology: Topology, source: WeightSource
 ) -> None:
     """Fill this rank's parameters from `source`, one tensor at a time."""
-    table = {parameter.ours: parameter for parameter in parameters(model)}
+    table = {parameter.name: parameter for parameter in parameters(model)}
     groups = model.key_value_heads // topology.tensor_size
-    for name, tensor in named_parameters(pieces):
+    for name, tensor in named_parameters(model_chunks):
         tensor.copy_(_this_rank(table[name], topology, source, groups))
 
 
 @torch.no_grad()
-def whole_weights(pieces: Sequence[torch.nn.Module], model: ModelConfig, topology: Topology) -> dict[str, torch.Tensor]:
+def gather_weights(
+    model_chunks: Sequence[torch.nn.Module], model: ModelConfig, topology: Topology
+) -> dict[str, torch.Tensor]:
     """A copy of every weight by its Hugging Face name, whole on every rank; all ranks must call this together."""
-    held, groups = dict(named_parameters(pieces)), model.key_value_heads // topology.tensor_size
+    held, groups = dict(named_parameters(model_chunks)), model.key_value_heads // topology.tensor_size
     dtype = next(iter(held.values())).dtype
     whole = {}
     for parameter in parameters(model):
         is_copy = topology.data_rank > 0 or (parameter.split is None and topology.tensor_rank > 0)
-        parts = () if is_copy or parameter.ours not in held else parameter.unfuse(held[parameter.ours], groups)
-        for place, (name, shape) in enumerate(zip(parameter.theirs, parameter.shapes, strict=True)):
+        parts = () if is_copy or parameter.name not in held else parameter.unfuse(held[parameter.name], groups)
+        for place, (name, shape) in enumerate(zip(parameter.hf_names, parameter.hf_shapes, strict=True)):
             whole[name] = torch.zeros(shape, dtype=dtype, device=topology.device)
             if parts:
                 whole[name][parameter.part(shape, topology.tensor_rank, topology.tensor_size)] = parts[place]
-            add_up(whole[name])  # exact: one rank has the value, and all others nothing
+            all_reduce_sum(whole[name])  # exact: one rank has the value, and all others nothing
     return whole
 
 
 def _this_rank(parameter: Parameter, topology: Topology, source: WeightSource, groups: int) -> torch.Tensor:
     parts = [
         source.read(name, shape, parameter.part(shape, topology.tensor_rank, topology.tensor_size))
-        for name, shape in zip(parameter.theirs, parameter.shapes, strict=True)
+        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True)
     ]
     return parameter.fuse(parts, groups)

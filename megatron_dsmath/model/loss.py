@@ -10,7 +10,7 @@ import torch
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 
 
-def sums_by_group(
+def sum_by_group(
     nats: torch.Tensor, batch: DeviceBatch, groups: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The sum of nats, the number of target tokens, and both for each of `groups`.

@@ -30,10 +30,10 @@ TRANSFORMER_ENGINE_NAMES = {
 class Parameter:
     """One tensor of ours and the Hugging Face tensors it is made of."""
 
-    ours: str
-    theirs: tuple[str, ...]
-    shapes: tuple[Shape, ...]
-    """Whole shapes of `theirs`."""
+    name: str
+    hf_names: tuple[str, ...]
+    hf_shapes: tuple[Shape, ...]
+    """Whole shapes of `hf_names`."""
     split: int | None
     """The dimension that tensor-parallel ranks share; None: each has a copy."""
     join: Join = "alone"
@@ -46,10 +46,10 @@ class Parameter:
     @property
     def is_vocabulary(self) -> bool:
         """One row a word: Megatron-LM pads these."""
-        return self.ours in ("embedding.word_embeddings.weight", "output_layer.weight")
+        return self.name in ("embedding.word_embeddings.weight", "output_layer.weight")
 
     def part(self, shape: Shape, rank: int, size: int) -> tuple[slice, ...]:
-        """The part of one of `theirs` that tensor-parallel rank `rank` of `size` holds."""
+        """The part of one of `hf_names` that tensor-parallel rank `rank` of `size` holds."""
         if self.split is None:
             return tuple(slice(None) for _ in shape)
         share = shape[self.split] // size
@@ -74,12 +74,12 @@ class Parameter:
             return (tensor,)
         if self.join == "stacked":
             return tuple(tensor.chunk(2))
-        rows = [shape[0] for shape in self.shapes]
+        rows = [shape[0] for shape in self.hf_shapes]
         total, columns = sum(rows), tensor.size(1)
         share = tensor.size(0) // groups
         sizes = [share * row // total for row in rows]
-        pieces = tensor.reshape(groups, share, columns).split_with_sizes(sizes, dim=1)
-        return tuple(piece.reshape(-1, columns) for piece in pieces)
+        shares = tensor.reshape(groups, share, columns).split_with_sizes(sizes, dim=1)
+        return tuple(share.reshape(-1, columns) for share in shares)
 
 
 def parameters(model: ModelConfig) -> list[Parameter]:

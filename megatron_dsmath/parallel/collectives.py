@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron_dsmath.parallel.topology import Topology
 
 
-def sum_of_reports(reports: list[torch.Tensor], shape: tuple[int, ...], topology: Topology) -> torch.Tensor:
+def sum_reports(reports: list[torch.Tensor], shape: tuple[int, ...], topology: Topology) -> torch.Tensor:
     """The sum over all microbatches of all ranks, on every rank; [shape] in fp64.
 
     The last stage's tensor-parallel ranks each hold the same reports, so the first of them speaks for all.
@@ -21,10 +21,10 @@ def sum_of_reports(reports: list[torch.Tensor], shape: tuple[int, ...], topology
     return total
 
 
-def sum_of_reports_and_norm(
+def sum_reports_and_norm(
     reports: list[torch.Tensor], shape: tuple[int, ...], norm: float, topology: Topology
 ) -> tuple[torch.Tensor, float]:
-    """`sum_of_reports`, and with the same collective the gradient norm that all ranks go by.
+    """`sum_reports`, and with the same collective the gradient norm that all ranks go by.
 
     That is rank 0's, unless some rank's is no finite number: then the agreed one is none either.
     """
@@ -36,33 +36,27 @@ def sum_of_reports_and_norm(
     return words[:-1].view(shape), float(words[-1])
 
 
-def sum_of_words(words: torch.Tensor) -> torch.Tensor:
-    """The sum over all ranks, on every rank, modulo 2^64: int64 as is `words`."""
-    total = words.clone()
-    dist.all_reduce(total)
-    return total
-
-
-def add_up(tensor: torch.Tensor) -> None:
-    """Replace the tensor with the sum over all ranks, on every rank."""
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Replace the tensor with its sum over all ranks, on every rank, and return it; integers wrap around."""
     dist.all_reduce(tensor)
+    return tensor
 
 
-def any_rank(flag: bool, topology: Topology) -> bool:
+def true_on_any_rank(flag: bool, topology: Topology) -> bool:
     """True on every rank if it is on one."""
     flags = torch.tensor([float(flag)], device=topology.device)
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     return bool(flags.item())
 
 
-def gather(value: Any, topology: Topology) -> list[Any]:
+def gather_objects(value: Any, topology: Topology) -> list[Any]:
     """Every rank's value, on every rank, in the order of ranks."""
     values: list[Any] = [None] * topology.world_size
     dist.all_gather_object(values, value)
     return values
 
 
-def from_first_rank(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0)

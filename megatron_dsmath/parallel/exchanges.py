@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megatron_dsmath.parallel.optimizer import ReducedPiece
+from megatron_dsmath.parallel.optimizer import DataParallelChunk
 
 Label = tuple[str, int, int]  # what was done, the address of a gradient or 0, and the how-manieth time
 _ONLY_RECEIVED = ("broadcast_", "recv_", "recv_any_source_", "scatter_")  # of what they name `tensors`
@@ -33,12 +33,12 @@ class Result(NamedTuple):
 Results = Mapping[Label, Result]  # in the order in which they came
 
 
-class Exchanges(TorchDispatchMode):
+class ExchangeRecorder(TorchDispatchMode):
     """Within, every collective and every message of this rank is remembered; it sees each operation, and costs so."""
 
-    def __init__(self, pieces: Sequence[ReducedPiece]) -> None:
+    def __init__(self, model_chunks: Sequence[DataParallelChunk]) -> None:
         super().__init__()
-        weights = [weight for piece in pieces for weight in piece.parameters()]
+        weights = [weight for chunk in model_chunks for weight in chunk.parameters()]
         self._gradients = {_storage(weight.main_grad) for weight in weights}
         # Whether weights are still to be gathered when a step begins depends on what was before it.
         self._weights = {_storage(weight) for weight in weights}

@@ -23,9 +23,9 @@ from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel.transformer import DTYPES, Decoder
 
 
-def gather_gradients(pieces: Sequence[ReducedPiece]) -> None:
+def gather_gradients(model_chunks: Sequence[DataParallelChunk]) -> None:
     """After a backward pass, fill in what the other data-parallel ranks hold of each parameter's `main_grad`."""
-    for group in (group for piece in pieces for group in piece.bucket_groups):
+    for group in (group for chunk in model_chunks for group in chunk.bucket_groups):
         if not group.ddp_config.use_distributed_optimizer:
             continue
         ranks = group.intra_distributed_optimizer_instance_group
@@ -35,7 +35,7 @@ def gather_gradients(pieces: Sequence[ReducedPiece]) -> None:
             dist.all_gather(list(shards), own, group=ranks)
 
 
-ReducedPiece: TypeAlias = DistributedDataParallel  # a piece of the decoder with the buffers its gradients are summed in
+DataParallelChunk: TypeAlias = DistributedDataParallel  # a model chunk with the buffers its gradients are summed in
 Optimizer: TypeAlias = MegatronOptimizer
 
 
@@ -96,8 +96,8 @@ class AdamW(torch.optim.AdamW):
             )
 
 
-def reduce_gradients(run: RunConfig, pieces: list[Decoder], data_size: int) -> list[ReducedPiece]:
-    """Wrap this rank's pieces so that fp32 gradients are summed over the data-parallel ranks."""
+def wrap_data_parallel(run: RunConfig, model_chunks: list[Decoder], data_size: int) -> list[DataParallelChunk]:
+    """Wrap this rank's model chunks so that fp32 gradients are summed over the data-parallel ranks."""
     parallel = run.parallel
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -107,18 +107,18 @@ def reduce_gradients(run: RunConfig, pieces: list[Decoder], data_size: int) -> l
         average_in_collective=False,
     )
     reduced = [
-        DistributedDataParallel(config=piece.config, ddp_config=settings, module=piece, disable_bucketing=index > 0)
-        for index, piece in enumerate(pieces)
+        DistributedDataParallel(config=chunk.config, ddp_config=settings, module=chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(model_chunks)
     ]
     if data_size == 1 and not parallel.overlap_communication:
-        for group in (group for piece in reduced for group in piece.bucket_groups):
+        for group in (group for chunk in reduced for group in chunk.bucket_groups):
             # megatron-core would copy every gradient and every parameter to where it is already.
             group.start_grad_sync = group.start_param_sync = _nothing_to_do
     return reduced
 
 
-def build(run: RunConfig, pieces: list[ReducedPiece]) -> Optimizer:
-    """The optimizer over this rank's pieces: fp32 master weights and moments, no decay on norm weights.
+def build(run: RunConfig, model_chunks: list[DataParallelChunk]) -> Optimizer:
+    """The optimizer over this rank's model chunks: fp32 master weights and moments, no decay on norm weights.
 
     Sets the hooks through which the pipeline schedule finishes the gradients.
     """
@@ -137,14 +137,14 @@ def build(run: RunConfig, pieces: list[ReducedPiece]) -> Optimizer:
         overlap_param_gather=run.parallel.overlap_communication,
     )
     _stand_in_for_apex()
-    optimizer = get_megatron_optimizer(settings, pieces, use_gloo_process_groups=torch.cuda.is_available())
-    config = pieces[0].config
+    optimizer = get_megatron_optimizer(settings, model_chunks, use_gloo_process_groups=torch.cuda.is_available())
+    config = model_chunks[0].config
     config.grad_scale_func = optimizer.scale_loss
     config.finalize_model_grads_func = finalize_model_grads
-    config.no_sync_func = _per_piece([piece.no_sync for piece in pieces])
+    config.no_sync_func = _one_or_all([chunk.no_sync for chunk in model_chunks])
     if run.parallel.overlap_communication:
-        config.grad_sync_func = _per_piece([piece.start_grad_sync for piece in pieces])
-        config.param_sync_func = _per_piece([piece.start_param_sync for piece in pieces])
+        config.grad_sync_func = _one_or_all([chunk.start_grad_sync for chunk in model_chunks])
+        config.param_sync_func = _one_or_all([chunk.start_param_sync for chunk in model_chunks])
     return optimizer
 
 
@@ -152,8 +152,8 @@ def _nothing_to_do(*_: Any, **__: Any) -> None:
     return None
 
 
-def _per_piece(functions: list[Any]) -> Any:
-    """megatron-core wants a function where there is one piece, and a list where there are several."""
+def _one_or_all(functions: list[Any]) -> Any:
+    """megatron-core wants a function for one model chunk, and a list for several."""
     return functions[0] if len(functions) == 1 else functions
 
 
@@ -206,13 +206,13 @@ def weights_are_finite(optimizer: Optimizer) -> bool:
 
 
 @contextmanager
-def parameters_in_place(pieces: Sequence[ReducedPiece]) -> Iterator[None]:
+def gathered_parameters(model_chunks: Sequence[DataParallelChunk]) -> Iterator[None]:
     """Within, every parameter is whole: nothing still waits to be gathered behind the next forward pass."""
-    overlapped = [piece for piece in pieces if piece.ddp_config.overlap_param_gather]
-    for piece in overlapped:
-        piece.disable_forward_pre_hook(param_sync=True)
+    overlapped = [chunk for chunk in model_chunks if chunk.ddp_config.overlap_param_gather]
+    for chunk in overlapped:
+        chunk.disable_forward_pre_hook(param_sync=True)
     try:
         yield
     finally:
-        for piece in overlapped:
-            piece.enable_forward_pre_hook()
+        for chunk in overlapped:
+            chunk.enable_forward_pre_hook()

@@ -30,7 +30,7 @@ LossOf = Callable[[torch.Tensor, DeviceBatch], tuple[torch.Tensor, torch.Tensor,
 
 
 def run_microbatches(
-    pieces: Sequence[torch.nn.Module],
+    model_chunks: Sequence[torch.nn.Module],
     microbatches: Sequence[DeviceBatch],
     loss_of: LossOf,
     *,
@@ -45,8 +45,8 @@ def run_microbatches(
         reports: list[torch.Tensor] = get_forward_backward_func()(
             forward_step_func=partial(_forward, loss_of),
             # Each virtual stage walks the microbatches on its own.
-            data_iterator=[iter(microbatches) for _ in pieces] if len(pieces) > 1 else iter(microbatches),
-            model=list(pieces),
+            data_iterator=[iter(microbatches) for _ in model_chunks] if len(model_chunks) > 1 else iter(microbatches),
+            model=list(model_chunks),
             num_microbatches=len(microbatches),
             seq_length=first.size(1) - 1,
             micro_batch_size=first.size(0),
@@ -55,9 +55,9 @@ def run_microbatches(
     return reports
 
 
-def _forward(loss_of: LossOf, microbatches: Iterator[DeviceBatch], piece: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+def _forward(loss_of: LossOf, microbatches: Iterator[DeviceBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     microbatch = next(microbatches)
     # Every stage reads the bounds from its own copy of the microbatch. Attention is causal by its kernel and knows the
     # positions: neither a mask nor ids are needed.
-    output = piece(microbatch.tokens[:, :-1], None, microbatch.document_bounds, labels=microbatch.tokens[:, 1:])
+    output = chunk(microbatch.tokens[:, :-1], None, microbatch.document_bounds, labels=microbatch.tokens[:, 1:])
     return output, lambda nats: loss_of(nats, microbatch)

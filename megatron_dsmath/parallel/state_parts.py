@@ -23,7 +23,7 @@ from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_dsmath.parallel.optimizer import Optimizer
-from megatron_dsmath.parallel.transformer import unwrapped
+from megatron_dsmath.parallel.transformer import unwrap_decoder
 
 
 class Box(NamedTuple):
@@ -84,9 +84,9 @@ class StateParts(NamedTuple):
     """The nested rest, small and the same on all ranks: the optimizer's groups and its step."""
 
 
-def state_parts(pieces: Sequence[torch.nn.Module], optimizer: Optimizer) -> StateParts:
+def state_parts(model_chunks: Sequence[torch.nn.Module], optimizer: Optimizer) -> StateParts:
     """The parts of weights and optimizer state that this rank saves; of copies, one rank has the say."""
-    weights = {f"piece{index}": _weights(piece) for index, piece in enumerate(pieces)}
+    weights = {f"piece{index}": _weights(chunk) for index, chunk in enumerate(model_chunks)}
     inner = _only(optimizer)
     parts: list[Part] = []
     if isinstance(inner, DistributedOptimizer):
@@ -102,8 +102,8 @@ def state_parts(pieces: Sequence[torch.nn.Module], optimizer: Optimizer) -> Stat
     return StateParts(parts, objects, common)
 
 
-def _weights(piece: torch.nn.Module) -> dict[str, Any]:
-    return unwrapped(piece).sharded_state_dict(metadata=SHARDING)
+def _weights(chunk: torch.nn.Module) -> dict[str, Any]:
+    return unwrap_decoder(chunk).sharded_state_dict(metadata=SHARDING)
 
 
 def _only(optimizer: Optimizer) -> Optimizer:

@@ -53,7 +53,7 @@ class Topology:
         return self.pipeline_rank == self.pipeline_size - 1
 
 
-def start(parallel: ParallelConfig, seed: int, timeout_minutes: float = 30.0) -> Topology:
+def initialize_topology(parallel: ParallelConfig, seed: int, timeout_minutes: float = 30.0) -> Topology:
     """Join the processes, form the groups of `parallel` and seed them.
 
     The world is torchrun's or SLURM's (`RANK`, `WORLD_SIZE`, ...), that of `--nproc`, or this one process.
@@ -78,10 +78,10 @@ def start(parallel: ParallelConfig, seed: int, timeout_minutes: float = 30.0) ->
             timeout=timedelta(minutes=timeout_minutes),
             device_id=device if on_gpu else None,
         )
-    return arrange(parallel, seed, device)
+    return form_groups(parallel, seed, device)
 
 
-def arrange(parallel: ParallelConfig, seed: int, device: torch.device) -> Topology:
+def form_groups(parallel: ParallelConfig, seed: int, device: torch.device) -> Topology:
     """Form megatron-core's groups over the processes that have already joined."""
     virtual = parallel.virtual_stages
     parallel_state.initialize_model_parallel(
@@ -104,7 +104,7 @@ def arrange(parallel: ParallelConfig, seed: int, device: torch.device) -> Topolo
     )
 
 
-def stop() -> None:
+def destroy_topology() -> None:
     """Leave the groups and the world; the process may start another."""
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():

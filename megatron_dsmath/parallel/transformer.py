@@ -1,4 +1,4 @@
-"""A LLaMA-shaped decoder out of megatron-core's parts, in this rank's pieces."""
+"""A LLaMA-shaped decoder out of megatron-core's parts, in this rank's model chunks."""
 
 from __future__ import annotations
 
@@ -126,36 +126,36 @@ def transformer_config(run: RunConfig, device: torch.device) -> TransformerConfi
 
 
 def build(run: RunConfig, device: torch.device) -> list[Decoder]:
-    """This rank's pieces of the decoder, one for each virtual stage, their weights not yet set."""
+    """This rank's model chunks of the decoder, one for each virtual stage, their weights not yet set."""
     config = transformer_config(run, device)
-    pieces = run.parallel.virtual_stages
+    stages = run.parallel.virtual_stages
     return [
         Decoder(
             config=config,
-            transformer_layer_spec=_layers(run, config, piece if pieces > 1 else None),
+            transformer_layer_spec=_layers(run, config, stage if stages > 1 else None),
             vocab_size=run.model.vocabulary_size,
             max_sequence_length=run.model.max_position_embeddings,
-            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=piece),
-            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=piece),
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
             parallel_output=True,
             share_embeddings_and_output_weights=False,
             # Our attention turns queries and keys itself.
             position_embedding_type="none" if run.model.kernels == "torch" else "rope",
             rotary_base=run.model.rope_theta,
-            vp_stage=piece if pieces > 1 else None,
+            vp_stage=stage if stages > 1 else None,
         )
-        for piece in range(pieces)
+        for stage in range(stages)
     ]
 
 
-def mark_as_shared(tensor: torch.Tensor, dimension: int) -> None:
+def mark_tensor_parallel(tensor: torch.Tensor, dimension: int) -> None:
     """Tell megatron-core that tensor-parallel ranks hold different parts of `tensor`, cut along `dimension`."""
     set_tensor_model_parallel_attributes(tensor, True, dimension, 1)
 
 
-def unwrapped(piece: torch.nn.Module) -> Decoder:
+def unwrap_decoder(chunk: torch.nn.Module) -> Decoder:
     """The decoder inside what reduces its gradients."""
-    decoder = get_attr_wrapped_model(piece, "decoder", return_model_obj=True)
+    decoder = get_attr_wrapped_model(chunk, "decoder", return_model_obj=True)
     assert isinstance(decoder, Decoder)
     return decoder
 
@@ -170,7 +170,7 @@ def _written_out(stage_layers: tuple[int, ...] | None) -> list[list[str]] | None
     return stages
 
 
-def _layers(run: RunConfig, config: TransformerConfig, piece: int | None) -> ModuleSpec | TransformerBlockSubmodules:
+def _layers(run: RunConfig, config: TransformerConfig, stage: int | None) -> ModuleSpec | TransformerBlockSubmodules:
     if run.model.kernels == "transformer_engine":
         return get_gpt_layer_with_transformer_engine_spec()
     attention = SelfAttentionSubmodules(
@@ -192,5 +192,5 @@ def _layers(run: RunConfig, config: TransformerConfig, piece: int | None) -> Mod
         mlp_bda=get_bias_dropout_add,
     )
     # The final norm is named here: a bare layer spec would fall back to a norm that refuses sequence parallelism.
-    layers = [ModuleSpec(module=TransformerLayer, submodules=layer)] * get_num_layers_to_build(config, piece)
+    layers = [ModuleSpec(module=TransformerLayer, submodules=layer)] * get_num_layers_to_build(config, stage)
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)

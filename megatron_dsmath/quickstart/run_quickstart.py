@@ -16,7 +16,7 @@ import torch
 
 from megatron_dsmath.config import RunConfig, load
 from megatron_dsmath.errors import EXIT_DONE, InternalError
-from megatron_dsmath.parallel import topology
+from megatron_dsmath.parallel.topology import destroy_topology, initialize_topology
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.run_directory import RunDirectory
 from megatron_dsmath.training.validation import validate
@@ -33,16 +33,16 @@ class Reading(NamedTuple):
 
 def read(run: RunConfig, prompt: str) -> Reading:
     """Load `model.initial_weights` of a run of one process and try it."""
-    job = open_job(run, topology.start(run.parallel, run.seed))
+    job = open_job(run, initialize_topology(run.parallel, run.seed))
     loss = validate(job)["validation_loss"]
-    model, tokens = job.pieces[0].eval(), job.tokenizer.encode(prompt)
+    model, tokens = job.model_chunks[0].eval(), job.tokenizer.encode(prompt)
     for _ in range(NEW_TOKENS):
         with torch.no_grad():
             logits = model(torch.tensor([tokens[-run.data.sequence_length :]], device=job.topology.device), None, None)
         tokens.append(int(logits[0, -1].argmax()))
         if tokens[-1] == job.tokenizer.end_of_document:
             break
-    topology.stop()
+    destroy_topology()
     return Reading(loss, job.tokenizer.decode(tokens)[len(prompt) :])
 
 

@@ -147,7 +147,8 @@ def _take_part(
             begin_attempt(directory, newest_checkpoint(run))
         directory.write_status("running", None, directory.last_step())
     watchdog.start()
-    from megatron_dsmath.parallel import collectives, topology
+    from megatron_dsmath.parallel import collectives
+    from megatron_dsmath.parallel.topology import destroy_topology
     from megatron_dsmath.training.train import train
 
     code, message = EXIT_DONE, ""
@@ -166,7 +167,7 @@ def _take_part(
         write_final_status(directory, code, message)
     collectives.barrier()  # the first rank that leaves with 75 makes torchrun end the others
     watchdog.stop()
-    topology.stop()
+    destroy_topology()
     return code
 
 

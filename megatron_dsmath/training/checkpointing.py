@@ -19,9 +19,9 @@ from megatron_dsmath.checkpoint.manifest import FileEntry, Manifest
 from megatron_dsmath.errors import DsmathError, InternalError, OutputError
 from megatron_dsmath.fault_injection import fault_point
 from megatron_dsmath.files import directories
-from megatron_dsmath.parallel.collectives import any_rank, from_first_rank, gather
+from megatron_dsmath.parallel.collectives import broadcast_object, gather_objects, true_on_any_rank
 from megatron_dsmath.parallel.optimizer import weights_are_finite
-from megatron_dsmath.parallel.shards import Snapshots
+from megatron_dsmath.parallel.shards import ShardSerializer
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.inputs import STATE_BYTES_PER_PARAMETER, deciding_keys
 from megatron_dsmath.training.job import Job
@@ -84,7 +84,7 @@ class Saver:
         self._job, self._topology, self._report = job, job.topology, report
         self._failures: list[OutputError] = []  # since the last checkpoint that was published
         self._is_first = job.topology.rank == 0
-        self._snapshots: Snapshots | None = None
+        self._snapshots: ShardSerializer | None = None
         self._writer: BackgroundWriter | None = None
         self._saving: _Saving | None = None
         self._last_save_time = time.monotonic()
@@ -123,7 +123,7 @@ class Saver:
             return True
         if not settings.every_minutes:
             return False
-        return any_rank(time.monotonic() - self._last_save_time > 60 * settings.every_minutes, self._topology)
+        return true_on_any_rank(time.monotonic() - self._last_save_time > 60 * settings.every_minutes, self._topology)
 
     def save(self, state: State) -> None:
         """Copy the state and have it written to `checkpoints/step_N`, which is there once it is whole.
@@ -134,7 +134,7 @@ class Saver:
         self._wait_for_the_one_before(state)
         _require_finite_weights(self._job, state.step)
         self._last_save_time = time.monotonic()
-        folder: Path | OutputError = from_first_rank(self._begin(state) if self._is_first else None)
+        folder: Path | OutputError = broadcast_object(self._begin(state) if self._is_first else None)
         if isinstance(folder, OutputError):
             self._fail(state.step, folder)
             return
@@ -150,7 +150,7 @@ class Saver:
 
     def poll(self) -> None:
         """Go on with the checkpoint that is being written, if every rank's writer is done; never waits for one."""
-        if self._saving is not None and not any_rank(self._opened()[1].is_busy, self._topology):
+        if self._saving is not None and not true_on_any_rank(self._opened()[1].is_busy, self._topology):
             self._advance()
 
     def finish(self) -> None:
@@ -180,7 +180,7 @@ class Saver:
         """Leave the state to this rank's writer; returns why it cannot be written."""
         snapshots, writer = self._opened()
         fault_point("checkpoint.copying", state.step)
-        small = snapshots.take(writer.memory)
+        small = snapshots.serialize(writer.memory)
         fault_point("checkpoint.copied", state.step)
         present = [f"{SHARDS}/{name}" for name in small]
         if self._is_first:
@@ -195,9 +195,9 @@ class Saver:
         writer.ask("write", folder=str(folder), staged=staged, present=present)
         return None
 
-    def _opened(self) -> tuple[Snapshots, BackgroundWriter]:
+    def _opened(self) -> tuple[ShardSerializer, BackgroundWriter]:
         if self._snapshots is None or self._writer is None:
-            self._snapshots = Snapshots(self._job.pieces, self._job.optimizer, self._topology)
+            self._snapshots = ShardSerializer(self._job.model_chunks, self._job.optimizer, self._topology)
             self._writer = BackgroundWriter(max(1, self._snapshots.size_bytes))
             self._snapshots.prepare(self._writer.memory)
         return self._snapshots, self._writer
@@ -206,7 +206,7 @@ class Saver:
         assert self._saving is not None
         folder, manifest, refused, is_written = self._saving
         _, writer = self._opened()
-        answers = gather(writer.answer() if refused is None else Answer(refused=refused), self._topology)
+        answers = gather_objects(writer.answer() if refused is None else Answer(refused=refused), self._topology)
         refusals = [answer.refused for answer in answers if answer.refused is not None]
         if refusals:
             self._saving = None
@@ -252,7 +252,11 @@ class Saver:
 
 def _require_finite_weights(job: Job, step: int) -> None:
     """Raise InternalError on all ranks if a weight is no number on any: such a state is not worth saving."""
-    bad = [str(rank) for rank, good in enumerate(gather(weights_are_finite(job.optimizer), job.topology)) if not good]
+    bad = [
+        str(rank)
+        for rank, good in enumerate(gather_objects(weights_are_finite(job.optimizer), job.topology))
+        if not good
+    ]
     if bad:
         raise InternalError(
             "a weight is no number",

@@ -15,9 +15,9 @@ import torch
 
 from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
-from megatron_dsmath.model.decoder import whole_weights
-from megatron_dsmath.parallel.collectives import gather
-from megatron_dsmath.parallel.optimizer import parameters_in_place
+from megatron_dsmath.model.decoder import gather_weights
+from megatron_dsmath.parallel.collectives import gather_objects
+from megatron_dsmath.parallel.optimizer import gathered_parameters
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.run_directory import replace_text
 
@@ -50,8 +50,8 @@ class LiveWeights(WeightReader):
         """All ranks must do this together."""
         self.path, self.model, self.tokenizer_files = job.directory.root, job.run.model, tuple(job.tokenizer.files)
         self.special_token_ids = special_token_ids(self.tokenizer_files)
-        with parameters_in_place(job.pieces):
-            self._tensors = whole_weights(job.pieces, job.run.model, job.topology)
+        with gathered_parameters(job.model_chunks):
+            self._tensors = gather_weights(job.model_chunks, job.run.model, job.topology)
 
     def dtype(self, name: str) -> torch.dtype:
         """What a tensor is trained in."""
@@ -77,7 +77,7 @@ def evaluate(job: Job, evaluation: Evaluation, step: int, report: Report) -> dic
     except Exception as error:  # whatever it is, the other ranks must not wait for this one
         found = f"{type(error).__name__}: {error}"
     weights.close()
-    shares = gather(found, topology)
+    shares = gather_objects(found, topology)
     failures = [share for share in shares if isinstance(share, str)]
     if failures:
         if topology.rank == 0:

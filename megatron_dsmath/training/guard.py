@@ -17,7 +17,7 @@ from megatron_dsmath.config.sections import GuardConfig
 from megatron_dsmath.errors import InternalError
 from megatron_dsmath.files import directories
 from megatron_dsmath.model import decoder
-from megatron_dsmath.parallel.collectives import from_first_rank, gather
+from megatron_dsmath.parallel.collectives import broadcast_object, gather_objects
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.training.inputs import open_inputs
 from megatron_dsmath.training.job import Job
@@ -86,7 +86,7 @@ def _skip(job: Job, state: State, memory: SpikeWindow) -> State:
 def _rewind(job: Job, state: State, memory: SpikeWindow) -> State:
     """An older checkpoint's state, with the data from there to the rejected step's end passed over."""
     step, end_sample = state.step, state.next_sample + job.run.schedule.sequences_per_step
-    checkpoint = from_first_rank(_before(job, step - job.run.guard.rewind_steps) if job.topology.rank == 0 else None)
+    checkpoint = broadcast_object(_before(job, step - job.run.guard.rewind_steps) if job.topology.rank == 0 else None)
     if checkpoint is None:
         raise InternalError(
             "there is no checkpoint to go back to",
@@ -136,7 +136,7 @@ def _write_down(job: Job, state: State, batches: Sequence[DeviceBatch], sums: St
         if job.topology.tensor_rank == 0 and not bool(report.isfinite().all())
         for sample in batch.samples.tolist()
     ]
-    seen = gather((bad_samples, _bad_gradient(job)), job.topology)
+    seen = gather_objects((bad_samples, _bad_gradient(job)), job.topology)
     first, count = state.next_sample, job.run.schedule.sequences_per_step
     file = job.directory.logs / f"rejected_step_{state.step + 1}_sample_{first}.json"
     if job.topology.rank == 0:
@@ -166,7 +166,7 @@ def _write_down(job: Job, state: State, batches: Sequence[DeviceBatch], sums: St
 
 def _bad_gradient(job: Job) -> str | None:
     """The first weight whose gradient on this rank, after it was summed over the copies, is no number."""
-    for name, tensor in decoder.named_parameters(job.pieces):
+    for name, tensor in decoder.named_parameters(job.model_chunks):
         if not bool(tensor.main_grad.isfinite().all()):  # type: ignore[attr-defined]
             return name
     return None

@@ -20,7 +20,7 @@ from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel import optimizer as gradients
 from megatron_dsmath.parallel.attention import document_bounds
-from megatron_dsmath.parallel.optimizer import Optimizer, ReducedPiece
+from megatron_dsmath.parallel.optimizer import DataParallelChunk, Optimizer
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.inputs import open_inputs
@@ -37,7 +37,7 @@ class Job:
     directory: RunDirectory
     tokenizer: Tokenizer
     batches: RunBatches
-    pieces: list[ReducedPiece]
+    model_chunks: list[DataParallelChunk]
     optimizer: Optimizer
     start: State
     ledger: Ledger
@@ -100,10 +100,10 @@ def open_job(run: RunConfig, topology: Topology, checkpoint: Path | None = None)
     """
     inputs = open_inputs(run, checkpoint)
     directory = RunDirectory(Path(run.output))
-    pieces = decoder.build(run, topology)
+    model_chunks = decoder.build(run, topology)
     if checkpoint is None:
-        decoder.load_weights(pieces, run.model, topology, first_weights(run, topology))
-    reduced = gradients.reduce_gradients(run, pieces, topology.data_size)
+        decoder.load_weights(model_chunks, run.model, topology, first_weights(run, topology))
+    reduced = gradients.wrap_data_parallel(run, model_chunks, topology.data_size)
     optimizer = gradients.build(run, reduced)
     ledger = Ledger(directory.ledger)
     return Job(run, topology, directory, inputs.tokenizer, inputs.batches, reduced, optimizer, inputs.state, ledger)

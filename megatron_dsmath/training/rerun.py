@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from megatron_dsmath.errors import InternalError
-from megatron_dsmath.parallel.collectives import gather
-from megatron_dsmath.parallel.exchanges import Exchanges, Results, checksum, first_difference, read
+from megatron_dsmath.parallel.collectives import gather_objects
+from megatron_dsmath.parallel.exchanges import ExchangeRecorder, Results, checksum, first_difference, read
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.training.guard import Judgement, judge
 from megatron_dsmath.training.job import Job
@@ -87,7 +87,7 @@ def _second_opinion(
 
 
 def _observed(job: Job, batches: Sequence[DeviceBatch]) -> tuple[StepSums, Results]:
-    with Exchanges(job.pieces) as exchanges:
+    with ExchangeRecorder(job.model_chunks) as exchanges:
         sums = forward_backward(job, batches)
     return sums, {**exchanges.results(), **_end_results(job, sums, gradients_are_own=True)}
 
@@ -108,7 +108,7 @@ def _deviations(job: Job, one: Results, other: Results) -> list[Deviation]:
     found = first_difference(one, other)
     place = job.topology
     here = None if found is None else Deviation(place.rank, place.coordinates, socket.gethostname(), *found)
-    seen = [deviation for deviation in gather(here, place) if deviation is not None]
+    seen = [deviation for deviation in gather_objects(here, place) if deviation is not None]
     return [deviation for deviation in seen if deviation.is_own] or seen
 
 

@@ -11,7 +11,7 @@ from megatron_dsmath.checkpoint.weights import check_same_model
 from megatron_dsmath.config import RunConfig, dump
 from megatron_dsmath.errors import CheckpointError
 from megatron_dsmath.parallel import shards
-from megatron_dsmath.parallel.collectives import from_first_rank, gather
+from megatron_dsmath.parallel.collectives import broadcast_object, gather_objects
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.checkpointing import SHARDS, layout, machine, resume_differences
 from megatron_dsmath.training.inputs import Resume
@@ -29,7 +29,7 @@ def newest(run: RunConfig, topology: Topology, resume: Resume = "newest") -> Pat
     """
     root = RunDirectory(Path(run.output)).checkpoints
     passed_over: dict[Path, CheckpointError] = {}
-    folders: list[Path] = from_first_rank(store.step_folders(root) if topology.rank == 0 else None)
+    folders: list[Path] = broadcast_object(store.step_folders(root) if topology.rank == 0 else None)
     for folder in reversed(folders):
         try:
             _verified(folder, topology) if resume == "last-good" else _on_all(topology, store.manifest_of, folder)
@@ -96,7 +96,7 @@ def _load(job: Job, folder: Path) -> Manifest:
             expected=f"{job.run.precision}, as the run file has it",
             fix=f"set precision: {manifest.precision}, or name this run under model.initial_weights of a new one",
         )
-    shards.load(folder / SHARDS, job.pieces, job.optimizer)
+    shards.load(folder / SHARDS, job.model_chunks, job.optimizer)
     return manifest
 
 
@@ -119,7 +119,7 @@ def _on_all(topology: Topology, read: Callable[..., Manifest], *arguments: objec
         manifest = read(*arguments)
     except CheckpointError as error:
         problem = error
-    for found in gather(problem, topology):
+    for found in gather_objects(problem, topology):
         if found is not None:
             raise found
     assert manifest is not None

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from megatron_dsmath.fault_injection import fault_factor, fault_point
-from megatron_dsmath.model.loss import sums_by_group
-from megatron_dsmath.parallel.collectives import sum_of_reports, sum_of_reports_and_norm
+from megatron_dsmath.model.loss import sum_by_group
+from megatron_dsmath.parallel.collectives import sum_reports, sum_reports_and_norm
 from megatron_dsmath.parallel.optimizer import gradient_norm
 from megatron_dsmath.parallel.pipeline import DeviceBatch, run_microbatches
 from megatron_dsmath.training.job import Job
@@ -37,17 +37,17 @@ def forward_backward(job: Job, batches: Sequence[DeviceBatch]) -> StepSums:
 
     No weight has changed yet. The loss and the norm are agreed on in one collective, so that all ranks judge alike.
     """
-    for piece in job.pieces:
-        piece.zero_grad_buffer()
+    for chunk in job.model_chunks:
+        chunk.zero_grad_buffer()
     job.optimizer.zero_grad()
     reports = _run(job, batches, backward=True)
     factor = fault_factor("step.gradients", HERE.step)
     if factor != 1.0:
-        for piece in job.pieces:
-            piece.scale_gradients(factor)
+        for chunk in job.model_chunks:
+            chunk.scale_gradients(factor)
     mark("gradient norm, sum of losses, update")
     norm = gradient_norm(job.optimizer)
-    totals, norm = sum_of_reports_and_norm(reports, (len(job.batches.group_names), 2), norm, job.topology)
+    totals, norm = sum_reports_and_norm(reports, (len(job.batches.group_names), 2), norm, job.topology)
     tokens = dict(zip(job.batches.group_names, map(int, totals[:, 1]), strict=True))
     return StepSums(*_means(job, totals), tokens, norm, reports)
 
@@ -56,17 +56,17 @@ def forward(job: Job, batches: Sequence[DeviceBatch]) -> tuple[float, dict[str, 
     """Nats per target token over the batches of all ranks, whole and by corpus; nothing is left behind."""
     reports = _run(job, batches, backward=False)
     mark("sum of losses")
-    return _means(job, sum_of_reports(reports, (len(job.batches.group_names), 2), job.topology).cpu())
+    return _means(job, sum_reports(reports, (len(job.batches.group_names), 2), job.topology).cpu())
 
 
 def _run(job: Job, batches: Sequence[DeviceBatch], *, backward: bool) -> list[torch.Tensor]:
-    loss_of = partial(_loss if backward else sums_by_group, groups=len(job.batches.group_names))
-    return run_microbatches(job.pieces, _Marked(batches), loss_of, backward=backward)
+    loss_of = partial(_loss if backward else sum_by_group, groups=len(job.batches.group_names))
+    return run_microbatches(job.model_chunks, _Marked(batches), loss_of, backward=backward)
 
 
 def _loss(nats: torch.Tensor, batch: DeviceBatch, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     factor = fault_factor("step.loss", HERE.step)
-    return sums_by_group(nats if factor == 1.0 else nats * factor, batch, groups)
+    return sum_by_group(nats if factor == 1.0 else nats * factor, batch, groups)
 
 
 def _means(job: Job, totals: torch.Tensor) -> tuple[float, dict[str, float | None]]:

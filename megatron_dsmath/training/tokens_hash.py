@@ -11,7 +11,7 @@ import torch
 from megatron_dsmath.data.audit.ledger import GOLDEN, StepHash, position_keys
 from megatron_dsmath.data.mixture.permutation import mix
 from megatron_dsmath.errors import InternalError
-from megatron_dsmath.parallel.collectives import gather, sum_of_words
+from megatron_dsmath.parallel.collectives import all_reduce_sum, gather_objects
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.job import Job
@@ -38,9 +38,9 @@ def hash_of_step(batches: Sequence[DeviceBatch], topology: Topology) -> StepHash
     total = hashes.sum()
     speaks = topology.tensor_rank == 0 and topology.is_first_stage
     own = torch.stack([total * speaks, (hashes * samples).sum() * speaks, total * _weight(topology)])
-    total_sum, moment_sum, disagreement = sum_of_words(own).tolist()
+    total_sum, moment_sum, disagreement = all_reduce_sum(own).tolist()
     if disagreement:
-        raise _disagreement(gather((topology.data_rank, total.item()), topology))
+        raise _disagreement(gather_objects((topology.data_rank, total.item()), topology))
     return StepHash(total_sum % 2**64, moment_sum % 2**64)
 
 

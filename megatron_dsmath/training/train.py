@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from megatron_dsmath.config.sections import RunConfig
-from megatron_dsmath.parallel import topology
-from megatron_dsmath.parallel.collectives import any_rank
+from megatron_dsmath.parallel.collectives import true_on_any_rank
 from megatron_dsmath.parallel.optimizer import apply_gradients
+from megatron_dsmath.parallel.topology import initialize_topology
 from megatron_dsmath.schedule.learning_rate import learning_rate
 from megatron_dsmath.training.checkpointing import Saver
 from megatron_dsmath.training.evaluating import Evaluation, evaluate
@@ -34,13 +34,13 @@ def train(
 
     After each step all ranks agree whether `stop_requested` is true on any of them; if so, the run stops there.
     """
-    place = topology.start(run.parallel, run.seed)
+    place = initialize_topology(run.parallel, run.seed)
     HERE.topology = place.coordinates
     checkpoint = newest(run, place, resume)
     job = open_job(run, place, checkpoint)
     state = restore(job, checkpoint)
     with open_tracker(job, state) as tracker, Saver(job, tracker.save_failed) as saver:
-        stopping = any_rank(stop_requested(), place)
+        stopping = true_on_any_rank(stop_requested(), place)
         while state.step < run.schedule.steps and not stopping:
             enter("step", state.step)
             started = time.perf_counter()
@@ -64,7 +64,7 @@ def train(
                 row |= evaluate(job, evaluation, state.step, tracker.log_problems)
             tracker.log(row)
             saver.poll()
-            stopping = any_rank(stop_requested(), place)
+            stopping = true_on_any_rank(stop_requested(), place)
             if stopping or saver.is_due(state):
                 with tracker.saving(state.step):
                     saver.save(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_dsmath.parallel.optimizer import parameters_in_place
+from megatron_dsmath.parallel.optimizer import gathered_parameters
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.step import forward
 
@@ -14,11 +14,11 @@ def validate(job: Job) -> dict[str, Any]:
 
     `validation_loss` is comparable with `loss` (`data.reading.RunBatches.validation_loss`).
     """
-    with parameters_in_place(job.pieces):
-        for piece in job.pieces:
-            piece.eval()
+    with gathered_parameters(job.model_chunks):
+        for chunk in job.model_chunks:
+            chunk.eval()
         whole, by_corpus = forward(job, job.validation_batches())
-        for piece in job.pieces:
-            piece.train()
+        for chunk in job.model_chunks:
+            chunk.train()
     loss = job.batches.validation_loss(whole, by_corpus)
     return {"validation_loss": loss, "validation_loss_by_corpus": by_corpus}

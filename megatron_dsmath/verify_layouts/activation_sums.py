@@ -59,13 +59,13 @@ class _Station(NamedTuple):
 
 
 @contextmanager
-def watched(pieces: Sequence[torch.nn.Module], layers: int, length: int, place: Topology) -> Iterator[Sums]:
+def watched(model_chunks: Sequence[torch.nn.Module], layers: int, length: int, place: Topology) -> Iterator[Sums]:
     """Within, forward passes add to the sums, which are this rank's part of those of all ranks."""
     sums = np.zeros((len(places(layers)), 2, length))
     handles = [
         station.module.register_forward_hook(_adds_to(sums[index], station.shares_channels, place))
-        for piece in pieces
-        for index, station in _stations(transformer.unwrapped(piece), layers).items()
+        for chunk in model_chunks
+        for index, station in _stations(transformer.unwrap_decoder(chunk), layers).items()
     ]
     try:
         yield sums
@@ -75,7 +75,7 @@ def watched(pieces: Sequence[torch.nn.Module], layers: int, length: int, place: 
 
 
 def _stations(decoder: transformer.Decoder, layers: int) -> dict[int, _Station]:
-    """The stations in a piece, by their place in the forward pass."""
+    """The stations in a chunk, by their place in the forward pass."""
     found = {}
     if decoder.pre_process:
         found[0] = _Station(decoder.embedding, shares_channels=False)

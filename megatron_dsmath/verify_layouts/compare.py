@@ -73,7 +73,7 @@ def _tensors(model: ModelConfig, ranks: Sequence[Measured], held: Sequence[Parts
     tensors: Tensors = {}
     copies: dict[str, float] = {}
     for parameter in parameters(model):
-        for name, shape in zip(parameter.theirs, parameter.shapes, strict=True):
+        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True):
             # What is split has copies only on ranks of the same tensor-parallel rank, what is not on all.
             parts = [
                 (rank.tensor_rank if parameter.split is not None else 0, own[name])

@@ -21,8 +21,9 @@ from megatron_dsmath.config.sections import ModelConfig, RunConfig
 from megatron_dsmath.data.mixture.microbatch import Microbatch
 from megatron_dsmath.model import decoder, loss
 from megatron_dsmath.model.parameters import parameters
-from megatron_dsmath.parallel import collectives, optimizer, pipeline, topology
+from megatron_dsmath.parallel import collectives, optimizer, pipeline
 from megatron_dsmath.parallel.pipeline import DeviceBatch
+from megatron_dsmath.parallel.topology import Topology, destroy_topology, initialize_topology
 from megatron_dsmath.training.job import to_device
 from megatron_dsmath.verify_layouts.activation_sums import watched
 from megatron_dsmath.verify_layouts.compare import Measured, Parts
@@ -114,52 +115,52 @@ def measure(run: RunConfig, weights: Path, fault: str | None) -> Measured:
     """Load `weights` into this rank's part of the layout, take the run's steps, and report."""
     if fault is not None:
         FAULTS[fault]()
-    place = topology.start(run.parallel, run.seed, timeout_minutes=3)
+    place = initialize_topology(run.parallel, run.seed, timeout_minutes=3)
     try:
         return _Rehearsal(run, weights, place).measured()
     finally:
-        topology.stop()
+        destroy_topology()
 
 
 class _Rehearsal:
     """A run, opened on this rank, without its data."""
 
-    def __init__(self, run: RunConfig, weights: Path, place: topology.Topology) -> None:
+    def __init__(self, run: RunConfig, weights: Path, place: Topology) -> None:
         self.run, self.place = run, place
-        pieces = decoder.build(run, place)
+        model_chunks = decoder.build(run, place)
         source = open_weights(weights)
-        decoder.load_weights(pieces, run.model, place, source)
+        decoder.load_weights(model_chunks, run.model, place, source)
         source.close()
-        self.pieces = optimizer.reduce_gradients(run, pieces, place.data_size)
-        self.optimizer = optimizer.build(run, self.pieces)
+        self.model_chunks = optimizer.wrap_data_parallel(run, model_chunks, place.data_size)
+        self.optimizer = optimizer.build(run, self.model_chunks)
 
     def measured(self) -> Measured:
         run = self.run
-        with watched(self.pieces, run.model.layers, run.data.sequence_length, self.place) as stations:
+        with watched(self.model_chunks, run.model.layers, run.data.sequence_length, self.place) as stations:
             self._loss(0, backward=False)
         losses, norms, gradients, updated = [], [], Parts(), []
         for step in range(run.schedule.steps):
             losses.append(self._loss(step, backward=True))
             if step == 0:
-                optimizer.gather_gradients(self.pieces)
-                named = decoder.named_parameters(self.pieces)
+                optimizer.gather_gradients(self.model_chunks)
+                named = decoder.named_parameters(self.model_chunks)
                 gradients = self._parts({name: tensor.main_grad for name, tensor in named})  # type: ignore[attr-defined]
             rate, decay = run.schedule.peak_learning_rate, run.optimizer.weight_decay
             norms.append(optimizer.gradient_norm(self.optimizer))
             optimizer.apply_gradients(self.optimizer, norms[-1], rate, decay)
-            with optimizer.parameters_in_place(self.pieces):
-                named = decoder.named_parameters(self.pieces)
+            with optimizer.gathered_parameters(self.model_chunks):
+                named = decoder.named_parameters(self.model_chunks)
                 updated.append(self._parts({name: tensor.detach() for name, tensor in named}))
         return Measured(self.place.tensor_rank, losses, norms, stations, gradients, updated)
 
     def _loss(self, step: int, *, backward: bool) -> float:
         if backward:
-            for piece in self.pieces:
-                piece.zero_grad_buffer()
+            for chunk in self.model_chunks:
+                chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
-        loss_of = partial(loss.sums_by_group, groups=GROUPS)
-        reports = pipeline.run_microbatches(self.pieces, self._microbatches(step), loss_of, backward=backward)
-        nats, tokens = collectives.sum_of_reports(reports, (GROUPS, 2), self.place).cpu().sum(0)
+        loss_of = partial(loss.sum_by_group, groups=GROUPS)
+        reports = pipeline.run_microbatches(self.model_chunks, self._microbatches(step), loss_of, backward=backward)
+        nats, tokens = collectives.sum_reports(reports, (GROUPS, 2), self.place).cpu().sum(0)
         return float(nats / tokens)
 
     def _microbatches(self, step: int) -> list[DeviceBatch]:
@@ -169,10 +170,10 @@ class _Rehearsal:
 
     def _parts(self, tensors: Mapping[str, torch.Tensor]) -> Parts:
         """Copies of this rank's `tensors` (our names) by Hugging Face's names."""
-        table = {parameter.ours: parameter for parameter in parameters(self.run.model)}
+        table = {parameter.name: parameter for parameter in parameters(self.run.model)}
         groups = self.run.model.key_value_heads // self.place.tensor_size
         parts = Parts()
         for name, tensor in tensors.items():
             theirs = table[name].unfuse(tensor.float().cpu(), groups)
-            parts |= dict(zip(table[name].theirs, (part.numpy().copy() for part in theirs), strict=True))
+            parts |= dict(zip(table[name].hf_names, (part.numpy().copy() for part in theirs), strict=True))
         return parts

@@ -79,25 +79,25 @@ def norm_gradients_are_not_summed() -> None:
 
 def parts_of_matrices_count_as_copies() -> None:
     """The gradient norm leaves out what the second tensor-parallel rank holds."""
-    transformer.mark_as_shared = lambda tensor, dimension: None
+    transformer.mark_tensor_parallel = lambda tensor, dimension: None
 
 
 def each_microbatch_is_averaged() -> None:
     """Means of means: microbatches with few targets weigh as much as those with many."""
-    sums_by_group = loss.sums_by_group
+    sum_by_group = loss.sum_by_group
 
     def means(nats: torch.Tensor, batch: Any, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        nats_sum, tokens, report = sums_by_group(nats, batch, groups)
+        nats_sum, tokens, report = sum_by_group(nats, batch, groups)
         return nats_sum / tokens.clamp(min=1), torch.ones_like(tokens), report
 
-    loss.sums_by_group = means
+    loss.sum_by_group = means
 
 
 def each_rank_is_averaged() -> None:
     """Means of means: data-parallel ranks with few targets weigh as much as those with many."""
     run_microbatches = pipeline.run_microbatches
 
-    def averaged(pieces: Any, microbatches: Any, loss_of: Any, *, backward: bool) -> list[torch.Tensor]:
+    def averaged(model_chunks: Any, microbatches: Any, loss_of: Any, *, backward: bool) -> list[torch.Tensor]:
         own = torch.stack([batch.loss_mask.sum() for batch in microbatches]).sum()
         all_ranks = own.clone()
         dist.all_reduce(all_ranks)
@@ -107,14 +107,14 @@ def each_rank_is_averaged() -> None:
             nats_sum, tokens, report = loss_of(nats, batch)
             return nats_sum * weight, tokens, report
 
-        return run_microbatches(pieces, microbatches, weighted, backward=backward)
+        return run_microbatches(model_chunks, microbatches, weighted, backward=backward)
 
     pipeline.run_microbatches = averaged
 
 
 def gradients_stay_on_their_rank() -> None:
     """Data-parallel ranks step with what they computed themselves."""
-    optimizer.ReducedPiece.finish_grad_sync = lambda self, *_, **__: None
+    optimizer.DataParallelChunk.finish_grad_sync = lambda self, *_, **__: None
 
 
 def norms_decay_too() -> None:
@@ -133,9 +133,9 @@ def stages_begin_at_layer_zero() -> None:
     """Every stage takes its layers to be the first ones of the model."""
     named_parameters = decoder.named_parameters
 
-    def numbered_anew(pieces: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    def numbered_anew(model_chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
         names: dict[str, str] = {}
-        for name, tensor in named_parameters(pieces):
+        for name, tensor in named_parameters(model_chunks):
             if name.startswith("decoder.layers."):
                 number = name.split(".")[2]
                 name = name.replace(f".{number}.", f".{names.setdefault(number, str(len(names)))}.", 1)
@@ -148,11 +148,11 @@ def middle_stages_miss_the_documents() -> None:
     """Stages between the first and the last attend over the whole sequence."""
     run_microbatches = pipeline.run_microbatches
 
-    def without_bounds(pieces: Any, microbatches: Any, loss_of: Any, *, backward: bool) -> list[torch.Tensor]:
-        decoders = [transformer.unwrapped(piece) for piece in pieces]
+    def without_bounds(model_chunks: Any, microbatches: Any, loss_of: Any, *, backward: bool) -> list[torch.Tensor]:
+        decoders = [transformer.unwrap_decoder(chunk) for chunk in model_chunks]
         if not any(decoder.pre_process or decoder.post_process for decoder in decoders):
             microbatches = [batch._replace(document_bounds=None) for batch in microbatches]
-        return run_microbatches(pieces, microbatches, loss_of, backward=backward)
+        return run_microbatches(model_chunks, microbatches, loss_of, backward=backward)
 
     pipeline.run_microbatches = without_bounds
 

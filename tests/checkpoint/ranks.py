@@ -15,9 +15,9 @@ from megatron_dsmath.config.sections import RunConfig
 
 def logits(run: RunConfig, weights: Path, tokens: list[list[int]]) -> Any:
     """This rank's share of the logits [batch, sequence, words]; in numpy, since a tensor would go with its process."""
-    (piece,), _ = _load(run, weights)
+    (chunk,), _ = _load(run, weights)
     with torch.no_grad():
-        return piece(torch.tensor(tokens), None, None, labels=None).numpy()
+        return chunk(torch.tensor(tokens), None, None, labels=None).numpy()
 
 
 def gate_logits(arguments: list[str], ids: list[list[int]], plant: str | None) -> Any:
@@ -50,14 +50,14 @@ def save_training_shards(run: RunConfig, weights: Path, folder: Path) -> None:
     from megatron_dsmath.parallel import optimizer
     from tests.support.training import save_shards
 
-    pieces, place = _load(run, weights)
-    reduced = optimizer.reduce_gradients(run, pieces, place.data_size)
+    model_chunks, topology = _load(run, weights)
+    reduced = optimizer.wrap_data_parallel(run, model_chunks, topology.data_size)
     updater = optimizer.build(run, reduced)
     norm = optimizer.gradient_norm(updater)
     optimizer.apply_gradients(
         updater, norm, learning_rate=0.0, weight_decay=0.0
     )  # the moments come with the first step
-    save_shards(folder, reduced, updater, place)
+    save_shards(folder, reduced, updater, topology)
 
 
 def save_as_megatron(run: RunConfig, weights: Path, folder: Path, rename: dict[str, str], per_layer: bool) -> None:
@@ -69,8 +69,8 @@ def save_as_megatron(run: RunConfig, weights: Path, folder: Path, rename: dict[s
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined] # its writer forks
     filesystem_async._results_queue = queue.Queue()  # else a manager process outlives this one
     state: dict[str, Any] = {}
-    for index, piece in enumerate(_load(run, weights)[0]):
-        state[f"model{index}"] = piece.sharded_state_dict(metadata={"non_homogeneous_layers": per_layer})
+    for index, chunk in enumerate(_load(run, weights)[0]):
+        state[f"model{index}"] = chunk.sharded_state_dict(metadata={"non_homogeneous_layers": per_layer})
         for entry in state[f"model{index}"].values():
             if isinstance(entry, ShardedTensor | ShardedTensorFactory):
                 for ours, theirs in rename.items():
@@ -81,11 +81,11 @@ def save_as_megatron(run: RunConfig, weights: Path, folder: Path, rename: dict[s
 
 def _load(run: RunConfig, weights: Path) -> tuple[list[Any], Any]:
     from megatron_dsmath.model import decoder
-    from megatron_dsmath.parallel import topology
+    from megatron_dsmath.parallel.topology import initialize_topology
 
-    place = topology.start(run.parallel, run.seed)
-    pieces = decoder.build(run, place)
+    topology = initialize_topology(run.parallel, run.seed)
+    model_chunks = decoder.build(run, topology)
     source = open_weights(weights)
-    decoder.load_weights(pieces, run.model, place, source)
+    decoder.load_weights(model_chunks, run.model, topology, source)
     source.close()
-    return pieces, place
+    return model_chunks, topology

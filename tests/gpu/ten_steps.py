@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from megatron_dsmath.parallel import topology
+from megatron_dsmath.parallel.topology import destroy_topology
 from tests.support import training
 from tests.support.runs import run_config
 
@@ -13,8 +13,8 @@ def main() -> None:
     """Train and print."""
     opened = training.start(run_config(schedule__peak_learning_rate=3e-3))
     figures = [opened.step(step) for step in range(10)]
-    topology.stop()
-    print(json.dumps({"device": opened.place.device.type, "figures": figures}))
+    destroy_topology()
+    print(json.dumps({"device": opened.topology.device.type, "figures": figures}))
 
 
 if __name__ == "__main__":

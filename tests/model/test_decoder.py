@@ -12,7 +12,8 @@ import yaml
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
 from megatron_dsmath.model.parameters import Shape, parameters
-from megatron_dsmath.parallel import cpu, topology
+from megatron_dsmath.parallel import cpu
+from megatron_dsmath.parallel.topology import destroy_topology, form_groups, initialize_topology
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
 from tests.support.training import first_weights, joined
@@ -71,9 +72,9 @@ class Counted(NamedTuple):
 
 def load_over_nothing(run: RunConfig) -> Counted:
     """Every parameter is NaN before its weights come."""
-    place = topology.start(run.parallel, run.seed)
-    pieces = decoder.build(run, place)
-    named = dict(decoder.named_parameters(pieces))
+    topology = initialize_topology(run.parallel, run.seed)
+    model_chunks = decoder.build(run, topology)
+    named = dict(decoder.named_parameters(model_chunks))
     for tensor in named.values():
         torch.nn.init.constant_(tensor, torch.nan)
     seed, asked = decoder.WeightsFromSeed(run.model, run.seed), []
@@ -83,7 +84,7 @@ def load_over_nothing(run: RunConfig) -> Counted:
             asked.append((name, shape))
             return seed.read(name, shape, part)
 
-    decoder.load_weights(pieces, run.model, place, Listening())
+    decoder.load_weights(model_chunks, run.model, topology, Listening())
     return Counted([name for name, tensor in named.items() if tensor.isnan().any()], sorted(named), asked)
 
 
@@ -95,9 +96,9 @@ def test_loading_reaches_every_parameter_and_reads_every_tensor(ranks: int, over
     found = run_ranks(ranks, load_over_nothing, run)
     assert [rank.unset for rank in found] == [[]] * ranks
     assert sorted(name for rank in found for name in rank.names) == sorted(
-        name for parameter in table for name in [parameter.ours] * tensor_size
+        name for parameter in table for name in [parameter.name] * tensor_size
     )
-    wanted = [entry for parameter in table for entry in zip(parameter.theirs, parameter.shapes, strict=True)]
+    wanted = [entry for parameter in table for entry in zip(parameter.hf_names, parameter.hf_shapes, strict=True)]
     assert sorted(entry for rank in found for entry in rank.asked) == sorted(wanted * tensor_size)
 
 
@@ -122,13 +123,13 @@ def shapes_held_by_every_rank(layouts: list[RunConfig]) -> list[list[dict[str, S
         ranks = []
         for rank in range(run.parallel.model_size):
             dist.init_process_group("fake", store=dist.HashStore(), rank=rank, world_size=run.parallel.model_size)
-            place = topology.arrange(run.parallel, run.seed, torch.device("cpu"))
+            topology = form_groups(run.parallel, run.seed, torch.device("cpu"))
             with torch.device("meta"):
-                pieces = decoder.build(run, place)
-            named = dict(decoder.named_parameters(pieces))
+                model_chunks = decoder.build(run, topology)
+            named = dict(decoder.named_parameters(model_chunks))
             assert {tensor.device.type for tensor in named.values()} == {"meta"}
             ranks.append({name: tuple(tensor.shape) for name, tensor in named.items()})
-            topology.stop()
+            destroy_topology()
         held.append(ranks)
     return held
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_dsmath.model.loss import sums_by_group
+from megatron_dsmath.model.loss import sum_by_group
 
 
 class Batch(NamedTuple):
@@ -20,20 +20,20 @@ BATCH = Batch(
 
 
 def test_sums_and_counts_are_those_of_the_targets() -> None:
-    nats, tokens, report = sums_by_group(NATS, BATCH, groups=4)
+    nats, tokens, report = sum_by_group(NATS, BATCH, groups=4)
     assert nats.item() == 1 + 4 + 8 + 16 + 32
     assert tokens.item() == 5
     assert report.tolist() == [[56.0, 3.0], [5.0, 2.0], [0.0, 0.0], [0.0, 0.0]]
 
 
 def test_sequences_of_one_corpus_add_up() -> None:
-    _, _, report = sums_by_group(NATS, BATCH._replace(groups=torch.zeros(3, 1, 1).long()), groups=1)
+    _, _, report = sum_by_group(NATS, BATCH._replace(groups=torch.zeros(3, 1, 1).long()), groups=1)
     assert report.tolist() == [[61.0, 5.0]]
 
 
 def test_counts_are_whole_numbers_and_the_report_keeps_more_digits() -> None:
     """megatron-core adds the counts up as integers; 10 million tokens of 10 nats leave fp32 one digit."""
-    _, tokens, report = sums_by_group(NATS, BATCH, groups=3)
+    _, tokens, report = sum_by_group(NATS, BATCH, groups=3)
     assert tokens.dtype == torch.int32
     assert report.dtype == torch.float64
     assert not report.requires_grad
@@ -41,16 +41,16 @@ def test_counts_are_whole_numbers_and_the_report_keeps_more_digits() -> None:
 
 def test_a_token_that_is_no_target_has_no_gradient() -> None:
     nats = NATS.clone().requires_grad_()
-    sums_by_group(nats, BATCH, groups=3)[0].backward()
+    sum_by_group(nats, BATCH, groups=3)[0].backward()
     assert nats.grad is not None
     assert torch.equal(nats.grad, BATCH.loss_mask)
 
 
 def test_a_batch_may_be_cut_anywhere() -> None:
-    whole = sums_by_group(NATS, BATCH, groups=3)
+    whole = sum_by_group(NATS, BATCH, groups=3)
     for cut in (1, 2):
         parts = [
-            sums_by_group(NATS[rows], Batch(BATCH.loss_mask[rows], BATCH.groups[rows]), groups=3)
+            sum_by_group(NATS[rows], Batch(BATCH.loss_mask[rows], BATCH.groups[rows]), groups=3)
             for rows in (slice(None, cut), slice(cut, None))
         ]
         for one, other, both in zip(*parts, whole, strict=True):

@@ -14,7 +14,7 @@ SHAPES = [{}, {"model__key_value_heads": 6}, {"model__key_value_heads": 1}]
 def numbered(parameter: Parameter) -> list[torch.Tensor]:
     """Their tensors, every value its own."""
     start, tensors = 0, []
-    for shape in parameter.shapes:
+    for shape in parameter.hf_shapes:
         count = torch.Size(shape).numel()
         tensors.append(torch.arange(start, start + count, dtype=torch.float64).reshape(shape))
         start += count
@@ -40,7 +40,7 @@ def test_names_and_shapes_are_those_of_transformers(shape: dict[str, int]) -> No
     ours = {
         name: size
         for parameter in parameters(model)
-        for name, size in zip(parameter.theirs, parameter.shapes, strict=True)
+        for name, size in zip(parameter.hf_names, parameter.hf_shapes, strict=True)
     }
     assert ours == theirs
     assert sum(torch.Size(size).numel() for size in ours.values()) == model.parameters
@@ -52,7 +52,7 @@ def test_taking_apart_undoes_putting_together(shape: dict[str, int]) -> None:
     for parameter in parameters(model):
         tensors = numbered(parameter)
         apart = parameter.unfuse(parameter.fuse(tensors, model.key_value_heads), model.key_value_heads)
-        assert all(torch.equal(one, other) for one, other in zip(apart, tensors, strict=True)), parameter.ours
+        assert all(torch.equal(one, other) for one, other in zip(apart, tensors, strict=True)), parameter.name
 
 
 def test_attention_holds_query_key_and_value_of_each_group_together() -> None:
@@ -87,11 +87,11 @@ def test_ranks_parts_fuse_to_what_cutting_the_whole_gives(size: int) -> None:
             gates, ups = zip(*(part.chunk(2) for part in parts), strict=True)
             assert torch.equal(torch.cat([*gates, *ups]), whole)
         else:
-            assert torch.equal(torch.cat(parts, dim=parameter.split), whole), parameter.ours
+            assert torch.equal(torch.cat(parts, dim=parameter.split), whole), parameter.name
 
 
 def test_only_norms_are_whole_on_every_rank() -> None:
-    names = [parameter.ours for parameter in parameters(run_config(model__layers=1).model) if parameter.is_norm]
+    names = [parameter.name for parameter in parameters(run_config(model__layers=1).model) if parameter.is_norm]
     assert names == [
         "decoder.layers.0.input_layernorm.weight",
         "decoder.layers.0.pre_mlp_layernorm.weight",

@@ -7,24 +7,24 @@ import pytest
 import torch
 
 from megatron_dsmath.config.sections import ParallelConfig
-from megatron_dsmath.parallel import topology
 from megatron_dsmath.parallel.collectives import (
-    any_rank,
-    from_first_rank,
-    gather,
-    sum_of_reports,
-    sum_of_reports_and_norm,
+    broadcast_object,
+    gather_objects,
+    sum_reports,
+    sum_reports_and_norm,
+    true_on_any_rank,
 )
+from megatron_dsmath.parallel.topology import initialize_topology
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
 
 
 def summed(parallel: ParallelConfig) -> list[float]:
     """The last stage's ranks report 1 and 10 from two microbatches, times a hundred on data-parallel rank 1."""
-    place = topology.start(parallel, seed=1)
-    unit = 100.0**place.data_rank
-    reports = [torch.full((2,), unit), torch.full((2,), 10 * unit)] if place.is_last_stage else []
-    found: list[float] = sum_of_reports(reports, (2,), place).tolist()
+    topology = initialize_topology(parallel, seed=1)
+    unit = 100.0**topology.data_rank
+    reports = [torch.full((2,), unit), torch.full((2,), 10 * unit)] if topology.is_last_stage else []
+    found: list[float] = sum_reports(reports, (2,), topology).tolist()
     return found
 
 
@@ -44,8 +44,8 @@ def test_each_report_counts_once_on_every_rank(ranks: int, parallel: dict[str, A
 
 def agreed(parallel: ParallelConfig, norms: list[float]) -> tuple[list[float], float]:
     """Each rank with a norm of its own."""
-    place = topology.start(parallel, seed=1)
-    totals, norm = sum_of_reports_and_norm([torch.full((2,), 1.0)], (2,), norms[place.rank], place)
+    topology = initialize_topology(parallel, seed=1)
+    totals, norm = sum_reports_and_norm([torch.full((2,), 1.0)], (2,), norms[topology.rank], topology)
     return totals.tolist(), norm
 
 
@@ -69,12 +69,12 @@ def test_all_ranks_go_by_one_norm_and_it_is_none_where_any_is(
 
 
 def tell(parallel: ParallelConfig) -> dict[str, Any]:
-    place = topology.start(parallel, seed=1)
+    topology = initialize_topology(parallel, seed=1)
     return {
-        "one": any_rank(place.rank == 1, place),
-        "none": any_rank(False, place),
-        "all": gather({"rank": place.rank}, place),
-        "first": from_first_rank(f"said by {place.rank}"),
+        "one": true_on_any_rank(topology.rank == 1, topology),
+        "none": true_on_any_rank(False, topology),
+        "all": gather_objects({"rank": topology.rank}, topology),
+        "first": broadcast_object(f"said by {topology.rank}"),
     }
 
 

@@ -89,11 +89,11 @@ def test_the_step_is_counted_in_the_group_and_survives_a_state_dict() -> None:
 def decayed_without_gradients(run: RunConfig) -> dict[str, float]:
     """Two updates from gradients of zero: what is left of each parameter, as a factor."""
     opened = training.start(run)
-    named = dict(decoder.named_parameters(opened.pieces))
+    named = dict(decoder.named_parameters(opened.model_chunks))
     before = {name: tensor.detach().clone() for name, tensor in named.items()}
     for _ in range(2):
-        for piece in opened.pieces:
-            piece.zero_grad_buffer()
+        for chunk in opened.model_chunks:
+            chunk.zero_grad_buffer()
         apply_gradients(opened.updater, gradient_norm(opened.updater), learning_rate=0.5, weight_decay=0.2)
     factors = {}
     for name, tensor in named.items():
@@ -126,7 +126,7 @@ def clipped(run: RunConfig) -> tuple[float, dict[str, np.ndarray], dict[str, np.
     """The norm before clipping, and every gradient before and after it."""
     opened = training.start(run)
     opened.accumulate(0)
-    named = dict(decoder.named_parameters(opened.pieces))
+    named = dict(decoder.named_parameters(opened.model_chunks))
 
     def copies() -> dict[str, np.ndarray]:
         return {name: tensor.main_grad.clone().numpy() for name, tensor in named.items()}  # type: ignore[attr-defined]
@@ -158,12 +158,12 @@ SMALL_STEPS, SMALL_RATE = 40, 2e-5
 def small_steps_in_bf16(run: RunConfig) -> tuple[str, np.ndarray, np.ndarray]:
     """The gradients' type, and weights before and after: equal gradients move a weight by the rate in each update."""
     opened = training.start(run)
-    (_, weight), *_ = decoder.named_parameters(opened.pieces)
+    (_, weight), *_ = decoder.named_parameters(opened.model_chunks)
     before = weight.detach().float().numpy().copy()
     assert weight.dtype == torch.bfloat16
     for _ in range(SMALL_STEPS):
-        for piece in opened.pieces:
-            piece.zero_grad_buffer()
+        for chunk in opened.model_chunks:
+            chunk.zero_grad_buffer()
         weight.main_grad.fill_(1e-3)  # type: ignore[attr-defined]
         apply_gradients(opened.updater, gradient_norm(opened.updater), SMALL_RATE, weight_decay=0.0)
     return str(weight.main_grad.dtype), before, weight.detach().float().numpy()  # type: ignore[attr-defined]

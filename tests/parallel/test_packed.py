@@ -13,7 +13,7 @@ import torch
 
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
-from megatron_dsmath.model.loss import sums_by_group
+from megatron_dsmath.model.loss import sum_by_group
 from megatron_dsmath.parallel.attention import document_bounds
 from megatron_dsmath.parallel.pipeline import DeviceBatch, run_microbatches
 from tests.parallel import faults
@@ -93,14 +93,14 @@ def computed(run: RunConfig, alone: bool = False, fault: Callable[[], None] | No
 
     def loss_of(found: torch.Tensor, batch: DeviceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         nats.append(found.detach().numpy().copy())
-        return sums_by_group(found, batch, training.CORPORA)
+        return sum_by_group(found, batch, training.CORPORA)
 
     whole = packed(run)
-    own = training.microbatches(whole, run.parallel.microbatch_sequences, opened.place)
-    run_microbatches(opened.pieces, one_by_one(whole) if alone else own, loss_of, backward=True)
-    named = decoder.named_parameters(opened.pieces)
+    own = training.microbatches(whole, run.parallel.microbatch_sequences, opened.topology)
+    run_microbatches(opened.model_chunks, one_by_one(whole) if alone else own, loss_of, backward=True)
+    named = decoder.named_parameters(opened.model_chunks)
     gradients = {name: tensor.main_grad for name, tensor in named}  # type: ignore[attr-defined]
-    return Found(opened.place.data_rank, nats, training.parts(opened, gradients))
+    return Found(opened.topology.data_rank, nats, training.parts(opened, gradients))
 
 
 def whole_of(name: str, *, across: bool = False, **how: Any) -> Whole:

@@ -7,7 +7,7 @@ import torch
 
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
-from megatron_dsmath.model.loss import sums_by_group
+from megatron_dsmath.model.loss import sum_by_group
 from megatron_dsmath.parallel.pipeline import run_microbatches
 from tests.support import training
 from tests.support.ranks import run_ranks
@@ -26,16 +26,16 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
 def validated(run: RunConfig) -> dict[str, Any]:
     """A pass without backward, then one with, over the same batch and weights."""
     opened = training.start(run)
-    named = dict(decoder.named_parameters(opened.pieces))
+    named = dict(decoder.named_parameters(opened.model_chunks))
     for tensor in named.values():
         tensor.main_grad.fill_(7)  # type: ignore[attr-defined]
     asked = []
 
     def loss_of(nats: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         asked.append(nats.requires_grad)
-        return sums_by_group(nats, batch, training.CORPORA)
+        return sum_by_group(nats, batch, training.CORPORA)
 
-    run_microbatches(opened.pieces, opened.share(0), loss_of, backward=False)
+    run_microbatches(opened.model_chunks, opened.share(0), loss_of, backward=False)
     forward = opened.accumulate(0, backward=False)
     untouched = all(bool((tensor.main_grad == 7).all()) for tensor in named.values())  # type: ignore[attr-defined]
     return {
@@ -43,7 +43,7 @@ def validated(run: RunConfig) -> dict[str, Any]:
         "backward": opened.accumulate(0).tolist(),
         "graphs": asked,
         "untouched": untouched,
-        "last": opened.place.is_last_stage,
+        "last": opened.topology.is_last_stage,
     }
 
 
@@ -66,7 +66,7 @@ def tokens_seen(run: RunConfig) -> list[list[int]]:
         seen.append(batch.tokens[:, 0].tolist())
         return nats.sum(), torch.tensor(nats.numel()).int(), torch.tensor(1.0)
 
-    reports = run_microbatches(opened.pieces, opened.share(0), loss_of, backward=True)
+    reports = run_microbatches(opened.model_chunks, opened.share(0), loss_of, backward=True)
     assert len(reports) == len(seen)
     return seen
 

@@ -15,7 +15,7 @@ from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel import shards
 from megatron_dsmath.parallel.collectives import barrier
 from megatron_dsmath.parallel.state_parts import SHARDING
-from megatron_dsmath.parallel.transformer import unwrapped
+from megatron_dsmath.parallel.transformer import unwrap_decoder
 from tests.support import training
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
@@ -139,7 +139,7 @@ def save_both_ways(run: RunConfig, folder: Path) -> None:
     opened = training.start(run)
     opened.step(0)
     training.save(opened, folder / "ours")
-    weights = {"piece0": unwrapped(opened.pieces[0]).sharded_state_dict(metadata=SHARDING)}
+    weights = {"piece0": unwrap_decoder(opened.model_chunks[0]).sharded_state_dict(metadata=SHARDING)}
     optimizer = opened.updater.sharded_state_dict(weights, is_loading=False, metadata=SHARDING)
     (folder / "theirs").mkdir(exist_ok=True)
     barrier()
@@ -159,7 +159,7 @@ def collectives_of_a_copy(run: RunConfig) -> list[str]:
     """What ranks say to each other while a state is copied for the second time."""
     opened = training.start(run)
     opened.step(0)
-    snapshots = shards.Snapshots(opened.pieces, opened.updater, opened.place)
+    snapshots = shards.ShardSerializer(opened.model_chunks, opened.updater, opened.topology)
     memory = mmap(-1, snapshots.size_bytes)
     snapshots.prepare(memory)
     snapshots.take(memory)
@@ -176,7 +176,7 @@ def test_ranks_say_nothing_to_each_other_to_copy_their_parts() -> None:
 
 def steps_and_betas(run: RunConfig, folder: Path) -> list[tuple[int, tuple[float, float], float]]:
     opened = training.start(run)
-    shards.load(folder, opened.pieces, opened.updater)
+    shards.load(folder, opened.model_chunks, opened.updater)
     return [(group["step"], group["betas"], group["eps"]) for group in opened.updater.param_groups]
 
 
@@ -196,7 +196,7 @@ def events_of_saving_and_loading(run: RunConfig, folder: Path) -> set[str]:
     events: set[str] = set()
     sys.addaudithook(lambda event, _: events.add(event))
     training.save(opened, folder)
-    shards.load(folder, opened.pieces, opened.updater)
+    shards.load(folder, opened.model_chunks, opened.updater)
     return events
 
 

@@ -9,42 +9,52 @@ import torch
 import torch.distributed as dist
 
 from megatron_dsmath.config.sections import ParallelConfig
-from megatron_dsmath.parallel import topology
+from megatron_dsmath.parallel.topology import destroy_topology, initialize_topology
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
 
 
-def place_of(parallel: ParallelConfig) -> dict[str, Any]:
-    place = topology.start(parallel, seed=1)
-    return asdict(place) | {"first": place.is_first_stage, "last": place.is_last_stage, "device": place.device.type}
+def describe_rank(parallel: ParallelConfig) -> dict[str, Any]:
+    topology = initialize_topology(parallel, seed=1)
+    facts = asdict(topology)
+    return facts | {
+        "first": topology.is_first_stage,
+        "last": topology.is_last_stage,
+        "device": topology.device.type,
+    }
 
 
-def places(ranks: int, **parallel: Any) -> list[dict[str, Any]]:
+def describe_ranks(ranks: int, **parallel: Any) -> list[dict[str, Any]]:
     run = run_config(**{f"parallel__{key}": value for key, value in parallel.items()})
-    return run_ranks(ranks, place_of, run.parallel)
+    return run_ranks(ranks, describe_rank, run.parallel)
 
 
 def test_tensor_ranks_are_neighbours_and_stages_are_far_apart() -> None:
     """Tensor parallelism talks most and belongs inside a node (Megatron-LM: order tp-cp-ep-dp-pp)."""
-    found = places(4, tensor=2, pipeline=2)
-    assert [(place["tensor_rank"], place["pipeline_rank"]) for place in found] == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    assert {(place["tensor_size"], place["pipeline_size"], place["data_size"]) for place in found} == {(2, 2, 1)}
-    assert [place["first"] for place in found] == [True, True, False, False]
-    assert [place["last"] for place in found] == [False, False, True, True]
+    found = describe_ranks(4, tensor=2, pipeline=2)
+    assert [(rank["tensor_rank"], rank["pipeline_rank"]) for rank in found] == [
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (1, 1),
+    ]
+    assert {(rank["tensor_size"], rank["pipeline_size"], rank["data_size"]) for rank in found} == {(2, 2, 1)}
+    assert [rank["first"] for rank in found] == [True, True, False, False]
+    assert [rank["last"] for rank in found] == [False, False, True, True]
 
 
 def test_what_remains_of_the_world_is_data_parallel() -> None:
-    found = places(4, tensor=2)
-    assert [(place["tensor_rank"], place["data_rank"]) for place in found] == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    assert {place["data_size"] for place in found} == {2}
-    assert all(place["first"] and place["last"] for place in found)
+    found = describe_ranks(4, tensor=2)
+    assert [(rank["tensor_rank"], rank["data_rank"]) for rank in found] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert {rank["data_size"] for rank in found} == {2}
+    assert all(rank["first"] and rank["last"] for rank in found)
 
 
 def start_twice(parallel: ParallelConfig) -> tuple[int, bool]:
-    topology.start(parallel, seed=1)
-    topology.stop()
+    initialize_topology(parallel, seed=1)
+    destroy_topology()
     left = not dist.is_initialized()
-    return topology.start(parallel, seed=1).world_size, left
+    return initialize_topology(parallel, seed=1).world_size, left
 
 
 def test_a_process_that_left_a_world_may_start_another() -> None:
@@ -68,7 +78,7 @@ def start_where_there_is_a_gpu(parallel: ParallelConfig) -> dict[str, Any]:
     torch.cuda.set_device = lambda device: told.update(set_device=str(device))
     dist.init_process_group = join
     with pytest.raises(WorldJoined):
-        topology.start(parallel, seed=1)
+        initialize_topology(parallel, seed=1)
     told["adaptor"] = "megatron_dsmath.parallel.cpu" in sys.modules
     told["untouched"] = torch.cuda.current_device is current_device
     return told

@@ -19,11 +19,11 @@ def before_and_after(run: RunConfig) -> tuple[Gradients, Gradients]:
     training.accumulate(0)
 
     def held() -> Gradients:
-        named = decoder.named_parameters(training.pieces)
+        named = decoder.named_parameters(training.model_chunks)
         return {name: tensor.main_grad.numpy().copy() for name, tensor in named}  # type: ignore[attr-defined]
 
     before = held()
-    gather_gradients(training.pieces)
+    gather_gradients(training.model_chunks)
     return before, held()
 
 

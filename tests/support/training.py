@@ -15,9 +15,10 @@ from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder, loss
 from megatron_dsmath.model.parameters import parameters
-from megatron_dsmath.parallel import collectives, optimizer, pipeline, shards, topology
+from megatron_dsmath.parallel import collectives, optimizer, pipeline, shards
 from megatron_dsmath.parallel.attention import document_bounds
 from megatron_dsmath.parallel.pipeline import DeviceBatch
+from megatron_dsmath.parallel.topology import Topology, initialize_topology
 from megatron_dsmath.schedule.learning_rate import learning_rate
 
 CORPORA = 2
@@ -44,19 +45,19 @@ class Training(NamedTuple):
     """A run, opened on this rank, without its data."""
 
     run: RunConfig
-    place: topology.Topology
-    pieces: list[optimizer.ReducedPiece]
+    topology: Topology
+    model_chunks: list[optimizer.DataParallelChunk]
     updater: optimizer.Optimizer
 
     def accumulate(self, step: int, *, backward: bool = True) -> torch.Tensor:
         """Nats and target tokens by corpus; with `backward`, gradients stay in the buffers."""
         if backward:
-            for piece in self.pieces:
-                piece.zero_grad_buffer()
+            for chunk in self.model_chunks:
+                chunk.zero_grad_buffer()
             self.updater.zero_grad()
-        loss_of = partial(loss.sums_by_group, groups=CORPORA)
-        reports = pipeline.run_microbatches(self.pieces, self.share(step), loss_of, backward=backward)
-        return collectives.sum_of_reports(reports, (CORPORA, 2), self.place).cpu()
+        loss_of = partial(loss.sum_by_group, groups=CORPORA)
+        reports = pipeline.run_microbatches(self.model_chunks, self.share(step), loss_of, backward=backward)
+        return collectives.sum_reports(reports, (CORPORA, 2), self.topology).cpu()
 
     def step(self, step: int) -> Figures:
         """One update."""
@@ -69,7 +70,7 @@ class Training(NamedTuple):
     def share(self, step: int) -> list[DeviceBatch]:
         """This rank's microbatches of a step."""
         size = self.run.parallel.microbatch_sequences
-        return microbatches(global_batch(self.run, step), size, self.place)
+        return microbatches(global_batch(self.run, step), size, self.topology)
 
 
 def global_batch(run: RunConfig, step: int) -> DeviceBatch:
@@ -98,10 +99,10 @@ def global_batch(run: RunConfig, step: int) -> DeviceBatch:
     return DeviceBatch(tokens, loss_mask, groups, samples, bounds)
 
 
-def microbatches(batch: DeviceBatch, size: int, place: topology.Topology) -> list[DeviceBatch]:
+def microbatches(batch: DeviceBatch, size: int, topology: Topology) -> list[DeviceBatch]:
     """This rank's part of a global batch; every data-parallel rank has every `data_size`-th microbatch."""
-    first_rows = range(place.data_rank * size, len(batch.tokens), place.data_size * size)
-    return [_rows(batch, first, first + size, place.device) for first in first_rows]
+    first_rows = range(topology.data_rank * size, len(batch.tokens), topology.data_size * size)
+    return [_rows(batch, first, first + size, topology.device) for first in first_rows]
 
 
 def _rows(batch: DeviceBatch, first: int, end: int, device: torch.device) -> DeviceBatch:
@@ -115,12 +116,12 @@ def _rows(batch: DeviceBatch, first: int, end: int, device: torch.device) -> Dev
 
 def start(run: RunConfig, weights: Path | None = None) -> Training:
     """Open the run with the weights of a checkpoint or a Hugging Face folder, or with those of its seed."""
-    place = topology.start(run.parallel, run.seed)
-    pieces = decoder.build(run, place)
+    topology = initialize_topology(run.parallel, run.seed)
+    model_chunks = decoder.build(run, topology)
     source = open_weights(weights) if weights else decoder.WeightsFromSeed(run.model, run.seed)
-    decoder.load_weights(pieces, run.model, place, source)
-    reduced = optimizer.reduce_gradients(run, pieces, place.data_size)
-    return Training(run, place, reduced, optimizer.build(run, reduced))
+    decoder.load_weights(model_chunks, run.model, topology, source)
+    reduced = optimizer.wrap_data_parallel(run, model_chunks, topology.data_size)
+    return Training(run, topology, reduced, optimizer.build(run, reduced))
 
 
 def train(run: RunConfig, weights: Path, steps: int) -> list[Figures]:
@@ -133,14 +134,14 @@ def gradients(run: RunConfig, weights: Path) -> Parts:
     """The gradients of the first step, before clipping (data-parallel size 1)."""
     training = start(run, weights)
     training.accumulate(0)
-    named = decoder.named_parameters(training.pieces)
+    named = decoder.named_parameters(training.model_chunks)
     return parts(training, {name: tensor.main_grad for name, tensor in named})  # type: ignore[attr-defined]
 
 
 def first_weights(run: RunConfig) -> Parts:
     """The weights that the seed gives."""
     training = start(run)
-    return parts(training, {name: tensor.detach() for name, tensor in decoder.named_parameters(training.pieces)})
+    return parts(training, {name: tensor.detach() for name, tensor in decoder.named_parameters(training.model_chunks)})
 
 
 def train_and_save(run: RunConfig, weights: Path, folder: Path, steps: tuple[int, int]) -> list[Figures]:
@@ -156,25 +157,28 @@ def train_and_save(run: RunConfig, weights: Path, folder: Path, steps: tuple[int
 def load_and_train(run: RunConfig, folder: Path, again: Path, steps: tuple[int, int]) -> list[Figures]:
     """Load what `train_and_save` saved, save it once more to `again`, and go on."""
     training = start(run)
-    shards.load(folder, training.pieces, training.updater)
+    shards.load(folder, training.model_chunks, training.updater)
     save(training, again)
     return [training.step(step) for step in range(*steps)]
 
 
 def save(training: Training, folder: Path) -> None:
     """As a checkpoint of the loop does, without the process that writes it."""
-    save_shards(folder, training.pieces, training.updater, training.place)
+    save_shards(folder, training.model_chunks, training.updater, training.topology)
 
 
 def save_shards(
-    folder: Path, pieces: list[optimizer.ReducedPiece], updater: optimizer.Optimizer, place: topology.Topology
+    folder: Path,
+    model_chunks: list[optimizer.DataParallelChunk],
+    updater: optimizer.Optimizer,
+    topology: Topology,
 ) -> None:
     """The files of every rank into a new folder."""
-    snapshots = shards.Snapshots(pieces, updater, place)
+    snapshots = shards.ShardSerializer(model_chunks, updater, topology)
     memory = mmap(-1, max(1, snapshots.size_bytes))
     snapshots.prepare(memory)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in snapshots.take(memory).items():
+    for name, content in snapshots.serialize(memory).items():
         (folder / name).write_bytes(content)
     (folder / snapshots.file_name).write_bytes(memory[: snapshots.size_bytes])
     collectives.barrier()
@@ -182,26 +186,26 @@ def save_shards(
 
 def parts(training: Training, tensors: Mapping[str, torch.Tensor]) -> Parts:
     """This rank's `tensors` (our names) by Hugging Face's names, in numpy: a tensor would be gone with the rank."""
-    table = {parameter.ours: parameter for parameter in parameters(training.run.model)}
-    groups = training.run.model.key_value_heads // training.place.tensor_size
+    table = {parameter.name: parameter for parameter in parameters(training.run.model)}
+    groups = training.run.model.key_value_heads // training.topology.tensor_size
     unfused: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         theirs = table[name].unfuse(tensor.float().cpu(), groups)
-        unfused |= dict(zip(table[name].theirs, (part.clone().numpy() for part in theirs), strict=True))
-    return training.place.tensor_rank, unfused
+        unfused |= dict(zip(table[name].hf_names, (part.clone().numpy() for part in theirs), strict=True))
+    return training.topology.tensor_rank, unfused
 
 
 def joined(run: RunConfig, ranks: list[Parts]) -> dict[str, torch.Tensor]:
     """The whole tensors out of every rank's parts; copies that should be equal must be, bit for bit."""
-    splits = {name: parameter.split for parameter in parameters(run.model) for name in parameter.theirs}
+    splits = {name: parameter.split for parameter in parameters(run.model) for name in parameter.hf_names}
     held: dict[str, list[Any]] = {}
     for _, unfused in sorted(ranks, key=lambda rank: rank[0]):
         for name, part in unfused.items():
             held.setdefault(name, []).append(part)
     whole = {}
-    for name, pieces in held.items():
+    for name, shares in held.items():
         split = splits[name]
         if split is None:
-            assert all(np.array_equal(piece, pieces[0]) for piece in pieces), name
-        whole[name] = torch.from_numpy(pieces[0] if split is None else np.concatenate(pieces, split))
+            assert all(np.array_equal(share, shares[0]) for share in shares), name
+        whole[name] = torch.from_numpy(shares[0] if split is None else np.concatenate(shares, split))
     return whole

@@ -29,7 +29,7 @@ def write_folder_drawn_from_the_seed(run: Any, folder: Path) -> None:
     tensors = {
         name: source.read(name, shape, tuple(slice(None) for _ in shape)).contiguous()
         for parameter in parameters(run.model)
-        for name, shape in zip(parameter.theirs, parameter.shapes, strict=True)
+        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True)
     }
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")

@@ -79,7 +79,7 @@ def train_with_a_layer_that_errs(run: RunConfig, rank: int) -> None:
 
     def opened(*arguments: Any) -> Any:
         job = open_job(*arguments)
-        layers = [module for name, module in job.pieces[0].named_modules() if name.endswith("mlp.linear_fc1")]
+        layers = [module for name, module in job.model_chunks[0].named_modules() if name.endswith("mlp.linear_fc1")]
         layers[0].register_forward_hook(erring())
         return job
 

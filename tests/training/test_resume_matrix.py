@@ -77,16 +77,16 @@ def test_a_run_goes_on_in_other_layouts_with_the_same_tokens_and_losses(
 
 def save_again(run: Any, output: Path) -> None:
     """Load the newest checkpoint in this layout, and write what was loaded to `output`."""
-    from megatron_dsmath.parallel import topology
+    from megatron_dsmath.parallel.topology import initialize_topology
     from megatron_dsmath.training.job import open_job
     from megatron_dsmath.training.resuming import newest, restore
     from tests.support.training import save_shards
 
-    place = topology.start(run.parallel, run.seed)
-    checkpoint = newest(run, place)
-    job = open_job(run, place, checkpoint)
+    topology = initialize_topology(run.parallel, run.seed)
+    checkpoint = newest(run, topology)
+    job = open_job(run, topology, checkpoint)
     restore(job, checkpoint)
-    save_shards(output / "shards", job.pieces, job.optimizer, place)
+    save_shards(output / "shards", job.model_chunks, job.optimizer, topology)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from megatron_dsmath.data.sft.conversation_batches import GROUPS, PackedBatches
 from megatron_dsmath.data.sft.examples import Examples
 from megatron_dsmath.errors import ConfigError, DataError, DsmathError
 from megatron_dsmath.model import decoder
-from megatron_dsmath.parallel import topology
 from megatron_dsmath.parallel.pipeline import DeviceBatch
+from megatron_dsmath.parallel.topology import initialize_topology
 from megatron_dsmath.training.inputs import newest_checkpoint, open_inputs
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.step import forward_backward
@@ -71,17 +71,17 @@ def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def computed(run: RunConfig, *, alone: bool = False) -> Found:
     """What this rank says of the run's first step, or of the examples in it one by one."""
-    place = topology.start(run.parallel, run.seed)
-    job = open_job(run, place)
+    topology = initialize_topology(run.parallel, run.seed)
+    job = open_job(run, topology)
     batches = job.step_batches(0)
     if alone:
         assert isinstance(job.batches, PackedBatches)
         batches = one_by_one(job.batches, run.schedule.sequences_per_step)
     sums = forward_backward(job, batches)
-    gradients = {name: tensor.main_grad for name, tensor in decoder.named_parameters(job.pieces)}  # type: ignore[attr-defined]
-    parts = training.parts(training.Training(run, place, job.pieces, job.optimizer), gradients)
+    gradients = {name: tensor.main_grad for name, tensor in decoder.named_parameters(job.model_chunks)}  # type: ignore[attr-defined]
+    parts = training.parts(training.Training(run, topology, job.model_chunks, job.optimizer), gradients)
     targets = int(sum(batch.loss_mask.sum() for batch in batches))
-    return Found(place.data_rank, targets, sums.loss, sums.loss_by_corpus, sums.tokens_by_corpus, parts)
+    return Found(topology.data_rank, targets, sums.loss, sums.loss_by_corpus, sums.tokens_by_corpus, parts)
 
 
 def one_by_one(batches: PackedBatches, sequences: int) -> list[DeviceBatch]:

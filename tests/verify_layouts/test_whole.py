@@ -16,7 +16,7 @@ def held(tensor_rank: int) -> Parts:
     """What a rank of two holds of tensors that count up from 0."""
     parts = Parts()
     for parameter in parameters(MODEL):
-        for name, shape in zip(parameter.theirs, parameter.shapes, strict=True):
+        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True):
             whole = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
             parts[name] = whole if parameter.split is None else np.split(whole, 2, parameter.split)[tensor_rank]
     return parts

@@ -22,10 +22,10 @@ def fail_on_rank(rank: int, how: str) -> str:
 def sum_over_ranks() -> float:
     import torch
 
-    from megatron_dsmath.parallel import topology
+    from megatron_dsmath.parallel.topology import initialize_topology
     from tests.support.runs import run_config
 
-    topology.start(run_config().parallel, seed=1)
+    initialize_topology(run_config().parallel, seed=1)
     total = torch.tensor(1.0 + int(os.environ["RANK"]))
     torch.distributed.all_reduce(total)
     return total.item()
