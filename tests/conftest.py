@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -21,3 +23,38 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder}: set DSMATH_TEST_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Corpora and a tokenizer for small runs."""
+    from tests.support.corpora import write_inputs
+
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of the small run in a layout, trained once from start to end without interruption."""
+    from tests.support.corpora import small_run
+    from tests.support.ranks import run_ranks
+    from tests.training.ranks import LAYOUTS, train_run
+
+    folder, done = tmp_path_factory.mktemp("undisturbed"), {}
+
+    def directory_of(layout: str) -> Path:
+        if layout not in done:
+            ranks, overrides = LAYOUTS[layout]
+            run_ranks(ranks, train_run, small_run(inputs, folder / layout, **overrides))
+            done[layout] = folder / layout
+        return done[layout]
+
+    return directory_of
+
+
+@pytest.fixture(scope="session")
+def one_process(undisturbed: Callable[[str], Path]) -> list[dict[str, Any]]:
+    """The metrics of the uninterrupted run in one process."""
+    from tests.training.ranks import rows_of
+
+    return rows_of(undisturbed("one process"))
