@@ -120,6 +120,12 @@ class Refusals(DsmathError):
         return (Refusals, (self.errors,))
 
 
+def raise_all(errors: Sequence[DsmathError]) -> None:
+    """Raise the error if there is one, or `Refusals` if there are several."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else Refusals(errors)
+
+
 class InternalError(DsmathError):
     """Something failed that is not the user's doing: a rank died, a peer vanished. A restart may help."""
 
@@ -136,12 +142,6 @@ def catalogue() -> list[type[DsmathError]]:
     """Every kind of error, in the order of this file; the generated documentation lists these."""
     kinds = [value for value in globals().values() if isinstance(value, type) and issubclass(value, DsmathError)]
     return [kind for kind in kinds if kind not in (DsmathError, Refusals)]
-
-
-def raise_all(errors: Sequence[DsmathError]) -> None:
-    """Raise a single error as it is and several as one Refusals; return if there is none."""
-    if errors:
-        raise errors[0] if len(errors) == 1 else Refusals(errors)
 
 
 def show(error: DsmathError) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE
 from megatron_dsmath.fault_injection import KINDS, POINTS
+from megatron_dsmath.files.atomic_files import replace_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "faults.md"
@@ -79,9 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is stale")
     text = page()
     if not parser.parse_args(arguments).check:
-        partial = PAGE.with_name(f"{PAGE.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(PAGE)
+        replace_text(PAGE, text)
     elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
         print(f"{PAGE} is stale: run python tools/generate_fault_list.py", file=sys.stderr)
         return EXIT_ANSWER_IS_NO

@@ -15,6 +15,7 @@ from typing import Any
 
 from megatron_dsmath import errors
 from megatron_dsmath.config import RunConfig
+from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.training.metrics import METRICS, wandb_names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -174,9 +175,7 @@ def write(repository: Path) -> None:
     for name, text in pages().items():
         path = repository / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from megatron_dsmath.data.tokenizing.tokenize import tokenize
 from megatron_dsmath.data.tokenizing.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from megatron_dsmath.errors import EXIT_DONE, DataError, DsmathError, TokenizerError, show
-from megatron_dsmath.files.progress import shown_progress
+from megatron_dsmath.files.progress import show_progress
 
 SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 TEXT_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".parquet")
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
         flags = parse(arguments)
         files = find_inputs(flags.input)
         require_type(flags.tokenizer_type, flags.tokenizer_model)
-        with shown_progress() as report_progress:
+        with show_progress() as report_progress:
             report = tokenize(
                 files,
                 flags.tokenizer_model,

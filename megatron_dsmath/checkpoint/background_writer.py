@@ -10,12 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from megatron_dsmath.checkpoint.writer_process import STOP_SIGNALS
 from megatron_dsmath.errors import DsmathError, InternalError, OutputError, catalogue
+from megatron_dsmath.files.processes import stop_signals_blocked
 
 _CLOSING_SECONDS = 10.0
 
@@ -38,7 +37,7 @@ class BackgroundWriter:
         descriptor, self.memory = _shared_memory(size_bytes)
         try:
             command = [sys.executable, "-m", "megatron_dsmath.checkpoint.writer_process"]
-            with _held_back(STOP_SIGNALS):  # until it ignores them
+            with stop_signals_blocked():  # until it ignores them
                 # In the rank's own session: Linux shares the processors out by session, and only then by niceness.
                 self._process = subprocess.Popen(
                     [*command, str(os.getpid()), str(descriptor), str(size_bytes)],
@@ -115,16 +114,6 @@ def _error(kind: str, **facts: Any) -> DsmathError:
     """An error of the writer, of the same class here."""
     classes = {error.kind(): error for error in catalogue()}
     return classes[kind](**facts)
-
-
-@contextmanager
-def _held_back(signals: Iterable[signal.Signals]) -> Iterator[None]:
-    """Within, the signals wait, in a process that is started here too: one to the group is not to end it at birth."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _shared_memory(size_bytes: int) -> tuple[int, mmap.mmap]:

@@ -24,6 +24,7 @@ from megatron_dsmath.checkpoint.weight_reader import (
 from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.errors import ConversionError
 from megatron_dsmath.files import directories
+from megatron_dsmath.files.atomic_files import sync
 from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
 from megatron_dsmath.parallel.shard_reader import ShardReader
 
@@ -91,7 +92,7 @@ def write_weights_checkpoint(
     tensors = {name: (shape, weights.dtype(name)) for name, shape in weights.shapes.items()}
     directories.require_absent(out)
     store.preflight(out.absolute().parent, sum(size_bytes(*tensor) for tensor in tensors.values()))
-    with directories.whole_directory(out) as folder:
+    with directories.atomic_directory(out) as folder:
         (folder / FOLDER).mkdir()
         write_safetensors(folder / FOLDER, tensors, weights.read_whole)
         tokenizer_files.write_beside_weights(weights, folder / tokenizer_files.FOLDER)
@@ -102,7 +103,7 @@ def write_weights_checkpoint(
 
 def _written(folder: Path, manifest: Manifest) -> Manifest:
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    directories.sync(folder / MANIFEST)
+    sync(folder / MANIFEST)
     return manifest
 
 

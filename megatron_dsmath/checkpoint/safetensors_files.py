@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_dsmath.errors import ConversionError
-from megatron_dsmath.files.directories import sync
+from megatron_dsmath.files.atomic_files import sync
 from megatron_dsmath.model.parameters import Shape
 
 SINGLE = "model.safetensors"

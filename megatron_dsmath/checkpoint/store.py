@@ -18,7 +18,8 @@ from megatron_dsmath.checkpoint.manifest import MANIFEST, FileEntry, Manifest, n
 from megatron_dsmath.errors import CheckpointError
 from megatron_dsmath.fault_injection import fault_point
 from megatron_dsmath.files import directories
-from megatron_dsmath.files.directories import refused_by_the_system
+from megatron_dsmath.files.atomic_files import require_free_space, sync
+from megatron_dsmath.files.directories import report_write_errors
 
 LATEST = "LATEST"
 KEPT_AT_LEAST = 2  # a newest one that turns out corrupt must not have been the only one
@@ -51,8 +52,8 @@ def file_entry(path: Path) -> FileEntry:
 
     Raises OutputError when the system cannot keep what was written, which some file systems say only now.
     """
-    with refused_by_the_system(path):
-        directories.sync(path)
+    with report_write_errors(path):
+        sync(path)
     return FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
 
 
@@ -64,10 +65,10 @@ def publish(incomplete: Path, manifest: Manifest) -> Path:
     """
     _require_sizes(incomplete, manifest)
     path = incomplete / MANIFEST
-    with refused_by_the_system(path):
+    with report_write_errors(path):
         fault_point("checkpoint.before_manifest")
         path.write_text(manifest.to_json(), encoding="utf-8")
-        directories.sync(path)
+        sync(path)
     fault_point("checkpoint.before_rename")
     published = directories.publish(incomplete)
     fault_point("checkpoint.before_pointer")
@@ -85,9 +86,9 @@ def set_aside(damaged: Path) -> Path:
     Raises OutputError.
     """
     aside = damaged.with_name(f"{damaged.name}.damaged-{secrets.token_hex(4)}")
-    with refused_by_the_system(damaged):
+    with report_write_errors(damaged):
         damaged.rename(aside)
-        directories.sync(aside.parent)
+        sync(aside.parent)
     return aside
 
 
@@ -165,14 +166,14 @@ def prune(root: Path, keep: int) -> list[Path]:
     complete = [folder for folder in step_folders(root) if _is_complete(folder)]
     doomed = complete[: -max(keep, KEPT_AT_LEAST)]
     for folder in doomed:
-        with refused_by_the_system(folder):
-            directories.withdraw(folder)
+        with report_write_errors(folder):
+            directories.delete(folder)
     return doomed
 
 
 def preflight(folder: Path, needed_bytes: int) -> None:
     """Raise OutputError, with the bytes needed and free, unless `folder` can take a checkpoint of that size."""
-    directories.require_room(folder, needed_bytes)
+    require_free_space(directories.require_writable(folder, needed_bytes), needed_bytes)
 
 
 def step_folders(root: Path) -> list[Path]:

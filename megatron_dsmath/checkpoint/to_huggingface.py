@@ -20,6 +20,7 @@ from megatron_dsmath.checkpoint.tokenizer_files import Chat, tokenizer_file, wri
 from megatron_dsmath.checkpoint.weight_reader import DTYPES, WeightReader, require_finite
 from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.files import directories
+from megatron_dsmath.files.atomic_files import sync
 from megatron_dsmath.model.parameters import Shape
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -94,7 +95,7 @@ def write_huggingface(
         require_finite(weights.path, f"{name} in {kept}", tensor)  # fp16 ends at 65,504
         return tensor
 
-    with directories.whole_directory(out) as folder:
+    with directories.atomic_directory(out) as folder:
         write_safetensors(folder, tensors, converted)
         write_beside_weights(weights, folder, _chat(manifest))
         config = config_from(weights.model, kept, weights.special_token_ids)
@@ -125,4 +126,4 @@ def _verdict(
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    directories.sync(path)
+    sync(path)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from megatron_dsmath.checkpoint.safetensors_files import inside, read_json
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
 from megatron_dsmath.data.tokenizing.tokenizer import HUGGING_FACE_FILES, Tokenizer, load_tokenizer
-from megatron_dsmath.files.directories import sync
+from megatron_dsmath.files.atomic_files import sync
 
 FOLDER = "tokenizer"  # in a checkpoint
 GENERATION = "generation_config.json"

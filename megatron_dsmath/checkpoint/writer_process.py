@@ -6,7 +6,6 @@ answer: what `write` and `publish` return, or the error that they raised.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -23,10 +22,10 @@ from typing import Any
 
 from megatron_dsmath.errors import DsmathError, InternalError
 from megatron_dsmath.fault_injection import fault_point
-from megatron_dsmath.files import directories
+from megatron_dsmath.files import atomic_files, directories
+from megatron_dsmath.files.processes import STOP_SIGNALS, end_with_parent
 
 NICENESS = 10  # a tenth of a processor that the rank wants too, all of one that nobody wants
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 _BLOCK_BYTES = 1 << 22
 _PAST_THE_CACHE = getattr(os, "O_DIRECT", 0)  # a copy less, and no work for the system's own writers, who are not nice
 
@@ -59,8 +58,8 @@ def publish(_: memoryview, folder: str, manifest: str, keep: int, sync: Sequence
     from megatron_dsmath.checkpoint.manifest import Manifest
 
     for path in map(Path, sync):
-        with directories.refused_by_the_system(path):
-            directories.sync(path)
+        with directories.report_write_errors(path):
+            atomic_files.sync(path)
     published = store.publish(Path(folder), Manifest.model_validate_json(manifest))
     fault_point("checkpoint.before_prune")
     store.prune(published.parent, keep)
@@ -70,7 +69,7 @@ def publish(_: memoryview, folder: str, manifest: str, keep: int, sync: Sequence
 def _write(path: Path, content: memoryview) -> Entry:
     digest = hashlib.sha256()
     fault_point("writer.before_file")
-    with directories.refused_by_the_system(path, len(content)), path.open("wb", buffering=0) as file:
+    with directories.report_write_errors(path, len(content)), path.open("wb", buffering=0) as file:
         _pass_the_cache(file.fileno(), True)
         for start in range(0, len(content), _BLOCK_BYTES):
             block = content[start : start + _BLOCK_BYTES]
@@ -102,21 +101,12 @@ def _pass_the_cache(descriptor: int, wanted: bool) -> bool:
     return asked != flags
 
 
-def _end_with(parent: int) -> None:
-    """Die when the rank dies, however it does; what it had not published is never published."""
-    if sys.platform.startswith("linux"):
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        sys.exit()
-
-
 def main() -> None:
     """Serve the process that started this one, given its id, the descriptor of the staging buffer, and its size."""
-    for number in STOP_SIGNALS:  # held back since before this process began
-        signal.signal(number, signal.SIG_IGN)  # whoever asks the run to stop asks for its last checkpoint too
+    for number in STOP_SIGNALS:  # blocked since before this process began
+        signal.signal(number, signal.SIG_IGN)  # a run that is asked to stop still writes its last checkpoint
     parent, descriptor, size_bytes = map(int, sys.argv[1:])
-    _end_with(parent)
+    end_with_parent(parent)  # a checkpoint that is not published by then never is
     os.nice(NICENESS)
     memory = memoryview(mmap.mmap(descriptor, size_bytes))
     verbs: dict[str, Callable[..., Mapping[str, Any]]] = {"write": write, "publish": publish}

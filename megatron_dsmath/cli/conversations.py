@@ -40,7 +40,7 @@ def sft_build(options: argparse.Namespace) -> int:
     from megatron_dsmath.data.sft.build_set import build
     from megatron_dsmath.data.sft.example_encoder import Options
     from megatron_dsmath.data.sft.sources import named_sources
-    from megatron_dsmath.files.progress import shown_progress
+    from megatron_dsmath.files.progress import show_progress
     from megatron_dsmath.tables import print_facts, print_table
 
     named = named_sources(options.files, options.recipe, options.format, options.instruction)
@@ -53,7 +53,7 @@ def sft_build(options: argparse.Namespace) -> int:
         seed=options.seed,
         eod_token=options.eod_token,
     )
-    with shown_progress() as progress:
+    with show_progress() as progress:
         found = build(
             named.sources,
             options.tokenizer,

@@ -64,11 +64,11 @@ def add_verbs(verbs: Verbs) -> None:
 def data_tokenize(options: argparse.Namespace) -> int:
     """Turn JSONL into PREFIX.bin and PREFIX.idx, whole or not at all."""
     from megatron_dsmath.data.tokenizing.tokenize import tokenize
-    from megatron_dsmath.files.progress import shown_progress
+    from megatron_dsmath.files.progress import show_progress
     from megatron_dsmath.tables import print_facts
 
     fields = options.field or ["text"]
-    with shown_progress() as progress:
+    with show_progress() as progress:
         facts = tokenize(
             options.files,
             options.tokenizer,
@@ -147,10 +147,10 @@ def data_blend(options: argparse.Namespace) -> int:
 def data_decontaminate(options: argparse.Namespace) -> int:
     """Write the lines that share no 10-gram with a benchmark, and a report."""
     from megatron_dsmath.data.decontamination.decontaminate import decontaminate
-    from megatron_dsmath.files.progress import shown_progress
+    from megatron_dsmath.files.progress import show_progress
     from megatron_dsmath.tables import print_facts, print_table
 
-    with shown_progress() as progress:
+    with show_progress() as progress:
         report = decontaminate(
             options.files,
             options.benchmarks,

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_dsmath.errors import OutputError
 from megatron_dsmath.evaluation.answering import Answer
 from megatron_dsmath.evaluation.verdicts import Judgement
-from megatron_dsmath.files.atomic_files import AtomicFiles, cannot_write
+from megatron_dsmath.files.atomic_files import replace_text, write_error
 
 Row = Mapping[str, Any]
 Key = tuple[int, int]
@@ -93,7 +93,7 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise cannot_write(path, error, len(lines)) from error
+        raise write_error(path, error, len(lines)) from error
 
 
 def require_same(out: Path, evaluation: Mapping[str, Any]) -> None:
@@ -111,17 +111,7 @@ def require_same(out: Path, evaluation: Mapping[str, Any]) -> None:
                 fix="choose another --out, or ask for the same again to go on",
             )
         return
-    write_whole(path, json.dumps(evaluation, ensure_ascii=False, indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises OutputError."""
-    files = AtomicFiles(path)
-    try:
-        files.files[0].write(text.encode("utf-8", "backslashreplace"))
-        files.publish()
-    finally:
-        files.discard()
+    replace_text(path, json.dumps(evaluation, ensure_ascii=False, indent=1) + "\n", durable=True)
 
 
 def _brief(value: object) -> str:

@@ -8,25 +8,26 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_dsmath.errors import OutputError
 from megatron_dsmath.fault_injection import fault_point
-from megatron_dsmath.files.atomic_files import cannot_write, require_free_space
+from megatron_dsmath.files.atomic_files import sync, write_error
+from megatron_dsmath.files.processes import is_alive
 
 _INCOMPLETE = re.compile(r"(?P<target>.+)\.incomplete-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}")
 
 
 @contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
+def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield a directory to fill, which becomes `target` at the end; after an error nothing of it stays.
 
     Raises OutputError when `target` holds something already or the system refuses.
     """
     incomplete = begin(target)
     try:
-        with refused_by_the_system(target):
+        with report_write_errors(target):
             yield incomplete
         publish(incomplete)
     except BaseException:
@@ -42,7 +43,7 @@ def begin(target: Path) -> Path:
     target = target.absolute()
     require_absent(target)
     incomplete = target.with_name(f"{target.name}.incomplete-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
-    with refused_by_the_system(target):
+    with report_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent, target.name)
         incomplete.mkdir()
@@ -58,7 +59,7 @@ def publish(incomplete: Path) -> Path:
     assert name is not None, incomplete
     target = incomplete.with_name(name["target"])
     require_absent(target)
-    with refused_by_the_system(target):
+    with report_write_errors(target):
         for folder in [incomplete, *(entry for entry in incomplete.rglob("*") if entry.is_dir())]:
             sync(folder)
         incomplete.rename(target)
@@ -71,7 +72,7 @@ def discard(incomplete: Path) -> None:
     shutil.rmtree(incomplete, ignore_errors=True)
 
 
-def withdraw(published: Path) -> None:
+def delete(published: Path) -> None:
     """Delete a published directory: it loses its name first, so that no reader ever meets half of it."""
     incomplete = published.with_name(f"{published.name}.incomplete-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
     published.rename(incomplete)
@@ -86,7 +87,7 @@ def remove_leftovers(parent: Path, target: str) -> None:
     """
     for leftover in parent.glob(f"{target}.incomplete-*"):
         name = _INCOMPLETE.fullmatch(leftover.name)
-        if name is not None and name["host"] == _host() and not _is_alive(int(name["process"])):
+        if name is not None and name["host"] == _host() and not is_alive(int(name["process"])):
             discard(leftover)
 
 
@@ -103,11 +104,6 @@ def require_absent(target: Path) -> None:
     )
 
 
-def require_room(target: Path, needed_bytes: int) -> None:
-    """Raise OutputError unless `needed_bytes` can be written where `target` will be."""
-    require_free_space(require_writable(target, needed_bytes), needed_bytes)
-
-
 def require_writable(target: Path, needed_bytes: int | None = None) -> Path:
     """The directory in which `target` is, or will be made with those between.
 
@@ -117,38 +113,20 @@ def require_writable(target: Path, needed_bytes: int | None = None) -> Path:
     while not folder.is_dir():
         folder = folder.parent
     probe = folder / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
-    with refused_by_the_system(probe, needed_bytes):
+    with report_write_errors(probe, needed_bytes):
         probe.mkdir()
         probe.rmdir()
     return folder
 
 
 @contextmanager
-def refused_by_the_system(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
+def report_write_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """Turn the system's refusal to write `path` into an OutputError that says what is needed and free."""
     try:
         yield
     except OSError as error:
-        raise cannot_write(path, error, needed_bytes) from error
-
-
-def sync(path: Path) -> None:
-    """Bring a file's bytes, or a directory's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise write_error(path, error, needed_bytes) from error
 
 
 def _host() -> str:
     return re.sub(r"[^\w.-]", "_", socket.gethostname())
-
-
-def _is_alive(process: int) -> bool:
-    with suppress(PermissionError):  # it lives, and is another user's
-        try:
-            os.kill(process, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-    return True

@@ -24,7 +24,7 @@ Report = Callable[[Progress], None]
 
 
 @contextmanager
-def shown_progress() -> Iterator[Report]:
+def show_progress() -> Iterator[Report]:
     """A function that shows the progress it is given, on stderr."""
     if not sys.stderr.isatty():
         yield _plain_lines()

@@ -88,10 +88,6 @@ def _refuse(field: str, found: object, file: Path, number: int, expected: str) -
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    files = AtomicFiles(out)
-    try:
+    with AtomicFiles(out) as (file,):
         for row in rows:
-            files.files[0].write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-        files.publish()
-    finally:
-        files.discard()
+            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")

@@ -61,16 +61,11 @@ def write_corpora(folder: Path, seed: int, megabytes: float = 6.0) -> dict[str, 
     bytes. All files appear, or none. Raises OutputError, and DataError where Python's own sources are missing.
     """
     paths = {name: folder / f"{name}.jsonl" for name in CORPORA}
-    output = AtomicFiles(folder / "README.md", *paths.values())
-    try:
-        readme, *files = output.files
+    with AtomicFiles(folder / "README.md", *paths.values()) as (readme, *files):
         readme.write(README.encode())
         for file, (name, (share, documents)) in zip(files, CORPORA.items(), strict=True):
             draw = Random(f"{seed}/{name}")  # noqa: S311 - it draws texts, not secrets
             _write(file, documents(draw), int(megabytes * share * 1e6))
-        output.publish()
-    finally:
-        output.discard()
     return paths
 
 

@@ -75,14 +75,9 @@ def train_tokenizer(files: Sequence[Path], folder: Path, vocabulary_size: int = 
         pair=f"{BEGIN_OF_SENTENCE} $A {BEGIN_OF_SENTENCE}:1 $B:1",
         special_tokens=[begin],
     )
-    output = AtomicFiles(folder / "tokenizer_config.json", folder / "tokenizer.json")
-    try:
-        config, vocabulary = output.files
+    with AtomicFiles(folder / "tokenizer_config.json", folder / "tokenizer.json") as (config, vocabulary):
         config.write((json.dumps(CONFIG, indent=2, ensure_ascii=False) + "\n").encode())
         vocabulary.write(tokenizer.to_str(pretty=True).encode())
-        output.publish()
-    finally:
-        output.discard()
     return folder
 
 

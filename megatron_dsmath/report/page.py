@@ -155,13 +155,10 @@ def write_report(run_dirs: Sequence[Path], sections: Sequence[Section] = ()) -> 
     runs = _named([read_run(folder) for folder in run_dirs])
     pictures = {figure: figure.draw(runs) for figure in FIGURES if _measured(runs, figure.metric)}
     page = run_dirs[0] / "report.html"
-    output = AtomicFiles(*(run_dirs[0] / "report" / f"{figure.name}.png" for figure in pictures), page)
-    try:
-        for file, content in zip(output.files, [*pictures.values(), _page(runs, pictures, sections)], strict=True):
+    contents = [*pictures.values(), _page(runs, pictures, sections)]
+    with AtomicFiles(*(run_dirs[0] / "report" / f"{figure.name}.png" for figure in pictures), page) as files:
+        for file, content in zip(files, contents, strict=True):
             file.write(content)
-        output.publish()
-    finally:
-        output.discard()
     return page
 
 

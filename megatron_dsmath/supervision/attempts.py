@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from megatron_dsmath.errors import EXIT_REFUSED, RunError
-from megatron_dsmath.training.run_directory import RunDirectory, append_row
+from megatron_dsmath.files.atomic_files import append_row
+from megatron_dsmath.training.run_directory import RunDirectory
 
 MOST_RESTARTS = 3  # in a row that end before a new checkpoint (as nvidia-resiliency-ext)
 FAILED = ("failed", "running")  # `running`: killed before it could say more

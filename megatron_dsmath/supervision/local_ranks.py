@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_dsmath.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_REFUSED, EXIT_STOPPED
-from megatron_dsmath.supervision.stop_request import SIGNALS, held, listen
+from megatron_dsmath.files.processes import STOP_SIGNALS, handle_stop_signals, stop_signals_blocked
 
 PARENT = "DSMATH_PARENT"  # the process whose end is the end of its ranks
 GRACE_SECONDS = 20.0  # for the others to notice that a rank is gone and to say so
@@ -36,10 +35,10 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
         }
         command = [sys.executable, "-m", "megatron_dsmath", *arguments]
         processes: list[subprocess.Popen[bytes]] = []
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        listen(_forward_to(processes))
+        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        handle_stop_signals(_forward_to(processes))
         try:
-            with held():
+            with stop_signals_blocked():
                 for rank in range(ranks):
                     environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                     # In sessions of their own: Ctrl-C reaches the ranks once, through us.
@@ -51,17 +50,6 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
-
-
-def end_with_parent() -> None:
-    """In a rank: die when the process that started it dies, however it does (Linux; elsewhere ranks live on)."""
-    parent = os.environ.get(PARENT)
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it died before we asked
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _forward_to(processes: Sequence[subprocess.Popen[bytes]]) -> Callable[[int, object], None]:

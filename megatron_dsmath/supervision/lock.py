@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_dsmath.errors import RunError
-from megatron_dsmath.files.atomic_files import cannot_write
+from megatron_dsmath.files.atomic_files import write_error
 from megatron_dsmath.files.processes import process_start
 from megatron_dsmath.training.run_directory import RunDirectory
 
@@ -67,7 +67,7 @@ def hold_evaluation(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise write_error(folder, error) from error
     with _hold(folder / "LOCK", EVALUATION):
         yield
 
@@ -77,7 +77,7 @@ def _hold(file: Path, kind: Kind) -> Iterator[None]:
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise cannot_write(file, error) from error
+        raise write_error(file, error) from error
     try:
         _require_dead(file, descriptor, kind)
         _write(descriptor, json.dumps(_ourselves()) + "\n")

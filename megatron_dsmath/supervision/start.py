@@ -24,8 +24,9 @@ from megatron_dsmath.errors import (
     UsageError,
     show,
 )
+from megatron_dsmath.files.processes import end_with_parent
 from megatron_dsmath.supervision.attempts import begin_attempt, require_progress
-from megatron_dsmath.supervision.local_ranks import PARENT, end_with_parent, run_ranks
+from megatron_dsmath.supervision.local_ranks import PARENT, run_ranks
 from megatron_dsmath.supervision.lock import hold_run, require_free
 from megatron_dsmath.supervision.out_of_memory import report_out_of_memory
 from megatron_dsmath.supervision.stop_request import StopRequest
@@ -95,7 +96,8 @@ def run_rank(run: RunConfig, resume: Resume, evaluation: Evaluation | None) -> i
     """Train on this rank; returns the exit code."""
     stop = StopRequest()
     stop.listen()  # a signal is not lost in the seconds in which torch is imported
-    end_with_parent()
+    if PARENT in os.environ:
+        end_with_parent(int(os.environ[PARENT]))
     directory, rank = RunDirectory(Path(run.output)), int(os.environ.get("RANK", "0"))
     is_owner = rank == 0 and PARENT not in os.environ  # else the process that started the ranks is
     with hold_run(directory) if is_owner else nullcontext():

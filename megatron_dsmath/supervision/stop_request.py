@@ -3,30 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 
-# All that a scheduler, a terminal or torchrun passes on; SIGUSR1 is what launch/slurm.sbatch asks SLURM for.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """Let these signals wait in every process started within until it listens; while it starts, one would end it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def listen(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Hand these signals to `handler`, those that waited too; one that is ignored (under nohup) stays ignored."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+from megatron_dsmath.files.processes import handle_stop_signals
 
 
 class StopRequest:
@@ -37,7 +16,7 @@ class StopRequest:
 
     def listen(self) -> None:
         """Take over the signals by which schedulers and people ask a run to stop."""
-        listen(self._remember)
+        handle_stop_signals(self._remember)
 
     @property
     def made(self) -> bool:

@@ -23,11 +23,12 @@ from pathlib import Path
 
 from megatron_dsmath.config.sections import GuardConfig
 from megatron_dsmath.errors import EXIT_INTERNAL, OutputError
+from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.files.processes import can_run, process_start
 from megatron_dsmath.supervision.heartbeat import Beat, brought_up_to, entry, heartbeat, verdict
 from megatron_dsmath.training.goodput import Goodput
 from megatron_dsmath.training.rank_progress import HERE, enter
-from megatron_dsmath.training.run_directory import RunDirectory, replace_text
+from megatron_dsmath.training.run_directory import RunDirectory
 
 MOST_SECONDS_BETWEEN_BEATS = 3.0
 MOST_SECONDS_BETWEEN_LOOKS = 0.5  # of a rank for another one's call

@@ -164,7 +164,7 @@ class Saver:
         try:
             store.preflight(root, self._job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
             folder = store.begin(root, state.step)
-            with directories.refused_by_the_system(folder):
+            with directories.report_write_errors(folder):
                 fault_point("checkpoint.begun", state.step)
                 (folder / SHARDS).mkdir()
                 (folder / TOKENIZER).mkdir()
@@ -186,7 +186,7 @@ class Saver:
         if self._is_first:
             present += [f"{TOKENIZER}/{file.name}" for file in self._job.tokenizer.files]
         try:
-            with directories.refused_by_the_system(folder):
+            with directories.report_write_errors(folder):
                 for name, content in small.items():
                     (folder / SHARDS / name).write_bytes(content)
         except OutputError as error:

@@ -15,11 +15,11 @@ import torch
 
 from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
+from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.model.decoder import gather_weights
 from megatron_dsmath.parallel.collectives import gather_objects
 from megatron_dsmath.parallel.optimizer import gathered_parameters
 from megatron_dsmath.training.job import Job
-from megatron_dsmath.training.run_directory import replace_text
 
 Row = Mapping[str, Any]
 Report = Callable[[int, Sequence[Row]], None]

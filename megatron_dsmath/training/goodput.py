@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_dsmath.errors import OutputError
-from megatron_dsmath.training.run_directory import RunDirectory, append_row
+from megatron_dsmath.files.atomic_files import append_row
+from megatron_dsmath.training.run_directory import RunDirectory
 
 
 @dataclass

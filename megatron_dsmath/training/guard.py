@@ -16,13 +16,13 @@ from megatron_dsmath.checkpoint import store
 from megatron_dsmath.config.sections import GuardConfig
 from megatron_dsmath.errors import InternalError
 from megatron_dsmath.files import directories
+from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel.collectives import broadcast_object, gather_objects
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.training.inputs import open_inputs
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.resuming import restore
-from megatron_dsmath.training.run_directory import replace_text
 from megatron_dsmath.training.state import SIGMAS, SpikeWindow, State
 from megatron_dsmath.training.step import StepSums
 
@@ -103,8 +103,8 @@ def _rewind(job: Job, state: State, memory: SpikeWindow) -> State:
     state = restore(job, checkpoint)
     if job.topology.rank == 0:  # now that the older one is verified and loaded
         for path in _checkpoints(job, range(state.step + 1, step + 1)):
-            with directories.refused_by_the_system(path):
-                directories.withdraw(path)
+            with directories.report_write_errors(path):
+                directories.delete(path)
     return state
 
 

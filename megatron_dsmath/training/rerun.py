@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from megatron_dsmath.errors import InternalError
+from megatron_dsmath.files.atomic_files import append_row
 from megatron_dsmath.parallel.collectives import gather_objects
 from megatron_dsmath.parallel.exchanges import ExchangeRecorder, Results, checksum, first_difference, read
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.training.guard import Judgement, judge
 from megatron_dsmath.training.job import Job
-from megatron_dsmath.training.run_directory import append_row
 from megatron_dsmath.training.state import State
 from megatron_dsmath.training.step import StepSums, forward_backward
 

@@ -10,13 +10,14 @@ from megatron_dsmath.checkpoint.manifest import Manifest
 from megatron_dsmath.checkpoint.weights import check_same_model
 from megatron_dsmath.config import RunConfig, dump
 from megatron_dsmath.errors import CheckpointError
+from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.parallel import shards
 from megatron_dsmath.parallel.collectives import broadcast_object, gather_objects
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.checkpointing import SHARDS, layout, machine, resume_differences
 from megatron_dsmath.training.inputs import Resume
 from megatron_dsmath.training.job import Job
-from megatron_dsmath.training.run_directory import RunDirectory, keep_rows_until, replace_text
+from megatron_dsmath.training.run_directory import RunDirectory, keep_rows_until
 from megatron_dsmath.training.state import State
 
 

@@ -6,14 +6,12 @@ import json
 import os
 import socket
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_dsmath.errors import OutputError
-from megatron_dsmath.fault_injection import fault_point
-from megatron_dsmath.files.atomic_files import cannot_write
+from megatron_dsmath.files.atomic_files import append_row, replace_text
 
 Status = Literal["running", "done", "stopped", "failed", "refused"]
 
@@ -146,29 +144,6 @@ class RunDirectory:
         except (OSError, ValueError):
             return {}
         return status if isinstance(status, dict) else {}
-
-
-def append_row(file: Path, row: dict[str, Any]) -> None:
-    """Add one JSON line in a single write, so that a reader never sees half of an earlier one. Raises OutputError."""
-    try:
-        fault_point("row.before_append")
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise cannot_write(file, error) from error
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises OutputError."""
-    scratch = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        fault_point("file.before_rename")
-        scratch.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise cannot_write(file, error) from error
 
 
 def keep_rows_until(file: Path, step: int, rest: Path) -> int:

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megatron_dsmath.errors import OutputError
+from megatron_dsmath.files.atomic_files import append_row
 from megatron_dsmath.training.goodput import Goodput
 from megatron_dsmath.training.guard import Judgement
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.metrics import model_flops_utilization
 from megatron_dsmath.training.rank_progress import enter
-from megatron_dsmath.training.run_directory import append_row
 from megatron_dsmath.training.state import State
 from megatron_dsmath.training.step import StepSums
 from megatron_dsmath.training.weights_and_biases import WeightsAndBiases

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.training.metrics import WANDB_NAMES, wandb_names
-from megatron_dsmath.training.run_directory import RunDirectory, replace_text
+from megatron_dsmath.training.run_directory import RunDirectory
 
 LONGEST_FINISH_SECONDS = 20.0  # a stopped run has little time left
 PROBLEM_COLUMNS = ("question", "reference", "output", "programs", "verdict")

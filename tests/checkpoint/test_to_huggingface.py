@@ -232,10 +232,8 @@ def test_a_kill_at_any_file_leaves_no_folder(
     checkpoint: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies as that file is synced: the next export removes what is left and is whole."""
-    import megatron_dsmath.checkpoint.safetensors_files as safetensors_writer
-    import megatron_dsmath.files.directories as whole_directory
-
-    sync = whole_directory.sync
+    from megatron_dsmath.checkpoint import safetensors_files, to_huggingface
+    from megatron_dsmath.files.atomic_files import sync
 
     def die(path: Path) -> None:
         if path.name == name:
@@ -244,7 +242,7 @@ def test_a_kill_at_any_file_leaves_no_folder(
 
     process = os.fork()
     if process == 0:
-        whole_directory.sync = safetensors_writer.sync = die
+        safetensors_files.sync = to_huggingface.sync = die
         export(checkpoint, tmp_path / "out", gate=False)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9

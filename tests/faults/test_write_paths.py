@@ -1,4 +1,4 @@
-"""Whatever the product writes of a run or a checkpoint can be made to fail there: a new write path needs a point."""
+"""Every function that writes files of a run or a checkpoint has a fault point."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ PACKAGE = Path(megatron_dsmath.__file__).parent
 WRITES = {"write_text", "write_bytes", "rename", "fsync", "pwrite", "copyfile", "copytree", "copy2", "move"}
 
 POINT_OF_THE_CALLER = {
-    "checkpoint.whole_directory.publish": "checkpoint.before_rename",
-    "checkpoint.whole_directory.sync": "writer.before_sync",
-    "checkpoint.writer._write_all": "writer.inside_file",
+    "checkpoint.writer_process._write_all": "writer.inside_file",
+    "files.directories.publish": "checkpoint.before_rename",
+    "files.atomic_files.sync": "writer.before_sync",
 }
 NONE_NEEDED = {
-    "checkpoint.store.set_aside": "one rename of what is damaged already",
-    "checkpoint.logit_gate.run_own_logits": "a request between two processes, in a folder for it alone",
-    "checkpoint.safetensors_writer.write_safetensors": "a conversion: all of it in a directory that has no name yet",
-    "checkpoint.safetensors_writer._write_file": "the same",
+    "checkpoint.store.set_aside": "one rename of a checkpoint that is damaged already",
+    "checkpoint.logit_gate.run_own_logits": "a request between two processes, in a directory of its own",
+    "checkpoint.safetensors_files.write_safetensors": "a conversion, written into a directory without a final name",
+    "checkpoint.safetensors_files._write_file": "the same",
     "checkpoint.to_huggingface._write": "the same",
     "checkpoint.tokenizer_files.write_beside_weights": "the same",
-    "checkpoint.weights_checkpoint._written": "the same",
-    "training.lock._write": "a lease, which is judged by its age and not by what it says",
-    "training.run_directory.create": "a probe, which finds out whether writing fails",
-    "training.watchdog._dump": "stacks for people; what goes wrong there is passed over",
-    "training.watchdog._put_down_entry": "a word to the other ranks; what goes wrong there is passed over",
+    "checkpoint.checkpoint_weights._written": "the same",
+    "files.atomic_files.publish": "data and results, which a killed process writes again",
+    "supervision.lock._write": "a lease, which is judged by its age and not by its content",
+    "training.run_directory.create": "a probe that finds out whether writing fails",
+    "supervision.watchdog._dump": "stacks for people; a failure is ignored",
+    "supervision.watchdog._put_down_entry": "a message to the other ranks; a failure is ignored",
 }
 
 
 def writing_functions() -> Iterator[tuple[str, bool]]:
-    """Each function of checkpoint/ and training/ that writes, and whether it comes by a point."""
-    for room in ("checkpoint", "training"):
+    """Each function that writes, and whether it calls a fault point."""
+    for room in ("files", "checkpoint", "training", "supervision"):
         for file in sorted((PACKAGE / room).glob("*.py")):
             for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(function, ast.FunctionDef):
@@ -65,4 +66,8 @@ def test_every_write_path_has_a_fault_point() -> None:
     bare = {name for name, has_point in found.items() if not has_point}
     assert bare == POINT_OF_THE_CALLER.keys() | NONE_NEEDED.keys()
     assert set(POINT_OF_THE_CALLER.values()) <= POINTS.keys()
-    assert {"checkpoint.writer._write", "checkpoint.store.publish", "training.run_directory.append_row"} <= found.keys()
+    assert {
+        "checkpoint.writer_process._write",
+        "checkpoint.store.publish",
+        "files.atomic_files.append_row",
+    } <= found.keys()

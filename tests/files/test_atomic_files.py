@@ -11,7 +11,7 @@ import pytest
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter
 from megatron_dsmath.errors import OutputError
-from megatron_dsmath.files.atomic_files import require_free_space
+from megatron_dsmath.files.atomic_files import AtomicFiles, append_row, replace_text, require_free_space
 from tests.support.datasets import DOCUMENTS, files_of, write_ours, write_theirs
 
 
@@ -43,7 +43,6 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     prefix = tmp_path / "corpus"
     code = f"""
 import os, signal, numpy
-from megatron_dsmath.files.atomic_files import require_free_space
 from megatron_dsmath.data.indexed.dataset import IndexedWriter
 with IndexedWriter({str(prefix)!r}, numpy.dtype("int32")) as writer:
     writer.add_document(range(1_000_000))
@@ -60,7 +59,6 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     """A limit on the size of a file stands in for a full disk: the system refuses the write in the same call."""
     code = f"""
 import resource, signal, numpy
-from megatron_dsmath.files.atomic_files import require_free_space
 from megatron_dsmath.data.indexed.dataset import IndexedWriter
 from megatron_dsmath.errors import DsmathError, show
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -108,3 +106,50 @@ def test_what_does_not_fit_is_refused_before_it_is_begun(tmp_path: Path) -> None
     with pytest.raises(OutputError, match="does not fit") as caught:
         require_free_space(tmp_path, 1 << 60)
     assert (caught.value.where, caught.value.expected) == (tmp_path, "1,152,921,504,606,846,976 bytes free")
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_text_replaces_a_file_and_no_temporary_file_is_left(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "STATUS.json"
+    for text in ("first\n", "second: 数学\n"):
+        replace_text(path, text, durable=durable)
+        assert path.read_text(encoding="utf-8") == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_that_cannot_be_replaced_keeps_its_text(
+    tmp_path: Path, durable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "STATUS.json"
+    path.write_text("before")
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OutputError, match="No space left on device"):
+        replace_text(path, "after", durable=durable)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_are_appended_one_per_line(tmp_path: Path) -> None:
+    for step in (1, 2):
+        append_row(tmp_path / "rows.jsonl", {"step": step})
+    assert (tmp_path / "rows.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    with pytest.raises(OutputError, match="Is a directory"):
+        append_row(tmp_path, {"step": 3})
+
+
+def test_a_set_of_files_appears_at_the_end_of_its_block_and_not_after_an_error(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(KeyboardInterrupt), AtomicFiles(*paths) as (first, _):
+        first.write(b"1")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with AtomicFiles(*paths) as (first, second):
+        first.write(b"1")
+        second.write(b"2")
+        assert not any(path.exists() for path in paths)
+    assert [path.read_bytes() for path in paths] == [b"1", b"2"]

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from megatron_dsmath.errors import OutputError
-from megatron_dsmath.files.directories import begin, publish, require_room, whole_directory, withdraw
+from megatron_dsmath.files.directories import atomic_directory, begin, delete, publish, require_writable
 
 
 def test_it_appears_with_all_that_was_put_into_it(tmp_path: Path) -> None:
-    with whole_directory(tmp_path / "deep" / "out") as folder:
+    with atomic_directory(tmp_path / "deep" / "out") as folder:
         (folder / "a").write_text("a")
         assert not (tmp_path / "deep" / "out").exists()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
@@ -19,7 +19,7 @@ def test_it_appears_with_all_that_was_put_into_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), OutputError("no")])
 def test_after_an_error_nothing_of_it_stays(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), whole_directory(tmp_path / "out") as folder:
+    with pytest.raises(type(error)), atomic_directory(tmp_path / "out") as folder:
         (folder / "a").write_text("a")
         raise error
     assert list(tmp_path.iterdir()) == []
@@ -28,14 +28,14 @@ def test_after_an_error_nothing_of_it_stays(tmp_path: Path, error: BaseException
 def test_a_full_disk_is_an_output_error_with_the_bytes_that_are_free(tmp_path: Path) -> None:
     with (
         pytest.raises(OutputError, match=r"No space left on device; [\d,]+ bytes free"),
-        whole_directory(tmp_path / "out"),
+        atomic_directory(tmp_path / "out"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_taken_meanwhile_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="exists already"), whole_directory(tmp_path / "out") as folder:
+    with pytest.raises(OutputError, match="exists already"), atomic_directory(tmp_path / "out") as folder:
         (folder / "a").write_text("mine")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "a").write_text("theirs")
@@ -56,14 +56,14 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_withdrawn_is_gone(tmp_path: Path) -> None:
-    with whole_directory(tmp_path / "out") as folder:
+    with atomic_directory(tmp_path / "out") as folder:
         (folder / "a").write_text("a")
-    withdraw(tmp_path / "out")
+    delete(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_room_is_asked_for_without_leaving_a_trace(tmp_path: Path) -> None:
-    require_room(tmp_path / "deep" / "out", 1)
+    assert require_writable(tmp_path / "deep" / "out", 1) == tmp_path
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OutputError, match="/proc"):
-        require_room(Path("/proc/deep/out"), 1)
+        require_writable(Path("/proc/deep/out"), 1)

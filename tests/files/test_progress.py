@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from megatron_dsmath.files import progress as module
-from megatron_dsmath.files.progress import Progress, shown_progress
+from megatron_dsmath.files.progress import Progress, show_progress
 
 CODE = """
-from megatron_dsmath.files.progress import Progress, shown_progress
-with shown_progress() as show:
+from megatron_dsmath.files.progress import Progress, show_progress
+with show_progress() as show:
     show(Progress(12_345, 6_789_000, 50, 100))
     show(Progress(23_456, 9_876_000, 100, 100))
 """
@@ -21,7 +21,7 @@ with shown_progress() as show:
 def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 10.0, 11.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    with shown_progress() as show:
+    with show_progress() as show:
         show(Progress(1, 10, 1_000_000, 100_000_000))  # after 1 s: too early for a line
         show(Progress(2_000, 30_000, 25_000_000, 100_000_000))  # after 10 s: 2.5 MB/s, so 75 MB take 30 s
         show(Progress(3_000, 40_000, 26_000_000, 100_000_000))  # 1 s after the last line

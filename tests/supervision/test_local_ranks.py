@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_dsmath.files.processes import STOP_SIGNALS
 from megatron_dsmath.supervision import local_ranks
 from megatron_dsmath.supervision.local_ranks import PARENT, run_ranks
-from megatron_dsmath.supervision.stop_request import SIGNALS
 
 PYTHON = sys.executable
 START_RANKS = """
@@ -81,8 +81,8 @@ def test_ranks_that_hang_after_another_failed_are_ended(
 
 def test_ranks_die_with_the_process_that_started_them(each_rank: Callable[[str], None], tmp_path: Path) -> None:
     each_rank(
-        "from megatron_dsmath.supervision.local_ranks import end_with_parent\n"
-        "end_with_parent()\n"
+        "from megatron_dsmath.files.processes import end_with_parent\n"
+        f"end_with_parent(int(os.environ[{PARENT!r}]))\n"
         '(here / f"started_{rank}").write_text(str(os.getpid()))\n'
         "time.sleep(600)"
     )
@@ -108,7 +108,7 @@ def test_each_rank_is_told_its_place_and_where_to_meet(each_rank: Callable[[str]
     assert len({rendezvous for _, _, rendezvous in told}) == 1
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_signal_reaches_every_rank(number: signal.Signals, each_rank: Callable[[str], None], tmp_path: Path) -> None:
     each_rank(
         "from megatron_dsmath.supervision.stop_request import StopRequest\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dsmath.supervision.stop_request import SIGNALS, held
+from megatron_dsmath.files.processes import STOP_SIGNALS, stop_signals_blocked
 from tests.support.corpora import write_run_file
 from tests.support.ranks import run_ranks
 from tests.training.ranks import Row, dsmath, numbers_of, rows_of, status_of, with_fault
@@ -104,9 +104,9 @@ def listener() -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_process_that_is_still_starting_holds_the_signal_until_it_listens(number: signal.Signals) -> None:
-    with held():
+    with stop_signals_blocked():
         process = listener()
     process.send_signal(number)
     assert process.communicate("\n", timeout=30) == (f"{number.name}\n", None)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from megatron_dsmath.errors import OutputError
-from megatron_dsmath.training.run_directory import RunDirectory, append_row, keep_rows_until
+from megatron_dsmath.files.atomic_files import append_row
+from megatron_dsmath.training.run_directory import RunDirectory, keep_rows_until
 from tests.training.ranks import read_rows, status_of
 
 ROW = '{"step": %d}\n'
@@ -120,12 +121,7 @@ def test_a_status_that_cannot_be_written_leaves_the_old_one(
 ) -> None:
     directory.write_status("running", None, 1)
     before = sorted(directory.root.iterdir())
-
-    def full(self: Path, text: str, encoding: str) -> int:
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setenv("DSMATH_FAULT", "full:file.before_rename")
     with pytest.raises(OutputError, match="No space left on device"):
         directory.write_status("done", 0, 2)
     assert json.loads(directory.status.read_text(encoding="utf-8"))["step"] == 1

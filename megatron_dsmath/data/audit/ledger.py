@@ -15,7 +15,7 @@ from megatron_dsmath.data.audit.run_batches import PLAN_ADAPTER
 from megatron_dsmath.data.mixture.permutation import IntArray, Words, mix
 from megatron_dsmath.data.mixture.run_plan import Count, RunPlan
 from megatron_dsmath.errors import DataError
-from megatron_dsmath.files.atomic_files import AtomicFiles, cannot_write
+from megatron_dsmath.files.atomic_files import replace_text, write_error
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it are spread evenly
 
@@ -87,12 +87,7 @@ class Ledger:
 
     def write_plan(self, plan: RunPlan) -> None:
         """Replace the plan as a whole."""
-        files = AtomicFiles(self.plan_file)
-        try:
-            files.files[0].write((plan.model_dump_json() + "\n").encode())
-            files.publish()
-        finally:
-            files.discard()
+        replace_text(self.plan_file, plan.model_dump_json() + "\n", durable=True)
 
     def append(self, step: int, plan_version: int, first_sample: int, samples: int, tokens: StepHash) -> None:
         """Add the row of a step."""
@@ -108,7 +103,7 @@ class Ledger:
             with self.steps_file.open("a", encoding="utf-8") as file:
                 file.write(row.model_dump_json() + "\n")
         except OSError as error:
-            raise cannot_write(self.steps_file, error) from error
+            raise write_error(self.steps_file, error) from error
 
     def sync(self) -> None:
         """Bring every row to the disk, as before a checkpoint: after it, no step before it may be missing."""
@@ -116,7 +111,7 @@ class Ledger:
             with self.steps_file.open("a") as file:
                 os.fsync(file.fileno())
         except OSError as error:
-            raise cannot_write(self.steps_file, error) from error
+            raise write_error(self.steps_file, error) from error
 
     def plan(self) -> RunPlan:
         """The plan. Raises DataError where there is none or it is damaged."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from megatron_dsmath.data.indexed.index_file import CODES, map_file, read_index, row_ranges, validate_index, write_index
 from megatron_dsmath.data.indexed.sidecar import Metadata, sidecar_bytes, sidecar_path
 from megatron_dsmath.errors import IndexedDatasetError
-from megatron_dsmath.files.atomic_files import AtomicFiles, Kept, OutputFile
+from megatron_dsmath.files.atomic_files import AtomicFiles, OutputFile, PartialFile
 
 Tokens = npt.NDArray[np.integer]
 
@@ -108,7 +108,7 @@ class IndexedWriter:
         prefix: str | Path,
         dtype: np.dtype[np.integer],
         extra_files: Sequence[Path] = (),
-        kept: Mapping[Path, Kept] | None = None,
+        kept: Mapping[Path, PartialFile] | None = None,
     ) -> None:
         """Begin a dataset of `dtype` (any integer dtype the format knows).
 
@@ -125,7 +125,9 @@ class IndexedWriter:
         self._limits = np.iinfo(self.dtype)
         self._lengths = array("i")
         self._document_indices = array("q", [0])
-        self._files = AtomicFiles(*extra_files, bin_path(prefix), sidecar_path(prefix), idx_path(prefix), kept=kept)
+        self._files = AtomicFiles(
+            *extra_files, bin_path(prefix), sidecar_path(prefix), idx_path(prefix), resume_from=kept
+        )
         *self.extra_files, self._bin, self._sidecar, self._idx = self._files.files
 
     @property

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path, idx_path
 from megatron_dsmath.data.indexed.sidecar import idx_sha256, read_sidecar, sha256_of
-from megatron_dsmath.errors import IndexedDatasetError
+from megatron_dsmath.errors import IndexedDatasetError, OutputError
+from megatron_dsmath.files.atomic_files import replace_text
 
 MIN_RECORDED_BYTES = 1 << 18  # a smaller index is checked in the time that a note takes to read
 
@@ -81,11 +82,9 @@ def _content(note: Path) -> object:
 def _write_record(prefix: Path, marks: Marks) -> None:
     """In the first place that the system lets us write."""
     for note in _record_paths(prefix):
-        scratch = note.with_name(f"{note.name}.{os.getpid()}.partial")
-        with suppress(OSError):
+        with suppress(OSError, OutputError):
             note.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(marks) + "\n", encoding="utf-8")
-            scratch.replace(note)
+            replace_text(note, json.dumps(marks) + "\n")
             return
 
 

@@ -152,7 +152,7 @@ def build(
         writer.group = tally.facts(sources, files, options, tokenizer, expected_examples) | written
     if not skip:  # of an earlier build, or of one that was killed: it would contradict the sidecar
         quarantine.unlink(missing_ok=True)
-        OutputFile.partial_of(quarantine).unlink(missing_ok=True)
+        OutputFile.partial_path(quarantine).unlink(missing_ok=True)
     return report_on(Examples(prefix), seconds=time.monotonic() - started)
 
 

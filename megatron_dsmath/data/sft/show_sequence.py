@@ -14,7 +14,7 @@ from megatron_dsmath.data.sft.examples import COLUMNS, Examples
 from megatron_dsmath.data.sft.packing import PackedExamples
 from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from megatron_dsmath.errors import TokenizerError, UsageError
-from megatron_dsmath.files.atomic_files import AtomicFiles
+from megatron_dsmath.files.atomic_files import replace_text
 
 PAGE = """\
 <!doctype html>
@@ -80,12 +80,7 @@ def write_page(shown: ShownSequence, tokenizer: Path | None, path: Path) -> Path
         documents="\n".join(documents),
         padding=_padding(shown),
     )
-    files = AtomicFiles(path)
-    try:
-        files.files[0].write(page.encode())
-        files.publish()
-    finally:
-        files.discard()
+    replace_text(path, page, durable=True)
     return path
 
 

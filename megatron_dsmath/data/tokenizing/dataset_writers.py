@@ -14,12 +14,12 @@ from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter, 
 from megatron_dsmath.data.indexed.index_file import row_ranges
 from megatron_dsmath.data.indexed.sidecar import Metadata, sidecar_path
 from megatron_dsmath.data.mixture.permutation import permute, random_words
-from megatron_dsmath.files.atomic_files import Kept, OutputFile, require_free_space
+from megatron_dsmath.files.atomic_files import OutputFile, PartialFile, require_free_space
 
 
 @contextmanager
 def shuffled_writer(
-    writer: IndexedWriter, prefix: Path, seed: int | None, kept: Mapping[Path, Kept]
+    writer: IndexedWriter, prefix: Path, seed: int | None, kept: Mapping[Path, PartialFile]
 ) -> Iterator[IndexedWriter]:
     """A writer whose documents reach `writer` in an order drawn from `seed`, when the block ends well.
 
@@ -59,7 +59,7 @@ class DatasetWriters:
         dtype: np.dtype[np.integer],
         extra_files: Sequence[Path],
         shuffle_seed: int | None,
-        kept: Mapping[Path, Kept],
+        kept: Mapping[Path, PartialFile],
     ) -> None:
         """Begin them, with what is `kept` of a killed run's files. Raises OutputError."""
         with ExitStack() as stack:

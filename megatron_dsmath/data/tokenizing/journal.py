@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dsmath.files.atomic_files import Kept, OutputFile, cannot_write
+from megatron_dsmath.files.atomic_files import OutputFile, PartialFile, replace_text, write_error
 
 SECONDS_BETWEEN_ENTRIES = 5.0
 
@@ -29,7 +29,7 @@ class JournalEntry(NamedTuple):
     batches: int
     bad_lines: int
     lengths: npt.NDArray[np.int64]
-    kept: Mapping[Path, Kept]
+    kept: Mapping[Path, PartialFile]
 
 
 EMPTY_ENTRY = JournalEntry(0, 0, np.empty(0, np.int64), {})
@@ -75,7 +75,7 @@ class Journal:
         try:
             self._write(batches, bad_lines, files)
         except OSError as error:
-            raise cannot_write(self._path, error) from error
+            raise write_error(self._path, error) from error
         self._last_entry = time.monotonic()
 
     def remove(self) -> None:
@@ -108,17 +108,15 @@ class Journal:
             "documents": self._documents,
             "files": {str(file.path): (file.size_bytes, file.sha256) for file in files},
         }
-        unfinished = Path(f"{self._path}.partial")
-        unfinished.write_text(json.dumps(content))
-        unfinished.replace(self._path)
+        replace_text(self._path, json.dumps(content))
 
 
-def _kept(path: Path, size_bytes: int, sha256: str) -> Kept | None:
+def _kept(path: Path, size_bytes: int, sha256: str) -> PartialFile | None:
     """The beginning of an unfinished file, when it is what the journal says."""
     content = hashlib.sha256()
-    with OutputFile.partial_of(path).open("rb") as file:
+    with OutputFile.partial_path(path).open("rb") as file:
         remaining = size_bytes
         while remaining and (part := file.read(min(remaining, 1 << 20))):
             content.update(part)
             remaining -= len(part)
-    return Kept(size_bytes, content) if not remaining and content.hexdigest() == sha256 else None
+    return PartialFile(size_bytes, content) if not remaining and content.hexdigest() == sha256 else None

@@ -8,7 +8,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from megatron_dsmath.evaluation.rows import write_whole
+from megatron_dsmath.files.atomic_files import replace_text
 
 RESULTS = "results.json"
 HARNESS = "lm_eval_results.json"
@@ -16,8 +16,8 @@ HARNESS = "lm_eval_results.json"
 
 def write_results(out: Path, results: Mapping[str, Any]) -> None:
     """Write both files. No time is in them: a killed evaluation, gone on with, gives the same bytes."""
-    write_whole(out / HARNESS, _text(as_the_harness(results)))
-    write_whole(out / RESULTS, _text(results))
+    replace_text(out / HARNESS, _text(as_the_harness(results)), durable=True)
+    replace_text(out / RESULTS, _text(results), durable=True)
 
 
 def as_the_harness(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_dsmath.evaluation.results.scores import compared
-from megatron_dsmath.evaluation.rows import Row, write_whole
+from megatron_dsmath.evaluation.rows import Row
+from megatron_dsmath.files.atomic_files import replace_text
 
 REPORT = "report.html"
 _STYLE = """
@@ -37,8 +38,9 @@ def write_pages(out: Path, results: Mapping[str, Any], rows: Mapping[str, Sequen
     """Write report.html and a page of problems for each task into `out`."""
     for task, task_rows in rows.items():
         title = f"{task}: {len(task_rows):,} answers, {results['protocol']}"
-        write_whole(out / _page_of(task), _document(title, [_problem(row) for row in task_rows]))
-    write_whole(out / REPORT, _document(f"{results['model']}, {results['protocol']}", _figures(results)))
+        replace_text(out / _page_of(task), _document(title, [_problem(row) for row in task_rows]), durable=True)
+    page = _document(f"{results['model']}, {results['protocol']}", _figures(results))
+    replace_text(out / REPORT, page, durable=True)
 
 
 def _figures(results: Mapping[str, Any]) -> list[str]:

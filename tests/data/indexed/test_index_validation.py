@@ -141,14 +141,14 @@ def test_where_nothing_can_be_written_every_opening_checks(
 
 def refuse_writing_into(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the system refuses everybody but root."""
-    write_text = Path.write_text
+    write_bytes = Path.write_bytes
 
-    def write(path: Path, *arguments: str, **options: str) -> int:
+    def write(path: Path, content: bytes) -> int:
         if path.parent == folder:
             raise PermissionError(13, "Permission denied", str(path))
-        return write_text(path, *arguments, **options)
+        return write_bytes(path, content)
 
-    monkeypatch.setattr(Path, "write_text", write)
+    monkeypatch.setattr(Path, "write_bytes", write)
 
 
 def test_of_ranks_that_open_it_at_once_one_checks(tmp_path: Path) -> None:
