@@ -21,7 +21,8 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--model", type=Path, required=True, metavar="DIR", help="Hugging Face folder, checkpoint or run")
     verb.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the benchmarks' files are")
     verb.add_argument("--tasks", required=True, metavar="T,...", help="gsm8k, math, humaneval, ..., or FILE.jsonl")
-    protocols = "instruct-cot, instruct-tool, base-few-shot, base-program, base-code, base-proof, or a file"
+    protocols = "instruct-cot, instruct-tool, base-few-shot, base-program, base-code, base-proof; base-few-shot-paper, "
+    protocols += "... with the paper's own shots; or a YAML file"
     verb.add_argument("--protocol", metavar="NAME", help=protocols)
     verb.add_argument("--mode", choices=("cot", "tool"), help="short for --protocol instruct-cot or instruct-tool")
     verb.add_argument("--limit", type=int, metavar="N", help="the first N problems of each task")

@@ -64,7 +64,7 @@ def prepared(
     protocol: str, data: Path, tasks: Sequence[str], limit: int | None = None
 ) -> tuple[Protocol, list[Benchmark]]:
     """The protocol and the problems, every one of which it can ask. Raises what `load_protocol` and `load` do."""
-    read, benchmarks = load_protocol(protocol), load(data, tasks, limit)
+    read, benchmarks = load_protocol(protocol, data), load(data, tasks, limit)
     for benchmark in benchmarks:
         for problem in benchmark.problems:
             read.prompt_of(problem)
@@ -138,7 +138,9 @@ def evaluate_model(asked: Evaluation, model: Model) -> Mapping[str, Any]:
         for benchmark in benchmarks:
             _answer_all(benchmark, asked, examiner)
     rows = {benchmark.task: _all_rows(asked.out, benchmark, asked.samples) for benchmark in benchmarks}
-    results = {**evaluation, "tasks": {task: summary(rows[task], asked.samples) for task in rows}}
+    shots = {benchmark.task: protocol.shots_of(benchmark.problems[0]) for benchmark in benchmarks}
+    tasks = {task: summary(rows[task], asked.samples) for task in rows}
+    results = {**evaluation, "shots": shots, "tasks": tasks}
     write_results(asked.out, results)
     write_pages(asked.out, results, rows)
     return results

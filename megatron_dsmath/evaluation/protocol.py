@@ -10,12 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
 
 from megatron_dsmath.config.sections import Section
 from megatron_dsmath.config.source import Source, read, write_inline
 from megatron_dsmath.errors import ConfigError, DependencyError, UsageError, raise_all
 from megatron_dsmath.evaluation.benchmarks import Problem
+from megatron_dsmath.evaluation.paper_texts import PaperText, read_paper_text
 from megatron_dsmath.evaluation.published import Kind
 
 _SECTIONS = {
@@ -106,10 +107,13 @@ def _require_checker(command: str) -> None:
 
 
 FOLDER = Path(__file__).parent / "protocols"
-SHIPPED = ("instruct-cot", "instruct-tool", "base-few-shot", "base-program", "base-code", "base-proof")
+_BASE = ("base-few-shot", "base-program", "base-code", "base-proof")
+SHIPPED = ("instruct-cot", "instruct-tool", *_BASE, *(f"{name}-paper" for name in _BASE))
 QUESTION = "{question}"
 
 Mode = Literal["cot", "tool", "program", "code", "proof"]
+Shots = Literal["none", "project", "paper", "custom"]
+"""Who wrote the solved examples of a prompt: no one, this project, the paper's authors, or the user."""
 _KIND: dict[Mode, Kind] = {"cot": "answer", "tool": "answer", "program": "answer", "code": "tests", "proof": "proof"}
 
 
@@ -117,7 +121,8 @@ class Prompt(Section):
     """How a task's questions are asked."""
 
     text: str
-    """A text with {question} in it; in a protocol file, the name of the file that holds it, beside the protocol."""
+    """A text with {question} in it. In a protocol file: the name of the file that holds it, relative to the protocol's
+    folder, or a mapping with the fields of `PaperText`."""
     source: str
     """Where the text comes from."""
     shots: NonNegativeInt
@@ -202,6 +207,9 @@ class Protocol(Section):
     grading: Grading | None
     """Null in modes code and proof."""
 
+    _authors: dict[str, Shots] = PrivateAttr(default_factory=dict)
+    """By prompt. Not part of the hash: the texts are."""
+
     @cached_property
     def sha256(self) -> str:
         """Of every value, prompts in full, whatever the file looks like."""
@@ -210,8 +218,16 @@ class Protocol(Section):
 
     def prompt_of(self, problem: Problem) -> Prompt:
         """How `problem` is asked. Raises UsageError where the protocol does not say, or is for other problems."""
+        return self.prompts[self._key(problem)]
+
+    def shots_of(self, problem: Problem) -> Shots:
+        """Who wrote the solved examples with which `problem` is asked. Raises as `prompt_of`."""
+        key = self._key(problem)
+        return self._authors.get(key, "custom") if self.prompts[key].shots else "none"
+
+    def _key(self, problem: Problem) -> str:
         keys = [key for key in (problem.task, problem.subject, problem.language) if key]
-        found = [self.prompts[key] for key in keys if key in self.prompts]
+        found = [key for key in keys if key in self.prompts]
         if found and problem.kind == _KIND[self.mode]:
             return found[0]
         modes = [mode for mode, kind in _KIND.items() if kind == problem.kind]
@@ -224,11 +240,12 @@ class Protocol(Section):
         )
 
 
-def load_protocol(name: str) -> Protocol:
-    """A shipped protocol by its name, or one's own by its file.
+def load_protocol(name: str, data: Path) -> Protocol:
+    """A shipped protocol by its name, or your own by its file.
 
-    Raises ConfigError (Refusals for several mistakes), each with its line, and DependencyError where the grader or the
-    checker that it asks for is not there.
+    data: the folder with the paper's few-shot texts. Raises ConfigError (Refusals for several mistakes), each with its
+    line, DataError where a text of the paper is missing or differs, and DependencyError where the grader or the checker
+    that the protocol names is missing.
     """
     path = FOLDER / f"{name}.yaml" if name in SHIPPED else Path(name)
     if name not in SHIPPED and path.suffix not in (".yaml", ".yml"):
@@ -241,7 +258,9 @@ def load_protocol(name: str) -> Protocol:
     source = read(path)
     found = list(source.mistakes)
     try:
-        protocol = Protocol.model_validate(_frozen(_with_texts(source, found)))
+        tree, authors = _with_texts(source, data, found)
+        protocol = Protocol.model_validate(_frozen(tree))
+        protocol._authors.update(authors)
     except ValidationError as error:
         found += [mistake(item, source) for item in error.errors()]
     else:
@@ -251,31 +270,54 @@ def load_protocol(name: str) -> Protocol:
     return protocol
 
 
-def _with_texts(source: Source, found: list[ConfigError]) -> dict[str, Any]:
-    """The tree with the texts of prompts in the place of their files' names."""
-    tree = dict(source.tree)
-    prompts = tree.get("prompts")
+def _with_texts(source: Source, data: Path, found: list[ConfigError]) -> tuple[dict[str, Any], dict[str, Shots]]:
+    """The protocol with each prompt's text in full, and who wrote its shots; mistakes are added to `found`."""
+    tree, prompts, authors = dict(source.tree), source.tree.get("prompts"), dict[str, Shots]()
     if not isinstance(prompts, dict):
-        return tree
+        return tree, authors
     tree["prompts"] = {}
     for task, prompt in prompts.items():
         tree["prompts"][task] = prompt
-        if not isinstance(prompt, dict) or not isinstance(prompt.get("text"), str):
-            continue
-        file = source.path.parent / prompt["text"]
-        where = source.where(f"prompts.{task}.text")
+        text = prompt.get("text") if isinstance(prompt, dict) else None
         try:
-            text = file.read_text(encoding="utf-8").rstrip("\n")
-        except (OSError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            expected = "a file of text in UTF-8, named from the protocol's folder on"
-            found.append(ConfigError("a prompt cannot be read", where=where, found=reason, expected=expected))
-            continue
+            if isinstance(text, str):
+                text, authors[task] = _text_of_file(source, task, text)
+            elif isinstance(text, dict):
+                text, authors[task] = read_paper_text(PaperText.model_validate(text), data), "paper"
+            else:
+                continue
+        except ConfigError as error:
+            found.append(error)
+            text = QUESTION  # the text has been reported
+        except ValidationError as error:
+            key = ("prompts", task, "text")
+            found += [mistake({**item, "loc": (*key, *item["loc"])}, source) for item in error.errors()]
+            text = QUESTION
         if text.count(QUESTION) != 1:
-            times = f"{text.count(QUESTION)} times in {file}"
-            found.append(ConfigError(f"a prompt holds {QUESTION} not once", where=where, found=times, expected="once"))
+            found.append(
+                ConfigError(
+                    f"a prompt must hold {QUESTION} once",
+                    where=source.where(f"prompts.{task}.text"),
+                    found=f"{text.count(QUESTION)} times",
+                    expected="once",
+                )
+            )
         tree["prompts"][task] = {**prompt, "text": text}
-    return tree
+    return tree, authors
+
+
+def _text_of_file(source: Source, task: str, name: str) -> tuple[str, Shots]:
+    file = source.path.parent / name
+    try:
+        text = file.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            "a prompt cannot be read",
+            where=source.where(f"prompts.{task}.text"),
+            found=error.strerror if isinstance(error, OSError) else error,
+            expected="a text file in UTF-8, named relative to the protocol's folder",
+        ) from None
+    return text, "project" if file.resolve().is_relative_to(FOLDER.resolve()) else "custom"
 
 
 def _frozen(value: Any) -> Any:

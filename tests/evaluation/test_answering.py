@@ -59,7 +59,8 @@ def test_the_models_own_chat_template_is_used_where_the_protocol_says_so(tmp_pat
     evaluate_model(evaluation_of(tmp_path, str(protocol)), model)
     assert isinstance(model.backend, ScriptedBackend)
     (((request,), _),) = model.backend.calls
-    question = load_protocol("instruct-cot").prompts["en"].text.replace("{question}", str(SUMS[0]["question"]))
+    prompt = load_protocol("instruct-cot", tmp_path).prompts["en"].text
+    question = prompt.replace("{question}", str(SUMS[0]["question"]))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model").apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
     )
@@ -93,7 +94,7 @@ def asks_read_as_training_writes(folder: Path, model: Model) -> None:
     _, ((second,), _) = model.backend.calls
     (row,) = rows_of(folder / "out")
     tokenizer = model.tokenizer
-    question = load_protocol("instruct-tool").prompts["en"].text.replace("{question}", SUMS[3]["question"])
+    question = load_protocol("instruct-tool", folder).prompts["en"].text.replace("{question}", SUMS[3]["question"])
     messages = [Message("user", question), Message("assistant", row["output"].removeprefix(" "))]
     taught = ConversationEncoder(DeepSeekMathTemplate(tokenizer), tokenizer).encode([messages]).tokens.tolist()
     said = tokenizer.encode("So the answer is $\\boxed{7}$.")
@@ -166,7 +167,7 @@ def test_a_few_shot_prompt_begins_a_document_and_stops_before_a_next_question(tm
     (row,) = rows_of(tmp_path / "out")
     assert (row["output"], row["extracted"], row["correct"]) == (" 0 + 1 is 1. The answer is 1.\n\n", "1", True)
     assert isinstance(model.backend, ScriptedBackend)
-    assert model.backend.asked[0].startswith("<s>Q: There are 15 trees in the grove.")
+    assert model.backend.asked[0].startswith("<s>Q: A mountain railway has 24 seats")
     assert model.backend.asked[0].endswith("\n\n\nQ: What is 0 + 1?\nA:")
 
 

@@ -96,7 +96,7 @@ def write_lesson(folder: Path, lesson: Lesson) -> Path:
         folder / "asked.jsonl", [{"question": question(pair), "answer": pair[0] * pair[1]} for pair in lesson.asked]
     )
     written = [conversation(pair, mode, lesson.too_much).values() for pair in lesson.taught[:100] for mode in MODES]
-    instructions = [load_protocol(f"instruct-{mode}").prompts["en"].text for mode in MODES]
+    instructions = [load_protocol(f"instruct-{mode}", folder).prompts["en"].text for mode in MODES]
     write_tokenizer(folder / "tokenizer", [*(text for texts in written for text in texts), *100 * instructions])
     recipe = folder / "recipe.yaml"
     recipe.write_text(write({"expected_examples": 2 * len(lesson.taught), "sources": sources}))

@@ -50,6 +50,7 @@ def _figures(results: Mapping[str, Any]) -> list[str]:
     parts = [
         f"<p>{escape(f'Percent right, with 95% intervals.{limited}')} Every problem and answer: {links}.</p>",
         _table(compared(results)),
+        f"<p>{escape(_shots(results['shots']))}</p>",
         "<h2>Counts</h2>",
         _table(
             [{"": name.replace("_", " "), **{task: f"{tasks[task][name]:,}" for task in tasks}} for name in _COUNTS]
@@ -66,6 +67,18 @@ def _figures(results: Mapping[str, Any]) -> list[str]:
                 parts += [f"<h2>{escape(task)} by {part}</h2>", _table(_by_part(figures[f"by_{part}"], part))]
     shown = {key: value for key, value in results.items() if key != "tasks"}
     return [*parts, "<h2>What was evaluated</h2>", _text(json.dumps(shown, ensure_ascii=False, indent=1))]
+
+
+def _shots(shots: Mapping[str, str]) -> str:
+    """A sentence for each author of shots: which tasks, and whether the paper's figures may be put beside them."""
+    sentences = {
+        "none": "{} asked without shots.",
+        "paper": "{} asked with the paper's own shots.",
+        "project": "{} asked with shots written for this project: not comparable to the paper's tables.",
+        "custom": "{} asked with custom shots: not comparable to the paper's tables.",
+    }
+    tasks = {author: ", ".join(task for task in shots if shots[task] == author) for author in sentences}
+    return " ".join(sentences[author].format(names) for author, names in tasks.items() if names)
 
 
 def _by_part(figures: Mapping[str, Mapping[str, Any]], part: str) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ _THIS = "this model"
 def compared(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a model, a column a task, in percent: this model by the paper's verdict and by ours, then the paper's.
 
-    Only whole benchmarks are compared with the paper's; a part of one stands alone.
+    The paper's figures are shown only for whole benchmarks that were asked without shots or with the paper's own.
     """
     tasks = results["tasks"]
     rows = [
@@ -29,6 +29,7 @@ def compared(results: Mapping[str, Any]) -> list[dict[str, str]]:
         {"model": f"{_THIS}, strict grader", **{task: _percent(tasks[task], "") for task in tasks}},
     ]
     whole = [task for task in tasks if task in PUBLISHED and results["limit"] is None]
+    whole = [task for task in whole if results["shots"][task] in ("none", "paper")]
     for model, figures in paper_table(results["protocol"]).items():
         if any(task in figures for task in whole):
             shown = {task: f"{figures[task]:.1f}" if task in whole and task in figures else "" for task in tasks}
@@ -37,8 +38,9 @@ def compared(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def paper_table(protocol: str) -> Mapping[str, Mapping[str, float]]:
-    """Model, task, percent: what the paper gives for a shipped protocol; nothing for one's own."""
-    table: Mapping[str, Mapping[str, float]] = _tables()["tables"].get(protocol, {"models": {}})["models"]
+    """Model, task, percent: the paper's figures for a shipped protocol; nothing for another one."""
+    name = protocol.removesuffix("-paper")
+    table: Mapping[str, Mapping[str, float]] = _tables()["tables"].get(name, {"models": {}})["models"]
     return table
 
 

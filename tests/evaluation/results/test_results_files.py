@@ -78,9 +78,23 @@ def test_the_papers_tables_agree_with_what_its_harness_wrote(shared_data: Path) 
 
 def test_a_whole_benchmark_stands_beside_the_papers_models_and_a_part_of_one_alone(results: dict[str, Any]) -> None:
     figures = results["tasks"]["problems"]
-    whole = {**results, "tasks": {"gsm8k": figures, "mgsm-zh": figures}}
+    whole = {**results, "tasks": {"gsm8k": figures, "mgsm-zh": figures}, "shots": {"gsm8k": "none", "mgsm-zh": "none"}}
     rows = {row["model"]: row for row in compared(whole)}
     assert rows["this model, strict grader"]["gsm8k"] == "75.0 (30.1 to 95.4)"  # Wilson's interval of 3 in 4
     assert rows["GPT-4"] == {"model": "GPT-4", "gsm8k": "92.0", "mgsm-zh": ""}
     assert [row["model"] for row in compared({**whole, "limit": 4})] == list(rows)[:2]
     assert [row["model"] for row in compared({**whole, "protocol": "mine"})] == list(rows)[:2]
+
+
+def test_only_the_papers_shots_or_none_are_put_beside_its_table(results: dict[str, Any]) -> None:
+    figures = results["tasks"]["problems"]
+    asked = {**results, "tasks": {"humaneval": figures, "mbpp": figures}, "protocol": "base-code"}
+
+    def of_the_paper(shots: str, protocol: str) -> list[dict[str, str]]:
+        return compared({**asked, "protocol": protocol, "shots": {"humaneval": "none", "mbpp": shots}})[2:]
+
+    assert {row["mbpp"] for row in of_the_paper("project", "base-code")} == {""}
+    assert {row["humaneval"] for row in of_the_paper("project", "base-code")} >= {"40.9"}
+    assert {row["mbpp"] for row in of_the_paper("paper", "base-code-paper")} >= {"52.6"}
+    few_shot = {**results, "tasks": {"gsm8k": figures}, "protocol": "base-few-shot", "shots": {"gsm8k": "project"}}
+    assert len(compared(few_shot)) == 2
