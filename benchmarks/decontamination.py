@@ -1,7 +1,7 @@
-"""Decontamination against the test data's benchmarks: leaks found, clean documents kept, real drop rates, and speed.
+"""Benchmarks decontamination: leaks found, clean documents kept, drop rates on real data, and speed.
 
-`python benchmarks/decontamination.py`, or `make bench`. Rates are in CPU seconds of one process, beside a script that a
-user would write: a regular expression, and a set of n-grams.
+`python benchmarks/decontamination.py`, or `make bench`. Rates are per CPU second of one process and are compared with
+a short script that uses a regular expression and a set of n-grams.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DSMATH_TEST_DATA", ROOT.parent / "shared" / "data"))
 BENCHMARKS = sorted((DATA / "eval").glob("*.jsonl"))
 GENERATED_DOCUMENTS = 10_000
-SHOWN = 5  # of a benchmark's n-grams
+SHOWN = 5  # n-grams per benchmark
 UNIT = re.compile(r"\\[a-z]+|[\u4e00-\u9fff]|[^\W\d_\u4e00-\u9fff]+|\d+")
 
 
 def leaks_are_found(folder: Path) -> bool:
-    """Every question of every benchmark, in every disguise."""
+    """Whether every question of every benchmark is found in every disguise."""
     questions = questions_of(BENCHMARKS)
     found = {}
     for name, disguise in DISGUISES.items():
@@ -51,7 +51,7 @@ def leaks_are_found(folder: Path) -> bool:
 
 
 def clean_documents_are_kept(folder: Path) -> bool:
-    """Generated documents."""
+    """Whether all generated documents are kept."""
     corpus = write_corpus(folder / "clean.jsonl", clean_documents(GENERATED_DOCUMENTS))
     report = decontaminate([corpus], BENCHMARKS, folder / "out")
     print(f"clean documents: {report.dropped:,} of {GENERATED_DOCUMENTS:,} dropped", flush=True)
@@ -59,7 +59,7 @@ def clean_documents_are_kept(folder: Path) -> bool:
 
 
 def show_drop_rates(folder: Path) -> None:
-    """Training rows that a user would want to know about, and clean formulas, with every kind of hit."""
+    """Print the drop rates of two public training sets and of generated mathematics."""
     gsm8k = decontaminate(
         [DATA / "sft" / "gsm8k_train.jsonl"], BENCHMARKS, folder / "out", field=["question", "answer"]
     )
@@ -72,16 +72,16 @@ def show_drop_rates(folder: Path) -> None:
 
 
 def text_of_tal_row(row: dict[str, Any]) -> str:
-    """Question, options and worked analysis."""
+    """Return the question, options and worked analysis as one text."""
     options = [option["content"] for group in row["answer_option_list"] for option in group]
     return "\n".join([row["problem"], *options, *row["answer_analysis"]])
 
 
 def show(name: str, report: DecontaminationReport) -> None:
-    """Counts for each benchmark, and what was shared most often."""
+    """Print the counts of each benchmark and its most frequent n-grams."""
     print(
         f"{name}: {report.dropped:,} of {report.kept + report.dropped:,} dropped,"
-        f" {report.dropped / (report.kept + report.dropped):.2%}; {report.looking_false:,} look like false hits"
+        f" {report.dropped / (report.kept + report.dropped):.2%}"
     )
     for benchmark in report.benchmarks:
         if not benchmark.documents:
@@ -90,16 +90,15 @@ def show(name: str, report: DecontaminationReport) -> None:
             f"{count} of {units}" for units, count in benchmark.documents_by_longest_passage_units.items() if count
         )
         print(f"  {benchmark.file.name}: {benchmark.documents} documents, {benchmark.drop_rate:.2%},", end=" ")
-        print(f"{benchmark.looking_false} look false; longest passage in units: {lengths}")
+        print(f"longest passage in units: {lengths}")
         for frequent in (*benchmark.frequent_ngrams[:SHOWN], *benchmark.frequent_short_texts[:SHOWN]):
-            kind = "; ".join(frequent.false_hit_signs) or "no sign of a false hit"
-            print(f"    {frequent.documents} x [{kind}] {frequent.match.field} row {frequent.match.row}:", end=" ")
-            print(frequent.match.text)
+            match = frequent.match
+            print(f"    {frequent.documents} x {match.field} row {match.row}: {match.text}")
     sys.stdout.flush()
 
 
 def show_rates(folder: Path, megabytes: int) -> None:
-    """Text a second by one process, the reading of the benchmarks apart; and two workers against one."""
+    """Print MB per second of one process without the start, and the speed-up of two workers."""
     nothing = write_corpus(folder / "nothing.jsonl", ["nothing"])
     start_seconds = cpu_seconds_of(nothing, folder)
     print(
@@ -117,14 +116,14 @@ def show_rates(folder: Path, megabytes: int) -> None:
         ours = size / min(cpu_seconds_of(corpus, folder) - start_seconds for _ in range(3))
         few = texts[::10]
         theirs = sum(len(text.encode()) for text in few) / 1e6 / cpu_seconds_of_script(few, ngrams)
-        print(f"{name}, {size:.0f} MB: {ours:.1f} MB/s a core, script {theirs:.1f} MB/s, ratio {ours / theirs:.1f}")
+        print(f"{name}, {size:.0f} MB: {ours:.1f} MB/s per core, script {theirs:.1f} MB/s, ratio {ours / theirs:.1f}")
         if name.startswith("text and code"):
             show_workers(corpus, nothing, folder)
     sys.stdout.flush()
 
 
 def show_workers(corpus: Path, nothing: Path, folder: Path) -> None:
-    """Wall time, for which an idle machine is meant, and whose CPU time it is; both beyond those of an empty corpus."""
+    """Print wall time (use an idle machine) and CPU time by process, both minus those of an empty corpus."""
     size = corpus.stat().st_size / 1e6
     rates = {}
     for workers in (1, 2):
@@ -137,7 +136,7 @@ def show_workers(corpus: Path, nothing: Path, folder: Path) -> None:
 
 
 def _run(corpus: Path, folder: Path, workers: int) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds of this process, and those of the processes it started."""
+    """Return wall seconds, CPU seconds of this process, and CPU seconds of its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.process_time()
     wall_seconds = decontaminate([corpus], BENCHMARKS, folder / "out", workers=workers).seconds
@@ -147,20 +146,20 @@ def _run(corpus: Path, folder: Path, workers: int) -> tuple[float, float, float]
 
 
 def cpu_seconds_of(corpus: Path, folder: Path) -> float:
-    """One process, from the files to the report."""
+    """Return the CPU seconds of one call in one process."""
     started = time.process_time()
     decontaminate([corpus], BENCHMARKS, folder / "out")
     return time.process_time() - started
 
 
 def ngrams_of_script() -> set[tuple[str, ...]]:
-    """All 10-grams, as Python has them."""
+    """Return all 10-grams of the benchmarks as tuples."""
     units = (units_of_script(text.text) for path in BENCHMARKS for text in read_benchmark(path).texts)
     return {tuple(text[first : first + 10]) for text in units for first in range(len(text) - 9)}
 
 
 def cpu_seconds_of_script(texts: Sequence[str], ngrams: set[tuple[str, ...]]) -> float:
-    """The texts are in memory already."""
+    """Return the CPU seconds of the script for texts in memory."""
     started = time.process_time()
     for text in texts:
         units = units_of_script(text)
@@ -169,26 +168,26 @@ def cpu_seconds_of_script(texts: Sequence[str], ngrams: set[tuple[str, ...]]) ->
 
 
 def units_of_script(text: str) -> list[str]:
-    """Words, numbers, LaTeX commands and Han characters, near enough."""
+    """Split into words, numbers, LaTeX commands and Han characters, approximately."""
     return UNIT.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 def texts_of(name: str) -> list[str]:
-    """The documents of a file."""
+    """Return the documents of a file."""
     return [json.loads(line)["text"] for line in (DATA / name).open()]
 
 
 def write_corpus(path: Path, texts: Iterable[str]) -> Path:
-    """One text a line."""
+    """Write one text per line."""
     with path.open("w") as file:
         file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     return path
 
 
 def main() -> int:
-    """Whether the bars hold."""
+    """Return 0 if all leaks are found and all clean documents kept."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=100, help="of this machine's text")
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the text read from this machine")
     options = parser.parse_args()
     if not DATA.is_dir():
         print(f"no test data at {DATA}: set DSMATH_TEST_DATA")

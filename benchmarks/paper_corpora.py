@@ -1,4 +1,4 @@
-"""Corpora of the sizes in the paper, without their tokens: an .idx of as many documents, and a sparse .bin."""
+"""Corpora with the paper's sizes but without tokens: an .idx with as many documents and a sparse .bin."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from megatron_dsmath.data.indexed.index_file import CODES, HEADER, MAGIC, VERSIO
 
 SEQUENCE_LENGTH = 4096
 WEIGHTS = {"math": 56.0, "algebraic_stack": 4.0, "arxiv": 10.0, "code": 20.0, "natural_language": 10.0}
-# Tokens and documents. The paper gives the first three sizes and the first count; the others are assumed: code and
-# natural language as large as what the run draws of them, and usual lengths of papers, source files and web pages.
+# Tokens and documents. The paper gives the first three token counts and the first document count; the others are
+# assumed: code and natural language as many tokens as the run draws, and usual lengths of papers, files and pages.
 SIZES = {
     "math": (120_200_000_000, 35_500_000),
     "algebraic_stack": (10_300_000_000, 3_400_000),
@@ -23,7 +23,7 @@ SIZES = {
 
 
 def write_corpora(folder: Path, scale: float) -> None:
-    """The five corpora at `scale` of their size, unless they are there."""
+    """Write the five corpora at `scale` times their size, unless they exist."""
     for seed, (name, (tokens, documents)) in enumerate(SIZES.items()):
         index, count = folder / f"{name}.idx", int(documents * scale)
         if index.exists():
@@ -41,7 +41,7 @@ def write_corpora(folder: Path, scale: float) -> None:
 
 
 def mixture(folder: Path, sequence_length: int = SEQUENCE_LENGTH) -> DataConfig:
-    """The paper's mixture over the corpora in `folder`."""
+    """Return the paper's mixture of the corpora in `folder`."""
     corpora = [CorpusConfig(name=name, weight=weight, paths=(str(folder / name),)) for name, weight in WEIGHTS.items()]
     return DataConfig(
         tokenizer="",

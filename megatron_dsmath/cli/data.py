@@ -164,7 +164,7 @@ def data_decontaminate(options: argparse.Namespace) -> int:
     if options.json:
         print(report.to_json(), end="")
         return EXIT_DONE
-    print_table(report.benchmarks, ("file", "rows", "ngrams", "documents", "drop_rate", "looking_false"), False)
+    print_table(report.benchmarks, ("file", "rows", "ngrams", "documents", "drop_rate"), False)
     print_facts(report.totals(), False)
     return EXIT_DONE
 

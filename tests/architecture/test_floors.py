@@ -87,8 +87,6 @@ TESTED_BY = {
     "cli.runs": "test_cli.py",
     "config.sections": "config/test_model.py",
     "data.audit.run_batches": "training/test_sft.py",
-    "data.decontamination.decontamination_report": "data/decontamination/test_tally.py",
-    "data.decontamination.screening": "data/decontamination/test_decontaminate.py",
     "data.mixture.microbatch": "data/mixture/test_mixture_batches.py",
     "data.mixture.run_plan": "data/mixture/test_mixture_plan.py",
     "data.sft.conversation": "data/sft/test_formats.py",

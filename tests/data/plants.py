@@ -12,10 +12,10 @@ import numpy as np
 
 from megatron_dsmath.data.decontamination.benchmark_texts import read_benchmark
 from megatron_dsmath.data.decontamination.ngrams import SHORTEST_UNITS
-from megatron_dsmath.data.decontamination.text_units import split
+from megatron_dsmath.data.decontamination.text_units import split_units
 from megatron_dsmath.quickstart import papers, plain_texts
 
-FILLER = "Nothing of this stands in a benchmark. 这一段里没有任何数学题。 " * 50
+FILLER = "No benchmark contains this. 这一段里没有任何数学题。 " * 50
 
 
 def _in_other_latex(text: str) -> str:
@@ -46,7 +46,7 @@ DISGUISES: dict[str, Callable[[str], str]] = {
 def questions_of(paths: Sequence[Path]) -> list[str]:
     """Every question of 3 units or more."""
     questions = [text.text for path in paths for text in read_benchmark(path).texts if text.is_question]
-    is_long_enough = np.diff(split(questions).firsts) >= SHORTEST_UNITS
+    is_long_enough = np.diff(split_units(questions).firsts) >= SHORTEST_UNITS
     return [question for question, is_used in zip(questions, is_long_enough, strict=True) if is_used]
 
 

@@ -1,1 +1,1 @@
-"""What a corpus shares with the benchmarks, found and left out."""
+"""Removes documents that share text with a benchmark (DeepSeekMath, section 2.1.1)."""

@@ -1,6 +1,6 @@
-"""Text to units: the words, numbers, LaTeX commands and Han characters that decontamination compares.
+"""Splits text into the units that decontamination compares: words, numbers, LaTeX commands and Han characters.
 
-What is a unit, and why: docs/decisions/0011-decontamination-units.md.
+The definition of a unit and its reasons: docs/decisions/0011-decontamination-units.md.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Flags = npt.NDArray[np.bool_]
 
 SEPARATOR, LETTER, DIGIT, HAN, BACKSLASH = range(5)
 EXCERPT_UNITS = 8  # before and after a passage
-EXCERPT_CHARACTERS = 200  # what these may have, whatever a unit is
-BLOCK_CHARACTERS = 1 << 16  # what is split at once: its arrays stay in the processor's cache
+EXCERPT_CHARACTERS = 200  # limit for these units
+BLOCK_CHARACTERS = 1 << 16  # split at once: the arrays fit in the processor's cache
 
-# Commands that lay out what stands beside them: spaces, sizes of brackets, styles and fonts. They are no units.
+# Commands that change only the layout: spaces, sizes of brackets, styles and fonts. They are not units.
 LAYOUT_COMMANDS = r"""
     \quad \qquad \enspace \thinspace \hspace \vspace \hfill \limits \nolimits \displaystyle \textstyle \scriptstyle
     \left \right \middle \big \bigg \bigl \bigr \biggl \biggr
@@ -33,19 +33,19 @@ LAYOUT_COMMANDS = r"""
 """
 SAME_COMMANDS = {r"\dfrac": r"\frac", r"\tfrac": r"\frac"}
 
-# Punctuation of Chinese text that NFKC rewrites: as blanks it makes the same units, without NFKC's slow path.
+# Chinese punctuation that NFKC would rewrite. Replacing it by blanks gives the same units and avoids slow NFKC.
 _WIDE_SEPARATORS = "，：；？！（）－／～…\u3000\xa0"
 _THOUSANDS_COMMA = re.compile(r",(?<=[0-9],)(?:\\!)?(?=[0-9]{3}(?![0-9]))")
-_CUT = re.compile(r"[\s\u3400-\u9fff]")  # a character that never stands within a unit begins here
+_CUT = re.compile(r"[\s\u3400-\u9fff]")  # no unit continues across such a character
 _HASH_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 _KIND_SHIFT = 24  # code points have 21 bits
 
 
 class Units(NamedTuple):
-    """The units of several texts in a row.
+    """The units of several texts, one text after another.
 
-    Unit i is `text[starts[i]:ends[i]]`, and `hashes[i]` 64 bits of it with case folded. Text t has the units from
-    `firsts[t]` up to `firsts[t + 1]`.
+    Unit i is `text[starts[i]:ends[i]]`; `hashes[i]` is its 64-bit hash with case folded. Text t has the units
+    `firsts[t]` to `firsts[t + 1] - 1`.
     """
 
     text: str
@@ -55,21 +55,21 @@ class Units(NamedTuple):
     firsts: Positions
 
     def words(self, first: int, count: int) -> list[str]:
-        """`count` units from unit `first` on, as they are compared."""
-        places = zip(self.starts[first : first + count], self.ends[first : first + count], strict=True)
-        words = [self.text[start:end].casefold() for start, end in places]
+        """Return `count` units from unit `first` on in the form in which they are compared."""
+        spans = zip(self.starts[first : first + count], self.ends[first : first + count], strict=True)
+        words = [self.text[start:end].casefold() for start, end in spans]
         return [SAME_COMMANDS.get(word, word) for word in words]
 
     def texts_of(self, units: npt.ArrayLike) -> Positions:
-        """The text of each of `units`."""
+        """Return the text number of each of `units`."""
         return np.searchsorted(self.firsts, units, "right") - 1
 
     def stops_of(self, units: npt.ArrayLike) -> Positions:
-        """Where the text of each of `units` ends: the first unit that is no longer of it."""
+        """Return, for each of `units`, the first unit after its text."""
         return self.firsts[self.texts_of(units) + 1]
 
     def excerpt(self, first: int, count: int) -> str:
-        """`count` units from unit `first` on in brackets ⟦ ⟧, with the text around them, on one line."""
+        """Return `count` units from unit `first` on in brackets ⟦ ⟧, with the text around them, on one line."""
         text = int(self.texts_of(first))
         begin = self.starts[max(first - EXCERPT_UNITS, int(self.firsts[text]))]
         end = self.ends[min(first + count + EXCERPT_UNITS, int(self.firsts[text + 1])) - 1]
@@ -81,10 +81,10 @@ class Units(NamedTuple):
         return " ".join(f"{before}⟦{within}⟧{after}".split())
 
 
-def split(texts: Sequence[str]) -> Units:
-    """The units of `texts`, in order: each a word, a number, a LaTeX command or one Han character.
+def split_units(texts: Sequence[str]) -> Units:
+    """Split `texts` into units: words, numbers, LaTeX commands and single Han characters.
 
-    Memory beside the texts: about 100 bytes a character for 65,536 characters, and 24 bytes a unit.
+    Extra memory: 24 bytes per unit, and about 100 bytes per character of one block of 65,536 characters.
     """
     normalised = [normalise(text) for text in texts]
     text = "\n".join(normalised)
@@ -95,7 +95,7 @@ def split(texts: Sequence[str]) -> Units:
 
 
 def normalise(text: str) -> str:
-    """`text` in Unicode's form NFKC, without the commas that group the digits of a number."""
+    """Return `text` in Unicode's form NFKC, without thousands separators."""
     if not text.isascii():
         for separator in _WIDE_SEPARATORS:
             text = text.replace(separator, " ")
@@ -105,7 +105,7 @@ def normalise(text: str) -> str:
 
 
 def _without_excess_marks(run: re.Match[str]) -> str:
-    """At most 30 marks on a letter (Unicode's Stream-Safe Text Format): NFKC takes quadratic time to sort them."""
+    """Keep at most 30 marks per letter (Unicode's Stream-Safe Text Format): NFKC sorts them in quadratic time."""
     kept, marks = [], 0
     for character in run[0]:
         marks = marks + 1 if unicodedata.combining(character) else 0
@@ -115,7 +115,7 @@ def _without_excess_marks(run: re.Match[str]) -> str:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str]]:
-    """`text` cut between units (or within one of over 65,536 characters, which is no word), and where each begins."""
+    """Yield blocks of `text` with their offsets, cut between units; a unit of over 65,536 characters may be cut."""
     start = 0
     while start + BLOCK_CHARACTERS < len(text):
         stop = start + BLOCK_CHARACTERS
@@ -127,28 +127,28 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _split_block(offset: int, block: str) -> tuple[Positions, Positions, Hashes]:
-    """Where the units of `block` start and end in the text, in which it begins at `offset`, and their hashes."""
+    """Return starts and ends (in the text, where `block` begins at `offset`) and hashes of the units of `block`."""
     starts, ends, hashes, commands = _split_all(block)
     if len(commands):
         layout, same = _special_commands()
-        of_commands = hashes.take(commands)
+        command_hashes = hashes.take(commands)
         for other, one in same.items():
-            hashes[commands[of_commands == other]] = one
+            hashes[commands[command_hashes == other]] = one
         is_unit = np.ones(len(starts), bool)
-        is_unit[commands] = layout.take(np.searchsorted(layout, of_commands), mode="clip") != of_commands
+        is_unit[commands] = layout.take(np.searchsorted(layout, command_hashes), mode="clip") != command_hashes
         kept = np.flatnonzero(is_unit)
         starts, ends, hashes = starts.take(kept), ends.take(kept), hashes.take(kept)
     return starts + offset, ends + offset, hashes
 
 
 def _split_all(block: str) -> tuple[Positions, Positions, Hashes, Positions]:
-    """The units of `block`, those that only lay out included, and which of them are commands.
+    """Return starts, ends and hashes of the units of `block`, with layout commands, and the indices of all commands.
 
-    The hash of a unit is the polynomial of its characters, read off one running sum over the block, and mixed.
+    The hash of a unit is a polynomial of its characters, computed from one running sum over the block and then mixed.
     """
     tables = _tables()
     characters = tables.characters.take(np.frombuffer(block.encode("utf-32-le"), np.uint32))
-    padded = np.zeros(len(characters) + 2, np.uint8)  # a separator at either end: every character has neighbours
+    padded = np.zeros(len(characters) + 2, np.uint8)  # a separator at each end
     kinds = padded[1:-1]
     kinds[:] = characters >> np.uint32(_KIND_SHIFT)
     backslashes = np.flatnonzero(kinds == BACKSLASH)
@@ -175,7 +175,7 @@ def _split_all(block: str) -> tuple[Positions, Positions, Hashes, Positions]:
 
 
 def _opens_command(backslashes: Positions) -> Flags:
-    """Not every second one of a run: in LaTeX, `\\\\` is a line break."""
+    """Exclude every second backslash of a run: in LaTeX, `\\\\` is a line break."""
     is_first = np.diff(backslashes, prepend=-2) != 1
     first_of_run = np.maximum.accumulate(np.where(is_first, backslashes, 0))
     is_even: Flags = (backslashes - first_of_run) % 2 == 0
@@ -184,23 +184,23 @@ def _opens_command(backslashes: Positions) -> Flags:
 
 @lru_cache(maxsize=1)
 def _special_commands() -> tuple[Hashes, dict[int, int]]:
-    """The hashes of the commands that are no units, ascending, and of each command that stands for another."""
+    """Return the hashes of layout commands, ascending, and a map from the hash of a command to that of its synonym."""
     layout, same = _split_all(LAYOUT_COMMANDS)[2], _split_all(" ".join(chain.from_iterable(SAME_COMMANDS.items())))[2]
     return np.sort(layout), dict(zip(same[::2].tolist(), same[1::2].tolist(), strict=True))
 
 
 class _Tables(NamedTuple):
-    characters: npt.NDArray[np.uint32]  # of each code point: its kind, shifted, and itself with case folded
+    characters: npt.NDArray[np.uint32]  # per code point: its kind, shifted, and its case-folded form
     powers: Hashes
     inverse_powers: Hashes
-    runs_of_marks: re.Pattern[str]  # more than 30 characters, each a mark or of plane 1
+    runs_of_marks: re.Pattern[str]  # more than 30 characters, each a mark or in plane 1
 
 
 @lru_cache(maxsize=1)
 def _tables() -> _Tables:
-    """Made at first use, in about 0.1 s."""
+    """Build the tables on first use, in about 0.1 s."""
     characters = np.arange(0x110000, dtype=np.uint32)
-    characters[0x20000:0x40000] |= HAN << _KIND_SHIFT  # planes 2 and 3 hold nothing else, those above no letters
+    characters[0x20000:0x40000] |= HAN << _KIND_SHIFT  # planes 2 and 3; higher planes have no letters
     marks = []
     for code in range(0x20000):
         character = chr(code)
@@ -208,8 +208,8 @@ def _tables() -> _Tables:
         characters[code] = _kind(character) << _KIND_SHIFT | (ord(folded) if len(folded) == 1 else code)
         if code < 0x10000 and unicodedata.combining(character):
             marks.append(character)
-    mark = f"[{''.join(marks)}\U00010000-\U0001ffff]"  # one range for plane 1: its marks one by one would be slow
-    runs_of_marks = re.compile(f"{mark}{mark}{{30,}}")  # `mark` first, since re looks ahead for it and for no repeat
+    mark = f"[{''.join(marks)}\U00010000-\U0001ffff]"  # one range for plane 1: listing its marks would be slow
+    runs_of_marks = re.compile(f"{mark}{mark}{{30,}}")  # `mark` first: re searches fast for a fixed first character
     return _Tables(characters, _powers(_HASH_BASE), _powers(pow(_HASH_BASE, -1, 1 << 64)), runs_of_marks)
 
 
@@ -222,8 +222,8 @@ def _kind(character: str) -> int:
     if category == "Nd":
         return DIGIT
     if category == "Mn" and "VARIATION SELECTOR" in unicodedata.name(character, ""):
-        return SEPARATOR  # it changes the look of a Han character or a symbol
-    return LETTER if category[0] in "LMN" else SEPARATOR  # letters, the marks on them, and numerals that are letters
+        return SEPARATOR  # it changes only the appearance of a character
+    return LETTER if category[0] in "LMN" else SEPARATOR  # letters, marks, and numerals that are letters
 
 
 def _powers(base: int) -> Hashes:

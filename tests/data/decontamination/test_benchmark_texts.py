@@ -68,7 +68,7 @@ def test_fields_can_be_named(tmp_path: Path) -> None:
     ]
 
 
-def test_what_gave_no_text_is_counted(tmp_path: Path) -> None:
+def test_rows_without_text_are_counted(tmp_path: Path) -> None:
     rows = [{"question": "q", "passage": None, "id": 1}, {"question": " ", "answer": 18, "id": 2}]
     benchmark = read_benchmark(write(tmp_path / "b.jsonl", *rows))
     assert benchmark.rows_without_text == {"passage": 1, "id": 2, "question": 1, "answer": 1}
@@ -93,7 +93,7 @@ def test_a_compressed_benchmark_is_read(tmp_path: Path) -> None:
         "5,000 digits": (b'{"n": ' + b"1" * 5000 + b"}", "digits"),
     }.values(),
 )
-def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: bytes, found: str) -> None:
+def test_an_invalid_line_is_refused_with_its_number(tmp_path: Path, line: bytes, found: str) -> None:
     path = tmp_path / "b.jsonl"
     path.write_bytes(b'{"question": "good"}\n' + line + b"\n")
     with pytest.raises(DataError, match="not a row of a benchmark") as raised:
@@ -105,5 +105,5 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: bytes, found: str)
 @pytest.mark.parametrize("fields", [None, ["text"]])
 def test_a_benchmark_without_a_text_is_refused(tmp_path: Path, fields: list[str] | None) -> None:
     path = write(tmp_path / "b.jsonl", {"id": 1, "options": ["a"], "answer": 3})
-    with pytest.raises(DataError, match=r"(?s)no text to look for.*'id', 'options', 'answer'.*--benchmark-fields"):
+    with pytest.raises(DataError, match=r"(?s)no text to compare with.*'id', 'options', 'answer'.*--benchmark-fields"):
         read_benchmark(path, fields)

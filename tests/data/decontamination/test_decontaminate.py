@@ -90,7 +90,7 @@ def test_generated_documents_share_nothing_with_real_benchmarks(shared_data: Pat
     assert (report.kept, report.dropped) == (2_000, 0)
 
 
-def test_clean_lines_are_written_as_they_came(tmp_path: Path, benchmark: Path) -> None:
+def test_clean_lines_are_written_unchanged(tmp_path: Path, benchmark: Path) -> None:
     lines = [b'{ "id":1,"text" : "\\u4e2d\\/" }\r', '  {"text": "é"}\t'.encode(), b'{"text":"x","more":[1.50,{}]}']
     corpus = write(tmp_path / "corpus.jsonl", lines[0], {"text": QUESTION}, *lines[1:])
     report = decontaminate([corpus], [benchmark], tmp_path / "out")
@@ -131,7 +131,7 @@ def test_compressed_files_are_read_and_written(tmp_path: Path, corpus: Path, ben
 
 
 @pytest.mark.parametrize("ending", compressions)
-def test_a_compressed_file_of_which_nothing_is_kept_is_whole(tmp_path: Path, benchmark: Path, ending: str) -> None:
+def test_a_compressed_output_without_kept_lines_is_a_valid_file(tmp_path: Path, benchmark: Path, ending: str) -> None:
     corpus = write(tmp_path / "corpus.jsonl", *texts(QUESTION))
     assert decontaminate([corpus], [benchmark], tmp_path / f"out.{ending}").kept == 0
     content = (tmp_path / f"out.{ending}").read_bytes()
@@ -147,7 +147,7 @@ def test_several_fields_are_one_document(tmp_path: Path, benchmark: Path) -> Non
         assert decontaminate([corpus], [benchmark], tmp_path / "out", field=fields).dropped == dropped
 
 
-def test_a_short_answer_is_no_leak_but_a_short_question_is(tmp_path: Path) -> None:
+def test_a_short_question_is_a_leak_and_a_short_answer_is_not(tmp_path: Path) -> None:
     benchmark = write(
         tmp_path / "b.jsonl", {"question": "Evaluate $\\log_2 8$", "answer": "$\\frac{1}{2}$", "id": QUESTION}
     )
@@ -161,7 +161,7 @@ def test_a_short_answer_is_no_leak_but_a_short_question_is(tmp_path: Path) -> No
     assert fields == {"question": nothing | {"matched_as_a_whole": 1}, "answer": nothing | {"too_short": 1}}
 
 
-def test_the_fields_of_a_benchmark_can_be_named(tmp_path: Path) -> None:
+def test_benchmark_fields_can_be_chosen(tmp_path: Path) -> None:
     benchmark = write(tmp_path / "b.jsonl", {"question": QUESTION, "options": [CHINESE]})
     corpus = write(tmp_path / "c.jsonl", *texts(QUESTION, CHINESE))
     report = decontaminate([corpus], [benchmark], tmp_path / "out", benchmark_fields=["options"])
@@ -169,7 +169,7 @@ def test_the_fields_of_a_benchmark_can_be_named(tmp_path: Path) -> None:
     assert report.benchmarks[0].rows_without_text == {"question": 1}
 
 
-def test_the_report_tells_what_was_shared_and_where(tmp_path: Path) -> None:
+def test_the_report_lists_the_shared_passages_and_their_locations(tmp_path: Path) -> None:
     first = write(tmp_path / "first.jsonl", {"question": "unrelated words only here"}, {"solution": QUESTION})
     second = write(tmp_path / "second.jsonl", {"problem": CHINESE})
     corpus = write(tmp_path / "c.jsonl", *texts("clean", f"Read this: {QUESTION} Thank you.", QUESTION, CHINESE))
@@ -200,12 +200,12 @@ def test_the_report_tells_what_was_shared_and_where(tmp_path: Path) -> None:
     ]
     [frequent] = written["benchmarks"][0]["frequent_ngrams"]
     assert (frequent["documents"], frequent["line"], frequent["match"]) == (2, 2, match)
-    assert written["benchmarks"][0]["ngrams"] == 17 - 9  # of a text of 17 units; the other is short
+    assert written["benchmarks"][0]["ngrams"] == 17 - 9  # a text of 17 units; the other is too short
     assert json.loads(report.to_json()) == written
 
 
 @pytest.mark.parametrize("name", hostile)
-def test_a_bad_line_stops_the_run_and_leaves_nothing(tmp_path: Path, benchmark: Path, name: str) -> None:
+def test_a_bad_line_stops_the_call_and_leaves_no_output(tmp_path: Path, benchmark: Path, name: str) -> None:
     corpus = write(tmp_path / "c.jsonl", {"text": "good"}, hostile[name])
     with pytest.raises(DataError) as raised:
         decontaminate([corpus], [benchmark], tmp_path / "out")
@@ -228,14 +228,14 @@ def test_every_line_is_kept_dropped_or_set_aside(tmp_path: Path, benchmark: Path
     assert contents == [*hostile.values()] * 2
 
 
-def test_a_run_without_quarantine_removes_that_of_an_earlier_one(tmp_path: Path, benchmark: Path) -> None:
+def test_a_call_without_quarantine_removes_an_earlier_quarantine(tmp_path: Path, benchmark: Path) -> None:
     corpus = write(tmp_path / "c.jsonl", {"text": "good"})
     decontaminate([corpus], [benchmark], tmp_path / "out", bad_lines="skip")
     assert decontaminate([corpus], [benchmark], tmp_path / "out").quarantine is None
     assert ".bad_lines.jsonl" not in outputs_of(tmp_path / "out")
 
 
-def test_a_failed_run_leaves_earlier_outputs_as_they_were(tmp_path: Path, corpus: Path, benchmark: Path) -> None:
+def test_a_failed_call_leaves_earlier_outputs_unchanged(tmp_path: Path, corpus: Path, benchmark: Path) -> None:
     decontaminate([corpus], [benchmark], tmp_path / "out")
     earlier = outputs_of(tmp_path / "out")
     with pytest.raises(DataError):
@@ -243,7 +243,7 @@ def test_a_failed_run_leaves_earlier_outputs_as_they_were(tmp_path: Path, corpus
     assert outputs_of(tmp_path / "out") == earlier
 
 
-def test_what_a_killed_run_left_changes_nothing(tmp_path: Path, corpus: Path, benchmark: Path) -> None:
+def test_partial_files_of_a_killed_call_change_nothing(tmp_path: Path, corpus: Path, benchmark: Path) -> None:
     decontaminate([corpus], [benchmark], tmp_path / "out")
     undisturbed = outputs_of(tmp_path / "out")
     for name in undisturbed:
@@ -252,7 +252,7 @@ def test_what_a_killed_run_left_changes_nothing(tmp_path: Path, corpus: Path, be
     assert outputs_of(tmp_path / "out") == undisturbed
 
 
-def test_progress_ends_at_the_whole_input(tmp_path: Path, benchmark: Path) -> None:
+def test_progress_ends_at_the_size_of_the_input(tmp_path: Path, benchmark: Path) -> None:
     corpus = write(tmp_path / "c.jsonl", *texts("one two three", QUESTION))
     seen: list[Progress] = []
     decontaminate([corpus], [benchmark], tmp_path / "out", report_progress=seen.append)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_dsmath.data.decontamination.ngrams import BenchmarkNgrams, Passage
-from megatron_dsmath.data.decontamination.text_units import split
+from megatron_dsmath.data.decontamination.text_units import split_units
 
 QUESTION = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron"  # 15 units
 WORDS = QUESTION.split()
@@ -17,7 +17,7 @@ def ngrams_of(
 ) -> BenchmarkNgrams:
     numbers = np.arange(len(texts))
     return BenchmarkNgrams(
-        split(texts),
+        split_units(texts),
         np.array(rows) if rows else numbers,
         np.array(benchmarks) if benchmarks else np.zeros_like(numbers),
         np.full(len(texts), short),
@@ -25,7 +25,7 @@ def ngrams_of(
 
 
 def found(ngrams: BenchmarkNgrams, *texts: str) -> list[Passage]:
-    return list(ngrams.passages(split(texts)))
+    return list(ngrams.find_passages(split_units(texts)))
 
 
 @pytest.mark.parametrize("first", range(6))
@@ -37,13 +37,13 @@ def test_ten_units_in_a_row_are_found_and_nine_are_not(first: int) -> None:
         assert found(ngrams, around.format(nine)) == []
 
 
-def test_a_passage_goes_on_as_long_as_both_texts_do() -> None:
+def test_a_passage_extends_as_long_as_both_texts_agree() -> None:
     ngrams = ngrams_of("before", QUESTION, "after")
     assert found(ngrams, f"x {QUESTION} after") == [Passage(0, 1, 15, 0, 10, found(ngrams, QUESTION)[0].entry)]
     assert [p[:3] for p in found(ngrams, "other", " ".join(WORDS[2:14]), QUESTION)] == [(1, 1, 12), (2, 13, 15)]
 
 
-def test_passages_of_one_text_are_told_apart() -> None:
+def test_passages_of_different_texts_are_separate() -> None:
     other = " ".join(f"other{letter}" for letter in "abcdefghijkl")
     passages = found(ngrams_of(QUESTION, other), f"{other} and {QUESTION}")
     assert [(passage.start, passage.unit_count) for passage in passages] == [(0, 12), (13, 15)]
@@ -65,7 +65,7 @@ def test_a_short_text_is_found_as_a_whole_only(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_texts_below_three_units_are_not_looked_for(count: int) -> None:
+def test_texts_below_three_units_are_not_compared(count: int) -> None:
     assert found(ngrams_of(" ".join(WORDS[:count])), QUESTION) == []
 
 
@@ -83,13 +83,13 @@ def test_an_ngram_twice_in_one_row_counts_as_one_row() -> None:
 
 
 @pytest.mark.parametrize("question", [QUESTION, " ".join(WORDS[:4])])
-def test_equal_hashes_of_other_words_are_no_match(question: str) -> None:
-    benchmark = split([question])
-    other = split([" ".join(word[::-1] for word in question.split())])
+def test_equal_hashes_of_different_words_do_not_match(question: str) -> None:
+    benchmark = split_units([question])
+    other = split_units([" ".join(word[::-1] for word in question.split())])
     forged = other._replace(hashes=benchmark.hashes)
     ngrams = BenchmarkNgrams(benchmark, np.array([1]), np.array([0]), np.array([True]))
-    assert list(ngrams.passages(benchmark))
-    assert list(ngrams.passages(forged)) == []
+    assert list(ngrams.find_passages(benchmark))
+    assert list(ngrams.find_passages(forged)) == []
 
 
 def test_every_ngram_of_many_is_found_and_no_other() -> None:
@@ -97,7 +97,7 @@ def test_every_ngram_of_many_is_found_and_no_other() -> None:
     texts = [" ".join(map(str, draw.integers(0, 50, count))) for count in draw.integers(0, 60, 300)]
     ngrams = ngrams_of(*texts[:150])
     theirs = {gram for text in texts[:150] for gram in grams(text)}
-    hit = {passage.text for passage in ngrams.passages(split(texts)) if passage.length == 10}
+    hit = {passage.text for passage in ngrams.find_passages(split_units(texts)) if passage.length == 10}
     assert hit == {number for number, text in enumerate(texts) if any(gram in theirs for gram in grams(text))}
     assert ngrams.tables[10].hashes.size == len(theirs)
 
