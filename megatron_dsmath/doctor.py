@@ -262,12 +262,12 @@ def _sandbox() -> Finding:
 
     try:
         with Sandbox(workers=1, modules=()) as sandbox:
-            outcome, walls = sandbox.run("import os\nos.fork()"), sandbox.walls
+            outcome, isolation = sandbox.run("import os\nos.fork()"), sandbox.isolation
     except DsmathError as error:
         return Finding("sandbox", "yellow", f"no evaluation with tools: {error.what}, {error.found}", error.fix or "")
     if outcome.verdict != "denied":
         return Finding("sandbox", "red", f"a program that forks got the verdict {outcome.verdict}", "report this")
-    return Finding("sandbox", "green", f"{walls} (Landlock version {landlock.version()})")
+    return Finding("sandbox", "green", f"{isolation} (Landlock version {landlock.version()})")
 
 
 def _weights_and_biases() -> Finding:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from megatron_dsmath.sandbox.outcome import Limits, Outcome
-from megatron_dsmath.sandbox.pool import MODULES, Sandbox
+from megatron_dsmath.sandbox.pool import PRELOADED_MODULES, Sandbox
 
 _INSIDE = "megatron_dsmath.evaluation.code_tests_inside"
 _PROGRAM = f"from {_INSIDE} import main\nmain()\n"
@@ -36,7 +36,7 @@ class CodeTests:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._sandbox = Sandbox(modules=(*MODULES, _INSIDE))
+        self._sandbox = Sandbox(modules=(*PRELOADED_MODULES, _INSIDE))
 
     def __enter__(self) -> CodeTests:
         return self

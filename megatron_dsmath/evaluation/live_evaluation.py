@@ -13,7 +13,7 @@ from megatron_dsmath.evaluation.evaluate import Examiner, batches, prepared
 from megatron_dsmath.evaluation.protocol import Protocol
 from megatron_dsmath.evaluation.results.scores import summary
 from megatron_dsmath.evaluation.rows import Row
-from megatron_dsmath.sandbox.pool import require_possible
+from megatron_dsmath.sandbox.pool import require_sandbox
 
 if TYPE_CHECKING:
     from megatron_dsmath.checkpoint.weight_reader import WeightReader
@@ -67,6 +67,6 @@ def live_evaluation(file: str | None, every_steps: int | None, protocol: str | N
         raise UsageError("problems are a file of one's own", where="--evaluate", found=file, expected=f"FILE{OWN_FILE}")
     read, (benchmark,) = prepared(protocol or PROTOCOL, Path(file).parent, (Path(file).name,))
     if read.tools is not None:
-        require_possible()
+        require_sandbox()
     flags = (f"--evaluate={file}", f"--evaluate-every={every}", f"--evaluate-protocol={protocol or PROTOCOL}")
     return LiveEvaluation(every, benchmark, read, flags)

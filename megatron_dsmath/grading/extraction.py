@@ -49,7 +49,7 @@ CHOICE_TASKS = frozenset(("sat", "mmlu-stem", "gaokao-mathqa"))
 NUMBER_TASKS = frozenset(("gsm8k", "mgsm-zh", "cmath"))
 
 _LIMIT_PHRASE = 2000  # characters behind "the answer is" in which the answer must stand
-_NEXT_QUESTION = re.compile(r"\n(?:Q: |Question: |Problem:|问题[:： ]|User: |<｜)")
+_NEXT_QUESTION = re.compile(r"\n(?:Q: |Comparison: |Problem:|问题[:： ]|User: |<｜)")
 _BOX = re.compile(r"\\?(?:boxed|fbox)(?![A-Za-z])")
 _BARE = re.compile(r"\s{0,9}(-?\\?[\w.,/%]{1,99})")
 _BETWEEN_BOXES = re.compile(r"[\s$,，、.;和或与及]*(?:\\text\s?\{)?\s?(?:and|or|\\quad)?\s?\}?[\s$,，、和或与及]*")

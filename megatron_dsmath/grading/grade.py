@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from megatron_dsmath.grading import extraction, paper_verdict, strict
-from megatron_dsmath.grading.questions import Judge, Note, Question, Reply
+from megatron_dsmath.grading.sandboxed_comparison import Comparison, ComparisonResult, ComparisonSandbox, Note
 
 TIMEOUT_SECONDS = 5.0
 _TASKS = ("gsm8k", "mgsm-zh", "cmath", "ocw", "sat", "mmlu-stem", "gaokao-cloze", "gaokao-mathqa", "math")
@@ -45,7 +45,7 @@ class Grader:
 
     def __init__(self, workers: int | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._workers, self._timeout_seconds = workers, timeout_seconds
-        self._judge: Judge | None = None
+        self._judge: ComparisonSandbox | None = None
 
     def __enter__(self) -> Grader:
         return self
@@ -59,22 +59,22 @@ class Grader:
     def grade(self, attempts: Iterable[Attempt]) -> list[Verdict]:
         """A verdict for each attempt, in their order."""
         pairs = [_questions(attempt) for attempt in attempts]
-        replies: dict[Question | None, Reply] = {None: Reply(False, "no answer")}
+        replies: dict[Comparison | None, ComparisonResult] = {None: ComparisonResult(False, "no answer")}
         undecided = []
         for question in dict.fromkeys(question for pair in pairs for question in pair if question is not None):
             try:
-                replies[question] = Reply(is_right(question, _raise_undecided, _raise_undecided))
+                replies[question] = ComparisonResult(is_correct(question, _raise_undecided, _raise_undecided))
             except _UndecidedError:
                 undecided.append(question)
         if undecided:
-            self._judge = self._judge or Judge(self._workers, self._timeout_seconds)
+            self._judge = self._judge or ComparisonSandbox(self._workers, self._timeout_seconds)
             for question, reply in self._judge.ask(undecided).items():
                 replies[question] = reply
         return [
             Verdict(
-                replies[ours].is_right,
+                replies[ours].is_correct,
                 None if ours is None else ours.answer,
-                replies[theirs].is_right,
+                replies[theirs].is_correct,
                 theirs.answer.replace("\n", "; "),
                 replies[ours].note,
             )
@@ -82,13 +82,13 @@ class Grader:
         ]
 
 
-def is_right(question: Question, by_math_verify: strict.Symbolic, by_sympy: strict.Symbolic) -> bool:
+def is_correct(question: Comparison, by_math_verify: strict.Symbolic, by_sympy: strict.Symbolic) -> bool:
     """The verdict, given what compares formulas: `inside` has both, the trusted process neither."""
     if question.protocol == "paper":
-        return paper_verdict.is_right(question.reference, question.answer, question.task, by_sympy)
+        return paper_verdict.is_correct(question.reference, question.answer, question.task, by_sympy)
     if question.task in extraction.CHOICE_TASKS:
         return re.findall("[A-J]", question.answer) == sorted(set(re.findall("[A-J]", question.reference)))
-    return strict.is_right(question.reference, question.answer, by_math_verify)
+    return strict.is_correct(question.reference, question.answer, by_math_verify)
 
 
 def task_named(name: str | None) -> str | None:
@@ -117,10 +117,10 @@ def _raise_undecided(reference: str, answer: str) -> bool:
     raise _UndecidedError
 
 
-def _questions(attempt: Attempt) -> tuple[Question | None, Question]:
+def _questions(attempt: Attempt) -> tuple[Comparison | None, Comparison]:
     task = task_named(attempt.task)
     reference = reference_of(attempt.reference)
     extracted = extraction.extract(attempt.prediction, task)
     found = "\n".join(paper_verdict.extract(attempt.prediction, task, attempt.is_few_shot))
-    ours = None if extracted is None else Question("strict", reference, extracted, task)
-    return ours, Question("paper", reference, found, task)
+    ours = None if extracted is None else Comparison("strict", reference, extracted, task)
+    return ours, Comparison("paper", reference, found, task)

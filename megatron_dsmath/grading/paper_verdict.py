@@ -115,7 +115,7 @@ def extract(output: str, task: str | None, is_few_shot: bool = False) -> list[st
     return found_answers[-1:] or [""]
 
 
-def is_right(reference: str, answers: str, task: str | None, symbolic: Symbolic) -> bool:
+def is_correct(reference: str, answers: str, task: str | None, symbolic: Symbolic) -> bool:
     """Whether what `extract` found, joined by line breaks, is the reference."""
     given = answers.split("\n")
     if len(answers) > _LIMIT_CHARACTERS or len(reference) > _LIMIT_CHARACTERS:

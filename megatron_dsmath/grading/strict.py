@@ -22,7 +22,7 @@ _UNIT_BEHIND = re.compile(
 )
 
 
-def is_right(reference: str, answer: str, symbolic: Symbolic) -> bool:
+def is_correct(reference: str, answer: str, symbolic: Symbolic) -> bool:
     """Whether `answer`, as it was extracted, is the reference."""
     given = unified(answer)
     return bool(given) and _same(unified(reference), given, symbolic, 0)

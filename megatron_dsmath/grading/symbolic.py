@@ -23,7 +23,7 @@ from sympy.parsing.latex import _parse_latex_antlr as antlr
 from sympy.parsing.sympy_parser import parse_expr
 
 from megatron_dsmath.grading import grade
-from megatron_dsmath.grading.questions import Question
+from megatron_dsmath.grading.sandboxed_comparison import Comparison
 
 # sympy asks for antlr 4.11 by name; 4.13, which math-verify brings, reads the same tables (ATN version 4).
 antlr.version = lambda name: "4.11"
@@ -91,7 +91,7 @@ def main() -> None:
         # Of the processor, since other programs must not decide a verdict. No handler: C code is ended as well.
         signal.setitimer(signal.ITIMER_PROF, asked["timeout_seconds"])
         with contextlib.redirect_stdout(io.StringIO()):  # antlr prints that 4.13 is not 4.11
-            verdict = grade.is_right(Question(**entry), symbolic_by_math_verify, symbolic_by_sympy)
+            verdict = grade.is_correct(Comparison(**entry), symbolic_by_math_verify, symbolic_by_sympy)
         print(str(bool(verdict)).lower(), flush=True)
 
 

@@ -22,7 +22,7 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4
 _NAMESPACES = 0x10000000 | 0x40000000 | 0x08000000  # user, network, System V IPC
 
 
-def is_possible() -> bool:
+def is_supported() -> bool:
     """Whether this kernel and processor can confine a program."""
     return sys.platform == "linux" and system_calls.is_supported() and landlock.version() > 0
 

@@ -21,10 +21,10 @@ from megatron_dsmath.errors import SandboxError, UsageError
 from megatron_dsmath.sandbox import confinement
 from megatron_dsmath.sandbox.outcome import Limits, Outcome
 
-MODULES = ("numpy.random", "sympy")  # what models' programs import most, and what takes longest
+PRELOADED_MODULES = ("numpy.random", "sympy")  # what models' programs import most, and what takes longest
 # This package is found where it is, and then no more: programs see what is installed, and nothing beside it.
 _START = (
-    "import sys; sys.path[0] = sys.argv[1]; from megatron_dsmath.sandbox.zygote import serve; "
+    "import sys; sys.path[0] = sys.argv[1]; from megatron_dsmath.sandbox.fork_server import serve; "
     "del sys.path[0]; serve(sys.argv[3:], sys.argv[2])"
 )
 _START_SECONDS = 120.0
@@ -47,8 +47,8 @@ class Sandbox:
     Raises SandboxError where this machine cannot confine a program: nothing is ever run unconfined.
     """
 
-    def __init__(self, workers: int | None = None, modules: Sequence[str] = MODULES) -> None:
-        require_possible()
+    def __init__(self, workers: int | None = None, modules: Sequence[str] = PRELOADED_MODULES) -> None:
+        require_sandbox()
         self.workers = workers or len(os.sched_getaffinity(0))
         self._modules = tuple(modules)
         self._folder = tempfile.TemporaryDirectory(prefix="dsmath-sandbox-")
@@ -90,7 +90,7 @@ class Sandbox:
         return self._threads.map(lambda pair: self.run(pair[0], pair[1], limits), programs)
 
     @property
-    def walls(self) -> str:
+    def isolation(self) -> str:
         """What keeps a program in, on this machine; known once one has run."""
         interpreter = self._idle.get()
         self._idle.put(interpreter)
@@ -130,9 +130,9 @@ def run_file(file: Path, timeout_seconds: float, memory_mib: int) -> str:
     return json.dumps(outcome.as_dict(), ensure_ascii=False, indent=1)
 
 
-def require_possible() -> None:
+def require_sandbox() -> None:
     """Raise SandboxError where a program could not be confined."""
-    if confinement.is_possible():
+    if confinement.is_supported():
         return
     raise SandboxError(
         "programs of a model cannot be run safely on this machine",

@@ -18,7 +18,7 @@ from megatron_dsmath.sandbox import confinement
 from tests.evaluation.scripted import ScriptedBackend, evaluation_of, rows_of, scripted_model, write_problems
 
 SUMS = [{"question": f"What is {a} + {a + 1}?", "answer": 2 * a + 1} for a in range(10)]
-needs_sandbox = pytest.mark.skipif(not confinement.is_possible(), reason="this machine cannot confine a program")
+needs_sandbox = pytest.mark.skipif(not confinement.is_supported(), reason="this machine cannot confine a program")
 
 
 def programs(read: str, seed: int) -> str:

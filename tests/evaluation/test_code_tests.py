@@ -14,7 +14,7 @@ from megatron_dsmath.evaluation.code_tests_inside import names_under_test
 from megatron_dsmath.sandbox import confinement
 from megatron_dsmath.sandbox.outcome import Limits
 
-pytestmark = pytest.mark.skipif(not confinement.is_possible(), reason="this machine cannot confine a program")
+pytestmark = pytest.mark.skipif(not confinement.is_supported(), reason="this machine cannot confine a program")
 
 TESTS = (
     "def check(candidate):\n    assert abs(candidate(2) - 4) < 1e-6\n    assert candidate(3) == 9\n\ncheck(square)\n"

@@ -21,7 +21,7 @@ from tests.support.ranks import run_ranks
 from tests.support.small_tokenizer import BEGIN, END
 from tests.training.ranks import dsmath, rows_of
 
-pytestmark = pytest.mark.skipif(not confinement.is_possible(), reason="this machine cannot confine a program")
+pytestmark = pytest.mark.skipif(not confinement.is_supported(), reason="this machine cannot confine a program")
 
 VOCABULARY = 384
 AT_MOST_OTHERWISE = 0.01  # a batch of another size may round a logit otherwise

@@ -20,7 +20,7 @@ THEOREMS = [
     {"question": f"Formal:\ntheorem t{n}: True", "statement": f"theorem t{n}: True", "subject": "other"}
     for n in range(4)
 ]
-needs_sandbox = pytest.mark.skipif(not confinement.is_possible(), reason="this machine cannot confine a program")
+needs_sandbox = pytest.mark.skipif(not confinement.is_supported(), reason="this machine cannot confine a program")
 
 
 def own_protocol(folder: Path, shipped: str, *changes: tuple[str, str]) -> str:

@@ -12,7 +12,7 @@ from megatron_dsmath.sandbox import confinement
 
 @pytest.fixture(scope="session")
 def grader() -> Iterator[Grader]:
-    if not confinement.is_possible():
+    if not confinement.is_supported():
         pytest.skip("this machine cannot confine a program")
     with Grader(workers=1, timeout_seconds=4.0) as grader:
         yield grader
@@ -21,7 +21,7 @@ def grader() -> Iterator[Grader]:
 @pytest.fixture(scope="session")
 def impatient() -> Iterator[Grader]:
     """For answers that hang: half a second is enough to see it."""
-    if not confinement.is_possible():
+    if not confinement.is_supported():
         pytest.skip("this machine cannot confine a program")
     with Grader(workers=1, timeout_seconds=0.5) as grader:
         yield grader

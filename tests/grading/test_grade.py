@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from megatron_dsmath.grading import extraction, paper_verdict
-from megatron_dsmath.grading.grade import Attempt, Grader, is_right, reference_of, task_named
-from megatron_dsmath.grading.questions import Note, Question, Reply, _replies
+from megatron_dsmath.grading.grade import Attempt, Grader, is_correct, reference_of, task_named
+from megatron_dsmath.grading.sandboxed_comparison import Comparison, ComparisonResult, Note, _replies
 from megatron_dsmath.sandbox.outcome import Outcome, Verdict
 from tests.grading.hostile import ANSWERS
 from tests.grading.sets import SETS, outputs, references, rewritten
@@ -25,7 +25,7 @@ def never(reference: str, answer: str) -> bool:
 def graded_right(reference: str, output: str, task: str | None) -> bool:
     extracted = extraction.extract(output, task)
     assert extracted is not None
-    return is_right(Question("strict", reference, extracted, task), never, never)
+    return is_correct(Comparison("strict", reference, extracted, task), never, never)
 
 
 def check_references(folder: Path, name: str, every: int) -> None:
@@ -149,13 +149,13 @@ def test_several_that_hang_in_one_process_take_no_other_with_them(impatient: Gra
     assert [verdict.correct_as_the_paper for verdict in verdicts] == [verdict.correct for verdict in verdicts]
 
 
-OUTCOMES: dict[str, tuple[Outcome, list[Reply]]] = {
-    "all answered": (Outcome("ok", "true\nfalse\n", "", "", 0.1), [Reply(True), Reply(False)]),
+OUTCOMES: dict[str, tuple[Outcome, list[ComparisonResult]]] = {
+    "all answered": (Outcome("ok", "true\nfalse\n", "", "", 0.1), [ComparisonResult(True), ComparisonResult(False)]),
     "the second is late": (
         Outcome("error", "true\n", "", "ended by SIGPROF", 5),
-        [Reply(True), Reply(False, "timeout")],
+        [ComparisonResult(True), ComparisonResult(False, "timeout")],
     ),
-    "killed at the second": (Outcome("error", "true\n", "", "ended by SIGSEGV", 0.1), [Reply(True)]),
+    "killed at the second": (Outcome("error", "true\n", "", "ended by SIGSEGV", 0.1), [ComparisonResult(True)]),
     "killed at once": (Outcome("memory", "", "", "", 0.1), []),
     "more than was asked": (Outcome("ok", "true\n" * 3, "", "", 0.1), []),
     "something else": (Outcome("ok", "true\nyes\n", "", "", 0.1), []),
@@ -166,14 +166,14 @@ OUTCOMES: dict[str, tuple[Outcome, list[Reply]]] = {
 @pytest.mark.parametrize("what", OUTCOMES)
 def test_a_process_is_believed_as_far_as_it_kept_to_what_it_was_asked(what: str) -> None:
     outcome, replies = OUTCOMES[what]
-    assert _replies([Question("paper", "7", answer, "math") for answer in "12"], outcome) == replies
+    assert _replies([Comparison("paper", "7", answer, "math") for answer in "12"], outcome) == replies
 
 
 def test_a_question_alone_always_has_its_reply() -> None:
-    (question,) = [Question("paper", "7", "1", "math")]
+    (question,) = [Comparison("paper", "7", "1", "math")]
     notes: dict[Verdict, Note] = {"timeout": "timeout", "memory": "error", "error": "error"}
     for verdict, note in notes.items():
-        assert _replies([question], Outcome(verdict, "", "", "", 0.1)) == [Reply(False, note)]
+        assert _replies([question], Outcome(verdict, "", "", "", 0.1)) == [ComparisonResult(False, note)]
 
 
 def test_a_task_is_known_by_every_spelling_of_its_name() -> None:

@@ -16,7 +16,7 @@ from megatron_dsmath.sandbox.outcome import Limits
 from megatron_dsmath.sandbox.pool import Sandbox
 from tests.sandbox.hostile import PROGRAMS
 
-pytestmark = pytest.mark.skipif(not confinement.is_possible(), reason="this machine cannot confine a program")
+pytestmark = pytest.mark.skipif(not confinement.is_supported(), reason="this machine cannot confine a program")
 
 
 def limits_for(verdicts: set[str]) -> Limits:
@@ -121,7 +121,7 @@ def test_an_interpreter_that_dies_is_replaced() -> None:
     with Sandbox(workers=1) as sandbox:
         assert sandbox.run("print(1)").verdict == "ok"
         for child in psutil.Process().children():
-            if "sandbox.zygote" in " ".join(child.cmdline()):
+            if "sandbox.fork_server" in " ".join(child.cmdline()):
                 child.kill()
         assert sandbox.run("print(1)").verdict == "error"
         assert sandbox.run("print(1)").verdict == "ok"

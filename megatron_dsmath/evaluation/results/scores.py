@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_dsmath.evaluation.published import PUBLISHED
 from megatron_dsmath.evaluation.rows import Row
-from megatron_dsmath.grading.strict import is_right
+from megatron_dsmath.grading.strict import is_correct
 
 _FILE = Path(__file__).with_name("paper_tables.json")
 _THIS = "this model"
@@ -133,7 +133,7 @@ def majority_is_right(samples: Sequence[Row]) -> bool:
 def _same_answer(one: str, other: str) -> bool:
     if "".join(one.split()) == "".join(other.split()):
         return True
-    return max(len(one), len(other)) <= LONGEST_COMPARED and is_right(one, other, lambda *_: False)
+    return max(len(one), len(other)) <= LONGEST_COMPARED and is_correct(one, other, lambda *_: False)
 
 
 def _accuracy(rows: Sequence[Row], samples: int) -> dict[str, Any]:

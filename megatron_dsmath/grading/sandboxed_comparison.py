@@ -23,7 +23,7 @@ _MEMORY_MIB = 512
 _OUT_OF_TIME = "ended by SIGPROF"
 
 
-class Question(NamedTuple):
+class Comparison(NamedTuple):
     """One comparison: everything it depends on, so that the same is asked once."""
 
     protocol: Literal["strict", "paper"]
@@ -32,17 +32,17 @@ class Question(NamedTuple):
     task: str | None
 
 
-class Reply(NamedTuple):
+class ComparisonResult(NamedTuple):
     """Whether the answer is the reference; where nobody could tell, it is not, and the note says why."""
 
-    is_right: bool
+    is_correct: bool
     note: Note = ""
 
 
-_LATE = Reply(False, "timeout")
+_LATE = ComparisonResult(False, "timeout")
 
 
-class Judge:
+class ComparisonSandbox:
     """The sandbox with sympy and math-verify in it. Raises DependencyError without them, and SandboxError."""
 
     def __init__(self, workers: int | None, timeout_seconds: float) -> None:
@@ -60,12 +60,12 @@ class Judge:
         """End the interpreters."""
         self._sandbox.close()
 
-    def ask(self, questions: Sequence[Question]) -> dict[Question, Reply]:
+    def ask(self, questions: Sequence[Comparison]) -> dict[Comparison, ComparisonResult]:
         """A reply to each question. One that hangs takes its own timeout; one that ends its process is asked alone."""
-        replies: dict[Question, Reply] = {}
+        replies: dict[Comparison, ComparisonResult] = {}
         batches = list(_batches(questions))
         while batches:
-            again: list[list[Question]] = []
+            again: list[list[Comparison]] = []
             for batch, outcome in self._run(batches):
                 found = _replies(batch, outcome)
                 replies |= zip(batch, found, strict=False)
@@ -76,7 +76,7 @@ class Judge:
             batches = again
         return replies
 
-    def _run(self, batches: list[list[Question]]) -> Iterator[tuple[list[Question], Outcome]]:
+    def _run(self, batches: list[list[Comparison]]) -> Iterator[tuple[list[Comparison], Outcome]]:
         seconds = self._timeout_seconds
         asked = ([question._asdict() for question in batch] for batch in batches)
         programs = ((_PROGRAM, json.dumps({"timeout_seconds": seconds, "questions": batch})) for batch in asked)
@@ -85,22 +85,22 @@ class Judge:
         return zip(batches, self._sandbox.run_all(programs, limits), strict=True)
 
 
-def _replies(batch: Sequence[Question], outcome: Outcome) -> list[Reply]:
+def _replies(batch: Sequence[Comparison], outcome: Outcome) -> list[ComparisonResult]:
     """Those to the first questions of a batch: what it printed, a line each, and of the one that used up its time.
 
     None where it printed anything else: then nothing of it is believed. A question alone always has its reply.
     """
     lines = outcome.stdout.splitlines()
     is_ours = len(lines) <= len(batch) and all(line in _ANSWERS for line in lines)
-    replies = [Reply(_ANSWERS[line]) for line in lines] if is_ours else []
+    replies = [ComparisonResult(_ANSWERS[line]) for line in lines] if is_ours else []
     if len(replies) < len(batch) and is_ours and outcome.error == _OUT_OF_TIME:
         return [*replies, _LATE]
     if len(replies) < len(batch) == 1:
-        return [_LATE if outcome.verdict == "timeout" else Reply(False, "error")]
+        return [_LATE if outcome.verdict == "timeout" else ComparisonResult(False, "error")]
     return replies
 
 
-def _batches(questions: Sequence[Question]) -> Iterator[list[Question]]:
+def _batches(questions: Sequence[Comparison]) -> Iterator[list[Comparison]]:
     """Of one protocol each: what the paper's parser may evaluate shall not stand beside our own verdicts."""
     for protocol in ("strict", "paper"):
         asked = [question for question in questions if question.protocol == protocol]
