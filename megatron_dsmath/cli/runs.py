@@ -39,7 +39,6 @@ def add_verbs(verbs: Verbs) -> None:
     take_overrides(verb)
     verb.add_argument("--layouts", metavar="NAME,...", help="these alone; else all that --ranks processes can form")
     verb.add_argument("--ranks", type=int, default=4, metavar="N", help="the most processes a layout may take (4)")
-    verb.add_argument("--plant", metavar="FAULT", help=argparse.SUPPRESS)  # docs/layouts.md: the check can fail
 
     verb = add_verb(verbs, "report", report, "dsmath report runs/quickstart/run")
     verb.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's directory")
@@ -82,8 +81,9 @@ def verify_layouts(options: argparse.Namespace) -> int:
     from megatron_dsmath.verify_layouts import verify
 
     run = load(options.run, options.set)
-    layouts = verify.selected(run, options.layouts, options.ranks, options.plant)
-    return verify.report(verify.verify(run, layouts, options.ranks, options.plant), len(layouts), options.json)
+    layouts = verify.select_layouts(run, options.layouts, options.ranks)
+    comparisons = verify.compare_layouts(run, layouts, options.ranks)
+    return verify.print_comparisons(comparisons, len(layouts), options.json)
 
 
 def report(options: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""What passes the stations of the forward pass, as a few sums that add up over ranks whatever the layout.
+"""Two sums over each module's output, at each position, that add up over ranks in every layout.
 
-A station is a module's output. For each position of the sequence two numbers are kept: the sum over the batch and the
-channels with a weight for each channel, which sees any change, and the sum of squares, which does not see their order.
+The first sum runs over the batch and the channels with a different weight for each channel, so any change shows in it.
+The second is the sum of squares, which does not depend on the order of the channels.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import torch
 
 from megatron_dsmath.parallel import transformer
 from megatron_dsmath.parallel.topology import Topology
-from megatron_dsmath.verify_layouts.compare import Sums
+from megatron_dsmath.verify_layouts.compare import ActivationSums
 
 
-class Place(NamedTuple):
-    """A station of the forward pass."""
+class ModuleOutput(NamedTuple):
+    """A module of the model whose output is summed."""
 
-    station: str
+    module: str
     layer: int | None
     parameter: str
-    """Hugging Face's name of the first parameter that the station applies, or that feeds it where it has none."""
+    """Hugging Face name of the first parameter that the module applies. For attention, which has none: the queries'."""
 
     def __str__(self) -> str:
-        return f"{self.station} of layer {self.layer}" if self.layer is not None else self.station
+        return f"{self.module} of layer {self.layer}" if self.layer is not None else self.module
 
 
-# Station, and the ending of its parameter. Attention itself has none: queries are the first that it takes.
-OF_A_LAYER = (
+# Modules of a layer, with the end of the parameter's name.
+MODULES_OF_A_LAYER = (
     ("input norm", "input_layernorm.weight"),
     ("query, key and value", "self_attn.q_proj.weight"),
     ("attention", "self_attn.q_proj.weight"),
@@ -40,32 +40,31 @@ OF_A_LAYER = (
 )
 
 
-def places(layers: int) -> list[Place]:
-    """Every station, in the order of the forward pass."""
-    within = [
-        Place(station, layer, f"model.layers.{layer}.{ending}")
+def module_outputs(layers: int) -> list[ModuleOutput]:
+    """All outputs that are summed, in the order of the forward pass."""
+    in_layers = [
+        ModuleOutput(module, layer, f"model.layers.{layer}.{ending}")
         for layer in range(layers)
-        for station, ending in OF_A_LAYER
+        for module, ending in MODULES_OF_A_LAYER
     ]
-    embedding = Place("embedding", None, "model.embed_tokens.weight")
-    return [embedding, *within, Place("final norm", None, "model.norm.weight"), Place("logits", None, "lm_head.weight")]
-
-
-class _Station(NamedTuple):
-    module: torch.nn.Module
-    shares_channels: bool
-    """Tensor-parallel ranks hold different channels of every position; else all channels, of a part of the positions
-    under sequence parallelism."""
+    return [
+        ModuleOutput("embedding", None, "model.embed_tokens.weight"),
+        *in_layers,
+        ModuleOutput("final norm", None, "model.norm.weight"),
+        ModuleOutput("logits", None, "lm_head.weight"),
+    ]
 
 
 @contextmanager
-def watched(model_chunks: Sequence[torch.nn.Module], layers: int, length: int, place: Topology) -> Iterator[Sums]:
-    """Within, forward passes add to the sums, which are this rank's part of those of all ranks."""
-    sums = np.zeros((len(places(layers)), 2, length))
+def record_sums(
+    model_chunks: Sequence[torch.nn.Module], layers: int, length: int, topology: Topology
+) -> Iterator[ActivationSums]:
+    """Add the outputs of all forward passes inside the context to the sums: this rank's part of them."""
+    sums = np.zeros((len(module_outputs(layers)), 2, length))
     handles = [
-        station.module.register_forward_hook(_adds_to(sums[index], station.shares_channels, place))
+        module.register_forward_hook(_summing_hook(sums[index], splits_channels, topology))
         for chunk in model_chunks
-        for index, station in _stations(transformer.unwrap_decoder(chunk), layers).items()
+        for index, module, splits_channels in _hooked_modules(transformer.unwrap_decoder(chunk), layers)
     ]
     try:
         yield sums
@@ -74,40 +73,43 @@ def watched(model_chunks: Sequence[torch.nn.Module], layers: int, length: int, p
             handle.remove()
 
 
-def _stations(decoder: transformer.Decoder, layers: int) -> dict[int, _Station]:
-    """The stations in a chunk, by their place in the forward pass."""
-    found = {}
+def _hooked_modules(decoder: transformer.Decoder, layers: int) -> Iterator[tuple[int, torch.nn.Module, bool]]:
+    """The modules of a model chunk: index into `module_outputs`, module, and whether it splits channels.
+
+    A module that splits channels outputs other channels of every position on each tensor-parallel rank. Any other
+    outputs all channels: of all positions, or under sequence parallelism of this rank's positions.
+    """
     if decoder.pre_process:
-        found[0] = _Station(decoder.embedding, shares_channels=False)
+        yield 0, decoder.embedding, False
     for layer in decoder.decoder.layers:
-        attention, first = layer.self_attention, 1 + len(OF_A_LAYER) * (layer.layer_number - 1)
+        attention = layer.self_attention
         modules = (
-            _Station(layer.input_layernorm, shares_channels=False),
-            _Station(attention.linear_qkv, shares_channels=True),
-            _Station(attention.core_attention, shares_channels=True),
-            _Station(attention.linear_proj, shares_channels=False),
-            _Station(layer.mlp, shares_channels=False),
+            (layer.input_layernorm, False),
+            (attention.linear_qkv, True),
+            (attention.core_attention, True),
+            (attention.linear_proj, False),
+            (layer.mlp, False),
         )
-        found |= {first + index: station for index, station in enumerate(modules)}
+        first = 1 + len(MODULES_OF_A_LAYER) * (layer.layer_number - 1)
+        yield from ((first + index, module, splits) for index, (module, splits) in enumerate(modules))
     if decoder.post_process:
-        last = 1 + len(OF_A_LAYER) * layers
-        found[last] = _Station(decoder.decoder.final_layernorm, shares_channels=False)
-        found[last + 1] = _Station(decoder.output_layer, shares_channels=True)
-    return found
+        last = 1 + len(MODULES_OF_A_LAYER) * layers
+        yield last, decoder.decoder.final_layernorm, False
+        yield last + 1, decoder.output_layer, True
 
 
-def _adds_to(sums: Sums, shares_channels: bool, place: Topology) -> Any:
+def _summing_hook(sums: ActivationSums, splits_channels: bool, topology: Topology) -> Any:
     def add(_module: torch.nn.Module, _arguments: Any, output: Any) -> None:
         states = (output[0] if isinstance(output, tuple) else output).detach().double()  # [sequence, batch, channels]
-        share, channels = states.size(0), states.size(2)
-        is_whole = share == sums.shape[1]
-        if is_whole and not shares_channels and place.tensor_rank > 0:
-            return  # a copy of what the first rank says
-        first_position = 0 if is_whole else place.tensor_rank * share
-        first_channel = place.tensor_rank * channels if shares_channels else 0
+        positions, channels = states.size(0), states.size(2)
+        has_all_positions = positions == sums.shape[1]
+        if has_all_positions and not splits_channels and topology.tensor_rank > 0:
+            return  # a copy of the first rank's output
+        first_position = 0 if has_all_positions else topology.tensor_rank * positions
+        first_channel = topology.tensor_rank * channels if splits_channels else 0
         numbers = torch.arange(first_channel, first_channel + channels, dtype=torch.float64, device=states.device)
-        positions = slice(first_position, first_position + share)
-        sums[0, positions] += (states @ numbers.cos()).sum(1).cpu().numpy()
-        sums[1, positions] += states.square().sum((1, 2)).cpu().numpy()
+        own_positions = slice(first_position, first_position + positions)
+        sums[0, own_positions] += (states @ numbers.cos()).sum(1).cpu().numpy()
+        sums[1, own_positions] += states.square().sum((1, 2)).cpu().numpy()
 
     return add

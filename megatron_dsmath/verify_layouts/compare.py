@@ -1,4 +1,4 @@
-"""How far a layout is from one process, and whether that is rounding."""
+"""How far a layout's results are from those of one process, and whether rounding explains the difference."""
 
 from __future__ import annotations
 
@@ -14,98 +14,59 @@ import numpy.typing as npt
 from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.model.parameters import parameters
 
-Sums = npt.NDArray[np.float64]  # [stations, 2, sequence], as `stations` says: weighted sums, and sums of squares
-Parts = dict[str, npt.NDArray[np.float32]]  # what a rank holds of each tensor, by Hugging Face's names
-Tensors = dict[str, npt.NDArray[np.float32]]  # whole, by the same names, in the order of the forward pass
+ActivationSums = npt.NDArray[np.float64]  # [modules, 2, sequence]: weighted sums and sums of squares (activation_sums)
+Tensors = dict[str, npt.NDArray[np.float32]]  # by Hugging Face name, in the order of the forward pass
 
 
-class Measured(NamedTuple):
-    """One rank's part of what a layout computed."""
+class RankResult(NamedTuple):
+    """What one rank of a layout computed."""
 
     tensor_rank: int
     losses: list[float]
     """Nats per target token, of each step."""
     norms: list[float]
-    """Of all gradients before clipping, in each step."""
-    stations: Sums
-    """This rank's part of the sums over all ranks."""
-    gradients: Parts
-    """Of the first step, before clipping, whole over data-parallel ranks."""
-    updated: list[Parts]
-    """The parameters after each step."""
+    """Gradient norm of each step, before clipping."""
+    activation_sums: ActivationSums
+    """This rank's part; the parts add up over ranks."""
+    gradients: Tensors
+    """This rank's parts of the gradients of the first step, before clipping, summed over data-parallel ranks."""
+    updated: list[Tensors]
+    """This rank's parts of the parameters, after each step."""
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A layout's figures, as `Measured`; a tensor that no rank holds is zero.
-
-    `copies`: the largest relative difference between two ranks' copies of each parameter, or of its gradient.
-    """
+class LayoutResult:
+    """What all ranks of a layout computed: as `RankResult`, with complete tensors. A tensor on no rank is zero."""
 
     losses: list[float]
     norms: list[float]
-    stations: Sums
+    activation_sums: ActivationSums
     gradients: Tensors
     updated: list[Tensors]
     copies: dict[str, float]
-
-
-def joined(model: ModelConfig, ranks: Sequence[Measured]) -> Whole:
-    """The whole tensors out of every rank's parts; of copies the first counts."""
-    gradients, copies = _tensors(model, ranks, [rank.gradients for rank in ranks])
-    updated = []
-    for held in zip(*(rank.updated for rank in ranks), strict=True):
-        tensors, differing = _tensors(model, ranks, held)
-        updated.append(tensors)
-        copies = {name: max(copies[name], differing[name]) for name in copies}
-    stations = np.sum([rank.stations for rank in ranks], axis=0)
-    return Whole(ranks[0].losses, ranks[0].norms, stations, gradients, updated, copies)
-
-
-def relative_difference(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
-    """The norm of the difference over the norm of theirs; the largest number there is for NaN."""
-    size = float(np.linalg.norm(theirs.astype(np.float64)))
-    difference = float(np.linalg.norm(ours.astype(np.float64) - theirs))
-    return float(np.nan_to_num(difference / size if size else difference, nan=sys.float_info.max))
-
-
-def _tensors(model: ModelConfig, ranks: Sequence[Measured], held: Sequence[Parts]) -> tuple[Tensors, dict[str, float]]:
-    tensors: Tensors = {}
-    copies: dict[str, float] = {}
-    for parameter in parameters(model):
-        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True):
-            # What is split has copies only on ranks of the same tensor-parallel rank, what is not on all.
-            parts = [
-                (rank.tensor_rank if parameter.split is not None else 0, own[name])
-                for rank, own in zip(ranks, held, strict=True)
-                if name in own
-            ]
-            firsts = dict(reversed(parts))
-            copies[name] = max((relative_difference(part, firsts[share]) for share, part in parts), default=0.0)
-            shares = [firsts[share] for share in sorted(firsts)]
-            tensors[name] = np.concatenate(shares, parameter.split or 0) if shares else np.zeros(shape, np.float32)
-    return tensors, copies
+    """The largest relative difference between two ranks' copies of each parameter or its gradient."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The largest relative differences from one process in fp32 that are rounding."""
+    """The largest relative differences from one process in fp32 that rounding explains."""
 
     loss: float
     gradient: float
     parameter: float
 
 
-# Sums of the same fp32 numbers in another order: measured up to 3e-6, and 1e-3 and more for every planted fault.
+# Sums of the same fp32 numbers in another order: at most 3e-6 was measured, and at least 1e-3 for every planted fault.
 FP32 = Tolerance(loss=1e-5, gradient=1e-5, parameter=1e-5)
-# Each product and each activation is rounded by up to 2^-9, some ten times in each of 8 layers, and as often on the way
-# back. One process is as far from fp32 as any layout is: up to 9e-2 in a gradient. A lost part of a sum is more.
+# Each product and each activation is rounded by up to 2^-9, about ten times in each of 8 layers, and as often in the
+# backward pass. One process in bf16 is as far from fp32 as any layout: up to 9e-2 in a gradient. A missing part of a
+# sum makes a larger difference.
 BF16 = Tolerance(loss=1e-2, gradient=0.2, parameter=5e-2)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of the table: relative differences, the largest over steps and parameters; None was not compared."""
+    """One row of the table: the largest relative differences over steps and parameters; None if not compared."""
 
     layout: str
     ranks: int
@@ -117,9 +78,9 @@ class Comparison:
     parameter: float | None = None
     worst_parameter: str | None = None
     kind: str | None = None
-    """Of a layout that differs: which mistake this looks like."""
+    """The probable mistake, for a layout that differs: a key of `diagnosis.KINDS`."""
     first_parameter: str | None = None
-    """The first, in the order of the forward pass, at which the layouts part."""
+    """The first parameter, in the order of the forward pass, where the results differ."""
     evidence: str | None = None
 
 
@@ -131,10 +92,10 @@ class Differences:
     norms: list[float]
     gradients: dict[str, float]
     parameters: list[dict[str, float]]
-    """After each step; or between copies, where that is more."""
+    """After each step. The difference between copies of a parameter where that is larger."""
 
     def within(self, tolerance: Tolerance) -> bool:
-        """Whether all of it is rounding. NaN is not."""
+        """Whether rounding explains all differences. It never explains NaN."""
         return (
             all(difference <= tolerance.loss for difference in self.losses)
             and all(difference <= tolerance.gradient for difference in (*self.norms, *self.gradients.values()))
@@ -142,28 +103,68 @@ class Differences:
         )
 
 
-def differences(ours: Whole, theirs: Whole) -> Differences:
-    """Of a layout from one process."""
-    updated = [by_name(*step) for step in zip(ours.updated, theirs.updated, strict=True)]
+def differences(ours: LayoutResult, theirs: LayoutResult) -> Differences:
+    """The relative differences of a layout (`ours`) from one process (`theirs`)."""
+    updated = [tensor_differences(*step) for step in zip(ours.updated, theirs.updated, strict=True)]
     return Differences(
-        _relative(ours.losses, theirs.losses),
-        _relative(ours.norms, theirs.norms),
-        by_name(ours.gradients, theirs.gradients),
+        _number_differences(ours.losses, theirs.losses),
+        _number_differences(ours.norms, theirs.norms),
+        tensor_differences(ours.gradients, theirs.gradients),
         [{name: max(difference, ours.copies[name]) for name, difference in step.items()} for step in updated],
     )
 
 
-def by_name(ours: Tensors, theirs: Tensors) -> dict[str, float]:
+def tensor_differences(ours: Tensors, theirs: Tensors) -> dict[str, float]:
     """The relative difference of each tensor, in the order of the forward pass."""
     return {name: relative_difference(tensor, theirs[name]) for name, tensor in ours.items()}
 
 
-def worst(found: Mapping[str, float]) -> tuple[str, float]:
-    """The name of the largest, and it; of equal ones the first."""
-    name = max(found, key=lambda name: found[name])
-    return name, found[name]
+def relative_difference(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
+    """||ours - theirs|| / ||theirs||; the largest float if it is NaN."""
+    size = float(np.linalg.norm(theirs.astype(np.float64)))
+    difference = float(np.linalg.norm(ours.astype(np.float64) - theirs))
+    return float(np.nan_to_num(difference / size if size else difference, nan=sys.float_info.max))
 
 
-def _relative(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+def _number_differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     found = [abs(our / their - 1) for our, their in zip(ours, theirs, strict=True)]
     return [sys.float_info.max if isnan(difference) else difference for difference in found]
+
+
+def largest(differences: Mapping[str, float]) -> tuple[str, float]:
+    """The name with the largest difference, and the difference. The first name if several are equal."""
+    name = max(differences, key=lambda name: differences[name])
+    return name, differences[name]
+
+
+def join_ranks(model: ModelConfig, ranks: Sequence[RankResult]) -> LayoutResult:
+    """Concatenate the ranks' parts of each tensor and add up their activation sums."""
+    gradients, copies = _join_tensors(model, ranks, [rank.gradients for rank in ranks])
+    updated = []
+    for step in zip(*(rank.updated for rank in ranks), strict=True):
+        tensors, step_copies = _join_tensors(model, ranks, step)
+        updated.append(tensors)
+        copies = {name: max(copies[name], step_copies[name]) for name in copies}
+    sums = np.sum([rank.activation_sums for rank in ranks], axis=0)
+    return LayoutResult(ranks[0].losses, ranks[0].norms, sums, gradients, updated, copies)
+
+
+def _join_tensors(
+    model: ModelConfig, ranks: Sequence[RankResult], parts_of_ranks: Sequence[Tensors]
+) -> tuple[Tensors, dict[str, float]]:
+    """The complete tensors, from the first copy of each part, and the largest difference between copies."""
+    tensors: Tensors = {}
+    copies: dict[str, float] = {}
+    for parameter in parameters(model):
+        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True):
+            # Ranks with the same tensor-parallel rank hold copies of a split tensor; all ranks of any other tensor.
+            parts = [
+                (rank.tensor_rank if parameter.split is not None else 0, own[name])
+                for rank, own in zip(ranks, parts_of_ranks, strict=True)
+                if name in own
+            ]
+            first_copies = dict(reversed(parts))
+            copies[name] = max((relative_difference(part, first_copies[rank]) for rank, part in parts), default=0.0)
+            in_order = [first_copies[rank] for rank in sorted(first_copies)]
+            tensors[name] = np.concatenate(in_order, parameter.split or 0) if in_order else np.zeros(shape, np.float32)
+    return tensors, copies

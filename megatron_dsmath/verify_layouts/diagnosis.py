@@ -1,4 +1,4 @@
-"""Which mistake a difference looks like: where in the step it first shows, and in which pattern."""
+"""The probable mistake behind a difference: where in the step it first appears, and in which pattern."""
 
 from __future__ import annotations
 
@@ -8,159 +8,169 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_dsmath.config.sections import RunConfig
-from megatron_dsmath.verify_layouts.activation_sums import Place, places
-from megatron_dsmath.verify_layouts.compare import Differences, Tolerance, Whole
+from megatron_dsmath.verify_layouts.activation_sums import ModuleOutput, module_outputs
+from megatron_dsmath.verify_layouts.compare import Differences, LayoutResult, Tolerance
 from megatron_dsmath.verify_layouts.layouts import Layout
-from megatron_dsmath.verify_layouts.measure import FIRST_DOCUMENT, sequences_of
+from megatron_dsmath.verify_layouts.measure import FIRST_DOCUMENT, microbatch_rows
 
 KINDS = {
-    "vocabulary": "the embedding gives other rows than those of its tokens",
-    "layers": "a stage computes with another layer's weights, or on another stage's output",
-    "qkv-order": "rows of the fused query, key and value matrix are in another order than attention reads them",
-    "positions": "attention has other rotary positions, or another mask",
-    "documents": "attention does not stop where a document begins",
+    "vocabulary": "the embedding returns the rows of other tokens",
+    "layers": "a stage uses the weights of another layer or the output of another stage",
+    "qkv-order": "the fused query, key and value matrix has its rows in another order than attention expects",
+    "positions": "attention uses other rotary positions or another mask",
+    "documents": "attention crosses the start of a document",
     "heads": "attention reads other heads",
-    "sum": "the parts of a sum over tensor-parallel ranks are not added",
+    "sum": "the partial sums of tensor-parallel ranks are not added",
     "logits": "the output layer computes other logits",
-    "loss": "the loss is another number, of the same logits",
-    "norm-gradients": "gradients of norms are not added over the ranks that share the sequence",
-    "backward": "the backward pass does not add what tensor-parallel ranks say of their common input",
-    "reduction": "gradients of some data-parallel ranks do not arrive",
-    "averaging": "means of means: sequences weigh by the number of targets of those they are computed with",
-    "scale": "all gradients are off by one factor",
-    "gradients": "gradients differ, and no pattern says why",
-    "gradient-norm": "the gradient norm counts a part of the gradients more or less than once",
-    "decay": "weight decay reaches norms",
-    "optimizer": "the optimizer makes another step of the same gradients",
-    "copies": "ranks hold different copies of one parameter",
+    "loss": "the loss differs although the logits are equal",
+    "norm-gradients": "gradients of norms are not added over the sequence-parallel ranks",
+    "backward": "the backward pass does not add the tensor-parallel ranks' gradients of their common input",
+    "reduction": "the gradients of some data-parallel ranks are missing",
+    "averaging": "a mean of means: the weight of a sequence depends on the targets of the sequences beside it",
+    "scale": "all gradients differ by one factor",
+    "gradients": "gradients differ in no known pattern",
+    "gradient-norm": "the gradient norm counts some gradients more or less than once",
+    "decay": "weight decay is applied to norms",
+    "optimizer": "the optimizer makes another step from equal gradients",
+    "copies": "ranks have different copies of one parameter",
     "failed": "the layout does not run",
-    "one-process": "one process computes something else than an independent implementation",
+    "one-process": "one process does not compute what transformers computes",
 }
 
-# Of what passes a station; a planted fault moves it by 1e-2 and more, rounding by 5e-6 (fp32).
-_STATION_TOLERANCE = {"fp32": 1e-4, "bf16": 0.3}
-_WEIGHT_TOLERANCE = 1e-3  # of a sequence in the gradient
+# Relative differences of activation sums: at least 1e-2 for a planted fault, at most 5e-6 from rounding in fp32.
+_ACTIVATION_TOLERANCE = {"fp32": 1e-4, "bf16": 0.3}
+_WEIGHT_TOLERANCE = 1e-3  # of a sequence's weight in the gradient
 
 
 class Diagnosis(NamedTuple):
-    """`kind` is one of KINDS; `first_parameter` is where the layouts part, and `evidence` what shows it."""
+    """The probable mistake."""
 
     kind: str
+    """A key of KINDS."""
     first_parameter: str
+    """The first parameter, in the order of the forward pass, where the results differ."""
     evidence: str
 
 
 def diagnose(
-    run: RunConfig, layout: Layout, ours: Whole, theirs: Whole, found: Differences, tolerance: Tolerance
+    run: RunConfig,
+    layout: Layout,
+    ours: LayoutResult,
+    theirs: LayoutResult,
+    found: Differences,
+    tolerance: Tolerance,
 ) -> Diagnosis:
-    """Follow the first step: forward pass, gradients, loss, norm, update. The first that differs tells.
+    """Find the first difference in the first step: in the forward pass, gradients, loss, norm, or parameters.
 
-    `run` is the one that was computed, in its layout.
+    `run` is the one that was computed, with its layout.
     """
-    station = _first_station(ours, theirs, _STATION_TOLERANCE[layout.precision])
-    if station is not None:
-        return _of_the_forward_pass(run, layout, ours, theirs, station)
+    moved = _activation_differences(ours, theirs)
+    is_off = ~(moved <= _ACTIVATION_TOLERANCE[layout.precision])  # so that NaN is off
+    if is_off.any():
+        return _diagnose_forward_pass(run, layout, ours, theirs, is_off)
     off = {name: difference for name, difference in found.gradients.items() if not difference <= tolerance.gradient}
     if off:
-        return _of_the_gradients(run, layout, ours, theirs, off)
+        return _diagnose_gradients(run, layout, ours, theirs, off)
     updated = [name for name, difference in found.parameters[0].items() if not difference <= tolerance.parameter]
     first = next(iter(updated), next(iter(ours.gradients)))
     if not found.losses[0] <= tolerance.loss:
-        return Diagnosis("loss", "lm_head.weight", f"the loss is off by {found.losses[0]:.1e}, every gradient is equal")
+        evidence = f"the loss differs by {found.losses[0]:.1e}; all gradients are equal"
+        return Diagnosis("loss", "lm_head.weight", evidence)
     if not found.norms[0] <= tolerance.gradient:
-        return Diagnosis("gradient-norm", first, f"the norm is off by {found.norms[0]:.1e}, every gradient is equal")
-    drifting = [name for name, difference in ours.copies.items() if not difference <= tolerance.parameter]
-    if drifting:
-        return Diagnosis("copies", drifting[0], f"{len(drifting)} parameters have copies that differ")
+        evidence = f"the gradient norm differs by {found.norms[0]:.1e}; all gradients are equal"
+        return Diagnosis("gradient-norm", first, evidence)
+    copies = [name for name, difference in ours.copies.items() if not difference <= tolerance.parameter]
+    if copies:
+        return Diagnosis("copies", copies[0], f"{len(copies)} parameters have copies that differ")
     if all(_is_norm(name) for name in updated):
-        return Diagnosis("decay", first, f"{len(updated)} norms differ after equal gradients, and no matrix")
-    return Diagnosis("optimizer", first, f"{len(updated)} parameters differ after equal gradients")
+        return Diagnosis("decay", first, f"only norms differ ({len(updated)}); all gradients are equal")
+    return Diagnosis("optimizer", first, f"{len(updated)} parameters differ; all gradients are equal")
 
 
-def _first_station(ours: Whole, theirs: Whole, tolerance: float) -> int | None:
-    off = (~(_moved(ours, theirs) <= tolerance)).any(axis=1)
-    return int(np.argmax(off)) if off.any() else None
+def _activation_differences(ours: LayoutResult, theirs: LayoutResult) -> npt.NDArray[np.float64]:
+    """The relative difference of each module's output at each position: [modules, sequence]."""
+    difference: npt.NDArray[np.float64] = np.abs(ours.activation_sums[:, 0] - theirs.activation_sums[:, 0])
+    return difference / np.sqrt(theirs.activation_sums[:, 1])
 
 
-def _moved(ours: Whole, theirs: Whole) -> npt.NDArray[np.float64]:
-    """How far each station is off at each position: [stations, sequence]."""
-    moved: npt.NDArray[np.float64] = np.abs(ours.stations[:, 0] - theirs.stations[:, 0])
-    return moved / np.sqrt(theirs.stations[:, 1])
+def _diagnose_forward_pass(
+    run: RunConfig, layout: Layout, ours: LayoutResult, theirs: LayoutResult, is_off: npt.NDArray[np.bool_]
+) -> Diagnosis:
+    index = int(np.argmax(is_off.any(axis=1)))
+    position = int(np.argmax(is_off[index]))
+    our_squares, squares = ours.activation_sums[index, 1], theirs.activation_sums[index, 1]
+    tolerance = _ACTIVATION_TOLERANCE[layout.precision]
+    has_equal_squares = bool((np.abs(our_squares - squares) <= tolerance * squares).all())
+    output = module_outputs(run.model.layers)[index]
+    kind = _forward_kind(output, layout, position, has_equal_squares)
+    before = "all outputs before it are equal" if index else "it is the first output"
+    return Diagnosis(kind, output.parameter, f"the output of {output} differs from position {position} on; {before}")
 
 
-def _of_the_forward_pass(run: RunConfig, layout: Layout, ours: Whole, theirs: Whole, station: int) -> Diagnosis:
-    place = places(run.model.layers)[station]
-    tolerance = _STATION_TOLERANCE[layout.precision]
-    position = int(np.argmax(~(_moved(ours, theirs)[station] <= tolerance)))
-    kind = _kind_of(place, layout, position, _has_other_squares(ours, theirs, station, tolerance))
-    before = "all before it is equal" if station else "it is the first"
-    return Diagnosis(kind, place.parameter, f"{place} differs from position {position} on; {before}")
-
-
-def _has_other_squares(ours: Whole, theirs: Whole, station: int, tolerance: float) -> bool:
-    squares = theirs.stations[station, 1]
-    return not bool((np.abs(ours.stations[station, 1] - squares) <= tolerance * squares).all())
-
-
-def _kind_of(place: Place, layout: Layout, position: int, other_squares: bool) -> str:
-    """At a station whose input is equal and whose output is not."""
-    if place.station == "embedding":
+def _forward_kind(output: ModuleOutput, layout: Layout, position: int, has_equal_squares: bool) -> str:
+    """The kind of mistake in a module whose input is equal and whose output differs from `position` on."""
+    if output.module == "embedding":
         return "vocabulary"
-    if place.station == "query, key and value" and not other_squares:
-        return "qkv-order"  # the same numbers elsewhere
-    if place.station == "attention":
-        # A first token sees itself alone: neither its position nor a mask can change what it gets.
+    if output.module == "query, key and value" and has_equal_squares:
+        return "qkv-order"  # the same numbers in other channels
+    if output.module == "attention":
+        # The first token attends only to itself, so neither its position nor a mask can change its output.
         if position == 0:
             return "heads"
         return "documents" if layout.packed and position >= FIRST_DOCUMENT else "positions"
-    if place.station in ("attention's output projection", "feed-forward") and layout.tensor > 1:
+    if output.module in ("attention's output projection", "feed-forward") and layout.tensor > 1:
         return "sum"
-    return "logits" if place.layer is None else "layers"
+    return "logits" if output.layer is None else "layers"
 
 
-def _of_the_gradients(run: RunConfig, layout: Layout, ours: Whole, theirs: Whole, off: dict[str, float]) -> Diagnosis:
+def _diagnose_gradients(
+    run: RunConfig, layout: Layout, ours: LayoutResult, theirs: LayoutResult, off: dict[str, float]
+) -> Diagnosis:
     first = next(iter(off))
     if all(_is_norm(name) for name in off) and layout.sequence:
-        return Diagnosis("norm-gradients", first, f"{len(off)} gradients differ, of norms alone")
-    counted = f"{len(off)} of {len(ours.gradients)} gradients differ, the forward pass is equal"
-    weights = _weights_of_sequences(ours, theirs, run.schedule.sequences_per_step)
+        return Diagnosis("norm-gradients", first, f"only gradients of norms differ ({len(off)})")
+    counted = f"{len(off)} of {len(ours.gradients)} gradients differ; the forward pass is equal"
+    weights = _sequence_weights(ours, theirs, run.schedule.sequences_per_step)
     if weights is None:
         kind = "backward" if layout.tensor > 1 else "gradients"
-        return Diagnosis(kind, first, f"{counted}; of single sequences too")
-    lost = [number for number, weight in weights.items() if abs(weight) < _WEIGHT_TOLERANCE]
-    if lost:
-        return Diagnosis("reduction", first, f"{counted}; sequences {_listed(lost)} have no part in them")
-    spread = max(weights.values()) - min(weights.values())
-    if spread > _WEIGHT_TOLERANCE:
-        group = _weighed_together(run, layout, weights)
-        span = f"{min(weights.values()):.3g} to {max(weights.values()):.3g}"
-        return Diagnosis("averaging", first, f"{counted}; {group} weigh {span} times what they should")
+        return Diagnosis(kind, first, f"{counted}; the gradients of single sequences differ")
+    missing = [sequence for sequence, weight in weights.items() if abs(weight) < _WEIGHT_TOLERANCE]
+    if missing:
+        listed = ", ".join(map(str, missing[:6])) + (", ..." if len(missing) > 6 else "")
+        return Diagnosis("reduction", first, f"{counted}; the gradients of sequences {listed} are missing")
+    smallest, highest = min(weights.values()), max(weights.values())
+    if highest - smallest > _WEIGHT_TOLERANCE:
+        group = _unequal_groups(run, layout, weights)
+        return Diagnosis(
+            "averaging", first, f"{counted}; {group} have {smallest:.3g} to {highest:.3g} times their weight"
+        )
     factor = float(np.mean(list(weights.values())))
     if abs(factor - 1) > _WEIGHT_TOLERANCE:
-        return Diagnosis("scale", first, f"{counted}; each sequence weighs {factor:.4g} times what it should")
+        return Diagnosis("scale", first, f"{counted}; each sequence has {factor:.4g} times its weight")
     return Diagnosis("gradients", first, f"{counted}; each sequence has its weight")
 
 
-def _weights_of_sequences(ours: Whole, theirs: Whole, sequences: int) -> dict[int, float] | None:
-    """With which weight each sequence counts in our gradient; None where it is not the same gradient at any weight.
+def _sequence_weights(ours: LayoutResult, theirs: LayoutResult, sequences: int) -> dict[int, float] | None:
+    """The weight of each sequence in our gradient relative to theirs; None if the gradients differ by more than that.
 
-    Row i of the embedding's gradient comes from sequence i alone (`batch`); the first has no targets.
+    Row i of the embedding's gradient comes from sequence i alone (`global_batch`). The first sequence has no targets.
     """
-    rows = [whole.gradients["model.embed_tokens.weight"] for whole in (ours, theirs)]
+    our_rows, their_rows = (result.gradients["model.embed_tokens.weight"] for result in (ours, theirs))
     weights = {}
-    for number in range(1, sequences):
-        our, their = (row[number].astype(np.float64) for row in rows)
+    for sequence in range(1, sequences):
+        our, their = our_rows[sequence].astype(np.float64), their_rows[sequence].astype(np.float64)
         weight = float(our @ their / (their @ their))
         if not np.linalg.norm(our - weight * their) <= _WEIGHT_TOLERANCE * np.linalg.norm(their):
             return None
-        weights[number] = weight
+        weights[sequence] = weight
     return weights
 
 
-def _weighed_together(run: RunConfig, layout: Layout, weights: dict[int, float]) -> str:
-    ranks = [sequences_of(run, rank, layout.data) for rank in range(layout.data)]
-    for rows in ranks:
-        of_rank = [weights[row] for part in rows for row in range(part.start, part.stop) if row in weights]
+def _unequal_groups(run: RunConfig, layout: Layout, weights: dict[int, float]) -> str:
+    """Whether weights differ within a data-parallel rank, between microbatches, or only between ranks."""
+    for rank in range(layout.data):
+        slices = microbatch_rows(run, rank, layout.data)
+        of_rank = [weights[row] for rows in slices for row in range(rows.start, rows.stop) if row in weights]
         if of_rank and max(of_rank) - min(of_rank) > _WEIGHT_TOLERANCE:
             return "microbatches"
     return "data-parallel ranks"
@@ -168,7 +178,3 @@ def _weighed_together(run: RunConfig, layout: Layout, weights: dict[int, float])
 
 def _is_norm(name: str) -> bool:
     return name.endswith("norm.weight")
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")

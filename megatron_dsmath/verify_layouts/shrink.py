@@ -1,4 +1,4 @@
-"""A run in miniature: the shape of everything is kept, the sizes become small and unlike each other."""
+"""A run with small sizes, all different from each other, and with the ratios that layouts depend on."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ from megatron_dsmath.verify_layouts.layouts import MICROBATCH_SEQUENCES, Layout
 
 HIDDEN_SIZE = 64  # or a little more, where the heads do not divide it
 SEQUENCE_LENGTH = 64
-STEPS = 2  # the second is the first to use moments, and weights that a step has moved
+STEPS = 2  # the second step uses the moments and the weights of the first
 
 
 def tensor_sizes(run: RunConfig, ranks: int) -> tuple[int, ...]:
     """Tensor-parallel sizes up to `ranks` that divide the run's own model."""
-    return tuple(
-        size for size in range(1, ranks + 1) if not list(tensor_ranks_divide_the_model(_with_tensor(run, size)))
-    )
+
+    def divides(size: int) -> bool:
+        parallel = run.parallel.model_copy(update={"tensor": size})
+        return not list(tensor_ranks_divide_the_model(run.model_copy(update={"parallel": parallel})))
+
+    return tuple(size for size in range(1, ranks + 1) if divides(size))
 
 
-def shrunk(run: RunConfig, ranks: int, *, on_gpu: bool = False) -> RunConfig:
+def shrink_run(run: RunConfig, ranks: int, *, on_gpu: bool = False) -> RunConfig:
     """The run at a size that one core computes in a fraction of a second, for layouts of up to `ranks` processes.
 
-    Kept: query heads per key-value head, the feed-forward's width as a multiple of the model's, norm, rotary base, the
-    optimizer's numbers, and `on_gpu` the kernels. Layers suffice for two virtual stages on each of `ranks` stages.
+    Kept: query heads per key-value head, the ratio of the feed-forward's width to the model's, norm, rotary base, the
+    optimizer's settings, and on GPUs the kernels. Each of `ranks` stages can have two virtual stages.
     """
     model = run.model
-    shares = lcm(*tensor_sizes(run, ranks))  # each matrix divides among that many ranks
+    shares = lcm(*tensor_sizes(run, ranks))  # every matrix can be split over this many ranks
+    sequences = MICROBATCH_SEQUENCES * ranks  # a microbatch for each of `ranks` data-parallel ranks or virtual stages
     groups = lcm(shares, min(2, model.key_value_heads))
     heads = groups * (model.attention_heads // model.key_value_heads)
-    head_size = max(4, 2 * (HIDDEN_SIZE // (2 * heads)))
-    hidden = heads * head_size
+    hidden = heads * max(4, 2 * (HIDDEN_SIZE // (2 * heads)))
     ffn_share = round(hidden * model.ffn_hidden_size / model.hidden_size / shares)
     small = model.model_copy(
         update={
@@ -47,24 +50,23 @@ def shrunk(run: RunConfig, ranks: int, *, on_gpu: bool = False) -> RunConfig:
             "ffn_hidden_size": shares * max(1, ffn_share),
             "attention_heads": heads,
             "key_value_heads": groups,
-            "vocabulary_size": shares * (_sequences(ranks) * 10 // shares + 7),
+            "vocabulary_size": shares * (sequences * 10 // shares + 7),
             "max_position_embeddings": SEQUENCE_LENGTH,
             "initial_weights": None,
             "kernels": model.kernels if on_gpu else "torch",
         }
     )
     schedule = run.schedule.model_copy(
-        # A rate at which two steps move the weights by several percent, so that a wrong step shows.
         update={
             "steps": STEPS,
-            "sequences_per_step": _sequences(ranks),
-            "peak_learning_rate": 3e-3,
+            "sequences_per_step": sequences,
+            "peak_learning_rate": 3e-3,  # two steps change the weights by several percent, so that a wrong step shows
             "warmup_steps": 0,
             "drops": (),
         }
     )
-    # AdamW's first step is g / (|g| + epsilon): where a gradient is of the size of rounding, a smaller epsilon would
-    # make a whole step of it.
+    # AdamW's first step is g / (|g| + epsilon): with a smaller epsilon, a gradient that is only rounding error would
+    # become a full step.
     optimizer = run.optimizer.model_copy(update={"epsilon": max(1e-6, run.optimizer.epsilon)})
     data = run.data.model_copy(update={"sequence_length": SEQUENCE_LENGTH})
     return run.model_copy(
@@ -72,15 +74,15 @@ def shrunk(run: RunConfig, ranks: int, *, on_gpu: bool = False) -> RunConfig:
     )
 
 
-def arranged(small: RunConfig, layout: Layout, run: RunConfig) -> RunConfig:
-    """The small run in a layout; an uneven split is the own of `run`, where it has one of as many pieces."""
-    pieces = layout.pipeline * layout.virtual_stages
+def with_layout(small: RunConfig, layout: Layout, run: RunConfig) -> RunConfig:
+    """The small run in a layout. An uneven split follows the split of `run` if that has as many model chunks."""
+    chunks = layout.pipeline * layout.virtual_stages
     parallel = ParallelConfig(
         tensor=layout.tensor,
         sequence=layout.sequence,
         pipeline=layout.pipeline,
         virtual_stages=layout.virtual_stages,
-        stage_layers=uneven_stages(small.model.layers, pieces, run.parallel.stage_layers) if layout.uneven else None,
+        stage_layers=uneven_stages(small.model.layers, chunks, run.parallel.stage_layers) if layout.uneven else None,
         distributed_optimizer=layout.optimizer != "noopt",
         overlap_communication=layout.optimizer == "overlap",
         recompute=layout.recompute,
@@ -90,16 +92,16 @@ def arranged(small: RunConfig, layout: Layout, run: RunConfig) -> RunConfig:
     return small.model_copy(update={"parallel": parallel, "data": data, "precision": layout.precision})
 
 
-def contradiction(run: RunConfig, layout: Layout) -> ConfigError | None:
-    """Why an arranged run cannot be computed; None where it can."""
-    rules = chain.from_iterable(rule(run) for rule in RULES)
-    return next(chain(rules, world_contradictions(run, layout.ranks)), None)
+def layout_error(run: RunConfig, layout: Layout) -> ConfigError | None:
+    """Why a run from `with_layout` cannot be computed; None if it can."""
+    errors = chain.from_iterable(rule(run) for rule in RULES)
+    return next(chain(errors, world_contradictions(run, layout.ranks)), None)
 
 
-def uneven_stages(layers: int, pieces: int, own: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Stages of which some hold more layers than others: larger where the run's own split has larger ones."""
-    if own is None or len(own) != pieces or len(set(own)) == 1:
-        first, *others = even_stages(layers, pieces)
+def uneven_stages(layers: int, chunks: int, own: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Layers of each model chunk, not all equal. Chunks that are larger in the split `own` are larger here too."""
+    if own is None or len(own) != chunks or len(set(own)) == 1:
+        first, *others = even_stages(layers, chunks)
         return (first - 1, *others[:-1], others[-1] + 1) if first > 1 and others else (first, *others)
     order = sorted(set(own))
     stages = [1 + order.index(held) for held in own]
@@ -107,12 +109,3 @@ def uneven_stages(layers: int, pieces: int, own: tuple[int, ...] | None) -> tupl
     for turn in range(layers - sum(stages)):
         stages[largest[turn % len(largest)]] += 1
     return tuple(stages)
-
-
-def _sequences(ranks: int) -> int:
-    """A microbatch for each of `ranks` data-parallel ranks or interleaved stages, several where there are fewer."""
-    return MICROBATCH_SEQUENCES * ranks
-
-
-def _with_tensor(run: RunConfig, tensor: int) -> RunConfig:
-    return run.model_copy(update={"parallel": run.parallel.model_copy(update={"tensor": tensor})})

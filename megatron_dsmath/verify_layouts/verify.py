@@ -1,26 +1,42 @@
-"""`dsmath verify-layouts`: each layout in a world of local ranks, one after the other, against one process."""
+"""`dsmath verify-layouts`: compare each layout, computed by local ranks, with one process."""
 
 from __future__ import annotations
 
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, UsageError
 from megatron_dsmath.tables import print_table
-from megatron_dsmath.verify_layouts import worlds
-from megatron_dsmath.verify_layouts.compare import BF16, FP32, Comparison, Whole, by_name, differences, joined, worst
+from megatron_dsmath.verify_layouts.compare import (
+    BF16,
+    FP32,
+    Comparison,
+    LayoutResult,
+    RankResult,
+    differences,
+    join_ranks,
+    largest,
+    tensor_differences,
+)
 from megatron_dsmath.verify_layouts.diagnosis import KINDS, diagnose
-from megatron_dsmath.verify_layouts.layouts import Layout, parse, shapes
-from megatron_dsmath.verify_layouts.planted_faults import FAULT_LAYOUTS
-from megatron_dsmath.verify_layouts.shrink import arranged, contradiction, shrunk, tensor_sizes
-from megatron_dsmath.verify_layouts.worlds import preload, run_ranks
+from megatron_dsmath.verify_layouts.forked_ranks import preload, run_ranks
+from megatron_dsmath.verify_layouts.layouts import Layout, layout_shapes, parse_layout
+from megatron_dsmath.verify_layouts.measure import measure_layout, transformers_steps, write_weights
+from megatron_dsmath.verify_layouts.shrink import layout_error, shrink_run, tensor_sizes, with_layout
 
+MAX_RANKS = 64
+# torch's random generator imports the compiler; without the preload each rank would import it.
+_PRELOADED_MODULES = ("torch._dynamo", "numpy.random", measure_layout.__module__)
+_WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+_DIFFERENCES = ("loss", "gradient_norm", "gradient", "parameter")
 _COLUMNS = (
     "layout",
     "ranks",
@@ -32,157 +48,103 @@ _COLUMNS = (
     "worst_parameter",
     "verdict",
 )
-_DIFFERENCES = ("loss", "gradient_norm", "gradient", "parameter")
 
 
-def report(comparisons: Iterable[Comparison], total: int, as_json: bool) -> int:
-    """Print all of `comparisons`, telling on a terminal how many of about `total` are done; returns the exit code."""
-    rows = []
-    for done, row in enumerate(comparisons, start=1):
-        rows.append(row)
-        if sys.stderr.isatty():
-            print(
-                f"\r{done} of {max(done, total)}: {row.layout} {row.verdict}\x1b[K", end="", file=sys.stderr, flush=True
+def select_layouts(run: RunConfig, names: str | None, ranks: int) -> list[Layout]:
+    """The layouts in `names` (such as `tp2,pp2vpp2`), or all layouts of up to `ranks` processes.
+
+    Raises UsageError for a number of processes out of range, and for a layout that does not exist or cannot be formed.
+    """
+    if not 1 <= ranks <= MAX_RANKS:
+        raise UsageError("the number of processes is wrong", where="--ranks", found=ranks, expected=f"1 to {MAX_RANKS}")
+    if names is None:
+        return all_layouts(run, ranks)
+    layouts = [parse_layout(name.strip()) for name in names.split(",")]
+    for layout in layouts:
+        reason = _reason_not_possible(run, layout, ranks)
+        if reason is not None:
+            raise UsageError(
+                f"this layout is not possible: {reason}",
+                where="--layouts",
+                found=layout.name,
+                expected=", ".join(possible.name for possible in all_layouts(run, ranks)),
+                fix="leave it out, or use more processes (--ranks)",
             )
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
-    if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
-    else:
-        print_table([_shown(row) for row in rows], _COLUMNS, False)
-        _explain([row for row in rows if row.verdict == "differs"])
-    return EXIT_ANSWER_IS_NO if any(row.verdict == "differs" for row in rows) else EXIT_DONE
-
-
-def _shown(row: Comparison) -> dict[str, object]:
-    values = asdict(row)
-    short = {name: f"{values[name]:.1e}" for name in _DIFFERENCES if values[name] is not None}
-    of_none = {f"worst_{name}": "" for name in ("gradient", "parameter") if not values[name]}
-    return {**values, **short, **of_none}
-
-
-def _explain(differing: list[Comparison]) -> None:
-    for row in differing:
-        print(f"{row.layout}: {KINDS[row.kind or 'failed']} [{row.kind}]")
-        if row.first_parameter:
-            print(f"  first parameter that differs: {row.first_parameter}")
-        if row.evidence:
-            print(f"  {row.evidence}")
-
-
-MOST_RANKS = 64  # of one machine
-
-
-def selected(run: RunConfig, names: str | None, ranks: int, fault: str | None) -> list[Layout]:
-    """What `--layouts`, `--ranks` and `--plant` ask for. Raises UsageError for what cannot be."""
-    if not 1 <= ranks <= MOST_RANKS:
-        raise UsageError(
-            "the number of processes is wrong", where="--ranks", found=ranks, expected=f"1 to {MOST_RANKS}"
-        )
-    if fault is not None and fault not in FAULT_LAYOUTS:
-        raise UsageError("no fault has this name", where="--plant", found=fault, expected=", ".join(FAULT_LAYOUTS))
-    if names is not None:
-        return layouts_named(names, run, ranks)
-    if fault is not None:
-        return layouts_named(",".join(FAULT_LAYOUTS[fault]), run, ranks)
-    return all_layouts(run, ranks)
+    return layouts
 
 
 def all_layouts(run: RunConfig, ranks: int) -> list[Layout]:
-    """Every shape that `ranks` processes can form, in the run's own way to treat documents; and what is no shape.
+    """Every shape that `ranks` processes can form, and selected shapes with each other setting.
 
-    Microbatches, recomputing, bf16 and the other way to treat documents are each tried on one process, on the kinds of
-    parallelism by themselves and on them together.
+    The shapes treat documents as the run does. The other treatment of documents, microbatches of one sequence,
+    recomputation and bf16 are tried on one process, on each kind of parallelism, and on several kinds together.
     """
     packed = not run.data.attend_across_documents
-    found = [replace(shape, packed=packed) for shape in shapes(ranks, tensor_sizes(run, ranks))]
-    alone = Layout(packed=packed)
+    layouts = [replace(shape, packed=packed) for shape in layout_shapes(ranks, tensor_sizes(run, ranks))]
+    one = Layout(packed=packed)
     kinds = [
-        alone,
+        one,
         Layout(tensor=2, sequence=True, packed=packed),
         Layout(pipeline=2, virtual_stages=2, packed=packed),
         Layout(data=2, packed=packed),
         Layout(tensor=2, sequence=True, pipeline=2, packed=packed),
     ]
-    largest = [Layout(pipeline=ranks, packed=packed), Layout(data=ranks, packed=packed)]
-    found += [replace(layout, packed=not packed) for layout in (*kinds, *largest)]
-    found += [replace(layout, microbatch_sequences=1) for layout in (alone, *kinds[2:4], largest[1])]
-    found += [replace(layout, recompute="selective") for layout in (alone, kinds[-1])]
-    found += [replace(layout, recompute="full") for layout in (alone, kinds[-1])]
-    found += [replace(layout, precision="bf16") for layout in kinds]
-    unique = dict.fromkeys(found)
-    return [layout for layout in unique if layout.ranks <= ranks and _why_not(run, layout, ranks) is None]
+    largest_pipeline, largest_data = Layout(pipeline=ranks, packed=packed), Layout(data=ranks, packed=packed)
+    layouts += [replace(layout, packed=not packed) for layout in (*kinds, largest_pipeline, largest_data)]
+    layouts += [replace(layout, microbatch_sequences=1) for layout in (one, *kinds[2:4], largest_data)]
+    layouts += [replace(layout, recompute="selective") for layout in (one, kinds[-1])]
+    layouts += [replace(layout, recompute="full") for layout in (one, kinds[-1])]
+    layouts += [replace(layout, precision="bf16") for layout in kinds]
+    return [layout for layout in dict.fromkeys(layouts) if _reason_not_possible(run, layout, ranks) is None]
 
 
-def layouts_named(names: str, run: RunConfig, ranks: int) -> list[Layout]:
-    """The layouts of a list such as `tp2,pp2vpp2`. Raises UsageError for one that is none or cannot be formed."""
-    layouts = [parse(name.strip()) for name in names.split(",")]
-    for layout in layouts:
-        reason = _why_not(run, layout, ranks)
-        if reason is not None:
-            raise UsageError(
-                f"this layout cannot be formed: {reason}",
-                where="--layouts",
-                found=layout.name,
-                expected=", ".join(legal.name for legal in all_layouts(run, ranks)),
-                fix="leave it out, or verify it with more processes (--ranks)",
-            )
-    return layouts
-
-
-def _why_not(run: RunConfig, layout: Layout, ranks: int) -> str | None:
+def _reason_not_possible(run: RunConfig, layout: Layout, ranks: int) -> str | None:
     if layout.ranks > ranks:
         return f"it takes {layout.ranks} processes, and there are {ranks}"
     if layout.tensor not in tensor_sizes(run, ranks):
         return "the tensor-parallel size does not divide the run's model"
-    error = contradiction(arranged(shrunk(run, ranks), layout, run), layout)
+    error = layout_error(with_layout(shrink_run(run, ranks), layout, run), layout)
     return None if error is None else f"{error.what} ({error.found})"
 
 
-# With what each rank would else import for itself: torch's random generator asks for the compiler.
-_PRELOAD = ("torch._dynamo", "numpy.random", *(f"{__package__}.{module}" for module in ("measure", "weights")))
-_WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+def compare_layouts(run: RunConfig, layouts: Sequence[Layout], ranks: int) -> Iterator[Comparison]:
+    """Compare each of `layouts` with one process in fp32, and the one process with transformers, one row at a time.
 
-
-def verify(run: RunConfig, layouts: Sequence[Layout], ranks: int, fault: str | None = None) -> Iterator[Comparison]:
-    """Compare each of `layouts` with one process in fp32, and that with transformers; a line as soon as it is known.
-
-    The run is made small for up to `ranks` processes. On GPUs where there is one for each, else on the CPU. `fault`: a
-    mistake (`faults.FAULTS`) planted in every rank of the layouts, never in the one process.
+    The run is shrunk for up to `ranks` processes. They use GPUs if there is one for each, otherwise the CPU.
     """
     with tempfile.TemporaryDirectory(prefix="dsmath-layouts-") as folder:
-        bench = Bench(run, ranks, Path(folder))
+        comparer = LayoutComparer(run, ranks, Path(folder))
         for layout in layouts:
-            yield bench.compared(layout, fault)
-        if fault is None:
-            yield from bench.witnessed()
+            yield comparer.compare(layout)
+        yield from comparer.compare_with_transformers()
 
 
-class Bench:
-    """One set of weights in `folder`, one batch, and what one process computes of them."""
+class LayoutComparer:
+    """One set of weights, written into `folder`, and what one process computes with them."""
 
     def __init__(self, run: RunConfig, ranks: int, folder: Path) -> None:
-        preload(_PRELOAD)
-        self._alone: dict[bool, Whole] = {}
-        (gpus,) = run_ranks(1, worlds.gpus)
-        self._environment = {} if gpus >= ranks else _WITHOUT_GPU
-        self._run, self._small = run, shrunk(run, ranks, on_gpu=gpus >= ranks)
+        preload(_PRELOADED_MODULES)
+        on_gpu = torch.cuda.device_count() >= ranks
+        self._environment = {} if on_gpu else _WITHOUT_GPU
+        self._run, self._small = run, shrink_run(run, ranks, on_gpu=on_gpu)
         self._weights = folder / "weights"
-        run_ranks(1, worlds.write_weights, self._small.model, self._weights)
+        self._one_process: dict[bool, LayoutResult] = {}  # for packed layouts, and for others
+        write_weights(self._small.model, self._weights)
 
-    def compared(self, layout: Layout, fault: str | None = None) -> Comparison:
-        """One layout, its ranks with a `fault` or without, against one process that computes the same in fp32."""
-        theirs, tolerance = self._one_process(layout.packed), BF16 if layout.precision == "bf16" else FP32
+    def compare(self, layout: Layout, measure: Callable[[RunConfig, Path], RankResult] = measure_layout) -> Comparison:
+        """Compare a layout, whose ranks each call `measure`, with one process that computes the same in fp32."""
+        theirs, tolerance = self._result_of_one_process(layout.packed), BF16 if layout.precision == "bf16" else FP32
         try:
-            ours = self._computed(layout, fault)
+            ours = self._compute(layout, measure)
         except RuntimeError as error:
             last_line = str(error).strip().splitlines()[-1]
             return Comparison(layout.name, layout.ranks, "differs", kind="failed", evidence=last_line)
         found = differences(ours, theirs)
-        worst_gradient, gradient = worst(found.gradients)
-        worst_parameter, parameter = worst(found.parameters[-1])
+        worst_gradient, gradient = largest(found.gradients)
+        worst_parameter, parameter = largest(found.parameters[-1])
         is_equal = found.within(tolerance)
-        diagnosis = None if is_equal else diagnose(self._arranged(layout), layout, ours, theirs, found, tolerance)
+        arranged = with_layout(self._small, layout, self._run)
+        diagnosis = None if is_equal else diagnose(arranged, layout, ours, theirs, found, tolerance)
         return Comparison(
             layout=layout.name,
             ranks=layout.ranks,
@@ -196,18 +158,18 @@ class Bench:
             **(diagnosis._asdict() if diagnosis else {}),
         )
 
-    def witnessed(self) -> Iterator[Comparison]:
-        """The one process itself, for each kind of batch it computed, against transformers where it is installed."""
+    def compare_with_transformers(self) -> Iterator[Comparison]:
+        """Compare the results of one process so far with transformers, or report that it is not installed."""
         try:
             name = f"transformers {version('transformers')}"
         except PackageNotFoundError:
             yield Comparison("transformers: not installed", 1, "skipped")
             return
-        runs = [self._arranged(Layout(packed=packed)) for packed in self._alone]
-        (theirs,) = run_ranks(1, worlds.their_steps, runs, self._weights)
-        for (packed, ours), (loss, gradients) in zip(self._alone.items(), theirs, strict=True):
+        runs = [with_layout(self._small, Layout(packed=packed), self._run) for packed in self._one_process]
+        (steps,) = run_ranks(1, transformers_steps, runs, self._weights)
+        for (packed, ours), (loss, gradients) in zip(self._one_process.items(), steps, strict=True):
             difference = abs(ours.losses[0] / loss - 1)
-            worst_gradient, gradient = worst(by_name(ours.gradients, gradients))
+            worst_gradient, gradient = largest(tensor_differences(ours.gradients, gradients))
             is_equal = difference <= FP32.loss and gradient <= FP32.gradient
             yield Comparison(
                 f"{name}, document by document" if packed else name,
@@ -220,14 +182,48 @@ class Bench:
                 first_parameter=None if is_equal else worst_gradient,
             )
 
-    def _one_process(self, packed: bool) -> Whole:
-        if packed not in self._alone:
-            self._alone[packed] = self._computed(Layout(packed=packed), None)
-        return self._alone[packed]
+    def _result_of_one_process(self, packed: bool) -> LayoutResult:
+        if packed not in self._one_process:
+            self._one_process[packed] = self._compute(Layout(packed=packed), measure_layout)
+        return self._one_process[packed]
 
-    def _computed(self, layout: Layout, fault: str | None) -> Whole:
-        task = (worlds.measure, self._arranged(layout), self._weights, fault)
-        return joined(self._small.model, run_ranks(layout.ranks, *task, environment=self._environment))
+    def _compute(self, layout: Layout, measure: Callable[[RunConfig, Path], RankResult]) -> LayoutResult:
+        arranged = with_layout(self._small, layout, self._run)
+        results = run_ranks(layout.ranks, measure, arranged, self._weights, environment=self._environment)
+        return join_ranks(self._small.model, results)
 
-    def _arranged(self, layout: Layout) -> RunConfig:
-        return arranged(self._small, layout, self._run)
+
+def print_comparisons(comparisons: Iterable[Comparison], total: int, as_json: bool) -> int:
+    """Print the comparisons and return the exit code. On a terminal, show how many of about `total` are done."""
+    rows = []
+    for done, row in enumerate(comparisons, start=1):
+        rows.append(row)
+        if sys.stderr.isatty():
+            progress = f"{done} of {max(done, total)}: {row.layout} {row.verdict}"
+            print(f"\r{progress}\x1b[K", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    else:
+        print_table([_table_row(row) for row in rows], _COLUMNS, False)
+        for row in rows:
+            if row.verdict == "differs":
+                _print_diagnosis(row)
+    return EXIT_ANSWER_IS_NO if any(row.verdict == "differs" for row in rows) else EXIT_DONE
+
+
+def _table_row(row: Comparison) -> dict[str, object]:
+    """The fields as the table shows them. A parameter is named only where there is a difference."""
+    values = asdict(row)
+    short = {name: f"{values[name]:.1e}" for name in _DIFFERENCES if values[name] is not None}
+    unnamed = {f"worst_{name}": "" for name in ("gradient", "parameter") if not values[name]}
+    return {**values, **short, **unnamed}
+
+
+def _print_diagnosis(row: Comparison) -> None:
+    print(f"{row.layout}: {KINDS[row.kind or 'failed']} [{row.kind}]")
+    if row.first_parameter:
+        print(f"  first parameter that differs: {row.first_parameter}")
+    if row.evidence:
+        print(f"  {row.evidence}")

@@ -107,7 +107,7 @@ TESTED_BY = {
     "files.processes": "supervision/test_lock.py",
     "grading.notation": "grading/test_grade.py",
     "grading.quantities": "grading/test_strict.py",
-    "grading.questions": "grading/test_grade.py",
+    "grading.sandboxed_comparison": "grading/test_grade.py",
     "grading.structure": "grading/test_strict.py",
     "grading.symbolic": "grading/test_grade.py",
     "grading.units": "grading/test_strict.py",
@@ -121,7 +121,7 @@ TESTED_BY = {
     "sandbox.landlock": "sandbox/test_pool.py",
     "sandbox.outcome": "sandbox/test_pool.py",
     "sandbox.system_calls": "sandbox/test_pool.py",
-    "sandbox.zygote": "sandbox/test_pool.py",
+    "sandbox.fork_server": "sandbox/test_pool.py",
     "supervision.heartbeat": "supervision/test_watchdog.py",
     "training.inputs": "training/test_changes.py",
     "training.job": "training/test_train.py",
@@ -132,9 +132,6 @@ TESTED_BY = {
     "training.step": "training/test_train.py",
     "training.validation": "training/test_train.py",
     "verify_layouts.activation_sums": "verify_layouts/test_verify.py",
-    "verify_layouts.compare": "verify_layouts/test_whole.py",
-    "verify_layouts.measure": "verify_layouts/test_batch.py",
-    "verify_layouts.planted_faults": "verify_layouts/test_verify.py",
 }
 
 

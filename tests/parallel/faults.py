@@ -11,25 +11,25 @@ from megatron.core import parallel_state
 
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel.attention import CoreAttention
-from megatron_dsmath.verify_layouts.planted_faults import (
-    each_microbatch_is_averaged,
-    gradients_stay_on_their_rank,
-    norm_gradients_are_not_summed,
-    norms_decay_too,
-    parts_of_matrices_count_as_copies,
-    stages_begin_at_layer_zero,
-)
 from tests.support import training
 from tests.support.training import Figures
+from tests.verify_layouts.planted_faults import (
+    gradients_stay_on_their_rank,
+    microbatches_are_averaged,
+    norm_gradients_are_not_summed,
+    norms_decay,
+    parts_of_matrices_count_as_copies,
+    stages_load_the_first_layers,
+)
 
 __all__ = [
-    "each_microbatch_is_averaged",
     "gradients_stay_on_their_rank",
+    "microbatches_are_averaged",
     "middle_stages_see_no_documents",
     "norm_gradients_are_not_summed",
-    "norms_decay_too",
+    "norms_decay",
     "parts_of_matrices_count_as_copies",
-    "stages_begin_at_layer_zero",
+    "stages_load_the_first_layers",
     "train_with",
 ]
 

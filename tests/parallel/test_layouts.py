@@ -171,11 +171,11 @@ def test_each_parameters_gradient_is_that_of_transformers(
     [
         (faults.norm_gradients_are_not_summed, "TP2 with sequence parallelism"),
         (faults.parts_of_matrices_count_as_copies, "TP2"),
-        (faults.each_microbatch_is_averaged, "one process"),
-        (faults.each_microbatch_is_averaged, "DP2"),
+        (faults.microbatches_are_averaged, "one process"),
+        (faults.microbatches_are_averaged, "DP2"),
         (faults.gradients_stay_on_their_rank, "DP2"),
-        (faults.norms_decay_too, "one process"),
-        (faults.stages_begin_at_layer_zero, "PP2"),
+        (faults.norms_decay, "one process"),
+        (faults.stages_load_the_first_layers, "PP2"),
     ],
 )
 def test_the_comparison_finds_a_planted_fault(

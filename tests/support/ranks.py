@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_dsmath.verify_layouts.worlds import preload, run_ranks
+from megatron_dsmath.verify_layouts.forked_ranks import preload, run_ranks
 
 __all__ = ["run_ranks"]
 

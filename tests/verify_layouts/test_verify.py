@@ -1,8 +1,9 @@
-"""The verb end to end: every kind of layout is equal, and every planted mistake is caught and named."""
+"""The verb end to end: every kind of layout is equal to one process, and every planted fault is found and named."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,116 +11,144 @@ import pytest
 from megatron_dsmath import cli
 from megatron_dsmath.config import load
 from megatron_dsmath.config.sections import RunConfig
-from megatron_dsmath.verify_layouts import verify
-from megatron_dsmath.verify_layouts.compare import FP32, Comparison
+from megatron_dsmath.errors import UsageError
+from megatron_dsmath.verify_layouts.compare import FP32, Comparison, RankResult
 from megatron_dsmath.verify_layouts.diagnosis import KINDS
-from megatron_dsmath.verify_layouts.planted_faults import FAULT_LAYOUTS
-from megatron_dsmath.verify_layouts.verify import all_layouts, selected
+from megatron_dsmath.verify_layouts.layouts import parse_layout
+from megatron_dsmath.verify_layouts.verify import (
+    LayoutComparer,
+    all_layouts,
+    compare_layouts,
+    print_comparisons,
+    select_layouts,
+)
+from tests.verify_layouts.planted_faults import FAULTS, measure_with_fault
 
-RUN = "configs/pretrain/deepseekmath_base_7b.yaml"
+PATH = "configs/pretrain/deepseekmath_base_7b.yaml"
+RUN = load(PATH)
 EVERY_KIND = "tp2sp,pp2vpp2,dp2,dp2overlap,tp2pp2packed,pp4uneven,dp2mb1full,bf16"
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> verify.Bench:
-    return verify.Bench(load(RUN), 4, tmp_path_factory.mktemp("bench"))
+def comparer(tmp_path_factory: pytest.TempPathFactory) -> LayoutComparer:
+    return LayoutComparer(RUN, 4, tmp_path_factory.mktemp("layouts"))
 
 
-def differing(rows: list[Comparison]) -> list[Comparison]:
+def not_equal(rows: list[Comparison]) -> list[Comparison]:
     return [row for row in rows if row.verdict != "equal"]
 
 
-def test_every_kind_of_layout_computes_what_one_process_computes(bench: verify.Bench) -> None:
-    rows = [bench.compared(layout) for layout in selected(load(RUN), EVERY_KIND, 4, None)]
-    assert [row.layout for row in rows] == EVERY_KIND.split(",")
-    assert differing(rows) == []
-    for row in rows:
-        assert row.gradient is not None
-        assert row.gradient <= FP32.gradient or row.layout == "bf16"
-    assert any(row.gradient for row in rows)  # sums in another order are not equal to the bit: it was compared
+def test_all_layouts_include_every_shape_and_every_other_setting() -> None:
+    layouts = all_layouts(RUN, 4)
+    names = [layout.name for layout in layouts]
+    assert len(set(names)) == len(names)
+    assert max(layout.ranks for layout in layouts) == 4
+    shapes = {"tp2sp", "tp4", "pp2vpp2", "pp4vpp2", "pp4uneven", "dp2", "dp4noopt", "dp2overlap", "tp2sppp2", "pp2dp2"}
+    others = {"mb1", "selective", "full", "bf16", "tp2sppacked", "pp4packed", "dp2packed"}
+    assert shapes | others <= set(names)
 
 
-def test_one_process_computes_what_transformers_computes(bench: verify.Bench) -> None:
-    pytest.importorskip("transformers")
-    for layout in selected(load(RUN), "one,packed", 4, None):
-        bench.compared(layout)
-    rows = list(bench.witnessed())
-    assert len(rows) == 2
-    assert differing(rows) == []
-
-
-# The kind of each mistake, and where the layouts part: by hand, from what the mistake does.
-NAMED = {
-    "sum-skipped": ("sum", "model.layers.0.self_attn.o_proj.weight"),
-    "backward-sum-skipped": ("backward", "model.embed_tokens.weight"),
-    "norm-sum-skipped": ("norm-gradients", "model.layers.0.input_layernorm.weight"),
-    "norm-of-parts": ("gradient-norm", "model.embed_tokens.weight"),
-    "microbatch-mean": ("averaging", "model.embed_tokens.weight"),
-    "rank-mean": ("averaging", "model.embed_tokens.weight"),
-    "reduction-skipped": ("reduction", "model.embed_tokens.weight"),
-    "norms-decay": ("decay", "model.layers.0.input_layernorm.weight"),
-    "layers-renumbered": ("layers", "model.layers.4.input_layernorm.weight"),  # the first of the second stage
-    "documents-missing": ("documents", "model.layers.2.self_attn.q_proj.weight"),  # the first of the second of four
-    "qkv-order": ("qkv-order", "model.layers.0.self_attn.q_proj.weight"),
-    "rotary-convention": ("positions", "model.layers.0.self_attn.q_proj.weight"),
-}
+def test_a_run_that_packs_documents_is_compared_with_packed_documents() -> None:
+    run = load(PATH, ["data.attend_across_documents=false"])
+    packed = [layout for layout in all_layouts(run, 4) if layout.packed]
+    assert len(packed) > 40
 
 
 @pytest.mark.parametrize(
-    ("fault", "layout"), [(fault, layout) for fault, layouts in FAULT_LAYOUTS.items() for layout in layouts]
+    ("names", "reason"),
+    [
+        ("tp2,dp8", "takes 8 processes"),
+        ("tp3", "does not divide the run's model"),
+        ("pp3", "do not divide into equal stages"),
+        ("sp", "there is one"),
+        ("vpp2", "there is one"),
+        ("dp4mb4", "do not divide the global batch"),
+    ],
 )
-def test_a_planted_mistake_is_caught_and_named(fault: str, layout: str, bench: verify.Bench) -> None:
-    (asked,) = selected(load(RUN), layout, 4, None)
-    row = bench.compared(asked, fault)
+def test_a_layout_that_is_not_possible_is_refused_with_those_that_are(names: str, reason: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        select_layouts(RUN, names, 4)
+    assert reason in refused.value.what
+    assert "tp2sppp2vpp2" in str(refused.value.expected)
+
+
+def test_every_kind_of_layout_computes_what_one_process_computes(comparer: LayoutComparer) -> None:
+    rows = [comparer.compare(layout) for layout in select_layouts(RUN, EVERY_KIND, 4)]
+    assert [row.layout for row in rows] == EVERY_KIND.split(",")
+    assert not_equal(rows) == []
+    for row in rows:
+        assert row.gradient is not None
+        assert row.gradient <= FP32.gradient or row.layout == "bf16"
+    assert any(row.gradient for row in rows)  # sums in another order are not bit-identical: something was compared
+
+
+def test_one_process_computes_what_transformers_computes(comparer: LayoutComparer) -> None:
+    pytest.importorskip("transformers")
+    for layout in select_layouts(RUN, "one,packed", 4):
+        comparer.compare(layout)
+    rows = list(comparer.compare_with_transformers())
+    assert len(rows) == 2
+    assert not_equal(rows) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "layout"), [(name, layout) for name, fault in FAULTS.items() for layout in fault.layouts]
+)
+def test_a_planted_fault_is_found_and_named(fault: str, layout: str, comparer: LayoutComparer) -> None:
+    row = comparer.compare(parse_layout(layout), partial(measure_with_fault, fault))
     assert row.verdict == "differs"
-    assert (row.kind, row.first_parameter) == NAMED[fault]
+    assert (row.kind, row.first_parameter) == (FAULTS[fault].kind, FAULTS[fault].first_parameter)
     assert row.kind in KINDS
 
 
-def test_a_layout_that_does_not_run_says_why(bench: verify.Bench) -> None:
-    (layout,) = selected(load(RUN), "dp2", 4, None)
-    row = bench.compared(layout, "no-such-fault")
+def raise_error(run: RunConfig, weights: Path) -> RankResult:
+    raise KeyError("no-such-key")
+
+
+def test_a_layout_that_does_not_run_is_reported_with_its_error(comparer: LayoutComparer) -> None:
+    row = comparer.compare(parse_layout("dp2"), raise_error)
     assert (row.verdict, row.kind) == ("differs", "failed")
-    assert row.evidence == "KeyError: 'no-such-fault'"
+    assert row.evidence == "KeyError: 'no-such-key'"
 
 
-def test_the_verb_prints_a_table_and_what_each_difference_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["verify-layouts", RUN, "--layouts", "one", "--ranks", "1"]
-    assert cli.main([*arguments, "--plant", "norms-decay"]) == 1
+def test_a_difference_is_printed_with_its_kind_and_gives_exit_code_1(
+    comparer: LayoutComparer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [comparer.compare(parse_layout("one"), partial(measure_with_fault, "norms-decay"))]
+    assert print_comparisons(rows, 1, as_json=False) == 1
     shown = capsys.readouterr().out
     assert KINDS["decay"] in shown
     assert "first parameter that differs: model.layers.0.input_layernorm.weight" in shown
-    assert cli.main([*arguments, "--json"]) == 0
-    first, *witnesses = json.loads(capsys.readouterr().out)
+
+
+def test_the_verb_compares_one_process_with_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify-layouts", PATH, "--layouts", "one", "--ranks", "1", "--json"]) == 0
+    first, *others = json.loads(capsys.readouterr().out)
     assert (first["layout"], first["verdict"], first["gradient"]) == ("one", "equal", 0.0)
-    assert witnesses[0]["layout"].startswith("transformers")
+    assert others[0]["layout"].startswith("transformers")
 
 
-@pytest.mark.parametrize("arguments", [["--layouts", "tp3"], ["--plant", "nothing"], ["--ranks", "0"]])
-def test_what_cannot_be_verified_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["verify-layouts", RUN, *arguments]) == 78
+@pytest.mark.parametrize("arguments", [["--layouts", "tp3"], ["--layouts", "nothing"], ["--ranks", "0"]])
+def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify-layouts", PATH, *arguments]) == 78
     assert "error[usage]" in capsys.readouterr().err
 
 
-def test_a_run_file_that_cannot_be_used_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_file_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify-layouts", str(tmp_path / "none.yaml")]) == 78
     assert "none.yaml" in capsys.readouterr().err
-
-
-def run_with(*assignments: str) -> RunConfig:
-    return load(RUN, assignments)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("ranks", [4, 8])
 @pytest.mark.parametrize("attend_across_documents", ["true", "false"])
-def test_every_layout_that_some_processes_form_is_equal(ranks: int, attend_across_documents: str) -> None:
-    run = run_with(f"data.attend_across_documents={attend_across_documents}")
-    assert differing(list(verify.verify(run, all_layouts(run, ranks), ranks))) == []
+def test_every_possible_layout_is_equal(ranks: int, attend_across_documents: str) -> None:
+    run = load(PATH, [f"data.attend_across_documents={attend_across_documents}"])
+    assert not_equal(list(compare_layouts(run, all_layouts(run, ranks), ranks))) == []
 
 
 @pytest.mark.long
-def test_grouped_query_attention_and_an_uneven_split_of_ones_own_are_equal() -> None:
-    run = run_with("model.key_value_heads=8", "parallel.pipeline=4", "parallel.stage_layers=[7,8,8,7]")
-    layouts = selected(run, "tp2sp,tp4,pp4uneven,tp2pp2uneven,dp2,pp2vpp2packed", 4, None)
-    assert differing(list(verify.verify(run, layouts, 4))) == []
+def test_grouped_query_attention_and_the_runs_own_uneven_split_are_equal() -> None:
+    run = load(PATH, ["model.key_value_heads=8", "parallel.pipeline=4", "parallel.stage_layers=[7,8,8,7]"])
+    layouts = select_layouts(run, "tp2sp,tp4,pp4uneven,tp2pp2uneven,dp2,pp2vpp2packed", 4)
+    assert not_equal(list(compare_layouts(run, layouts, 4))) == []

@@ -3,28 +3,28 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_dsmath.config import load
-from megatron_dsmath.verify_layouts.measure import FIRST_DOCUMENT, global_batch, sequences_of
-from megatron_dsmath.verify_layouts.shrink import shrunk
+from megatron_dsmath.verify_layouts.measure import FIRST_DOCUMENT, global_batch, microbatch_rows
+from megatron_dsmath.verify_layouts.shrink import shrink_run
 
-RUN = shrunk(load("configs/pretrain/deepseekmath_base_7b.yaml"), 4)
+RUN = shrink_run(load("configs/pretrain/deepseekmath_base_7b.yaml"), 4)
 
 
-def test_each_sequence_alone_holds_its_own_token_and_learns_from_it() -> None:
+def test_a_sequences_own_token_is_in_no_other_sequence_and_is_a_target() -> None:
     batch = global_batch(RUN, 0)
-    for number in range(len(batch.tokens)):
-        holders = np.flatnonzero((batch.tokens == number).any(1))
-        assert holders.tolist() == [number]
+    for sequence in range(len(batch.tokens)):
+        holders = np.flatnonzero((batch.tokens == sequence).any(1))
+        assert holders.tolist() == [sequence]
     own = batch.tokens[:, :-1] == np.arange(len(batch.tokens))[:, None]
     assert ((own * batch.loss_mask).sum(1) > 0).tolist() == [False] + [True] * (len(batch.tokens) - 1)
 
 
-def test_sequences_differ_in_targets_and_the_first_has_none() -> None:
+def test_sequences_have_different_numbers_of_targets_and_the_first_has_none() -> None:
     targets = global_batch(RUN, 0).loss_mask.sum(1)
     assert targets[0] == 0
     assert len(set(targets.tolist())) > len(targets) / 2
 
 
-def test_steps_and_documents_differ_and_no_first_document_is_shorter_than_said() -> None:
+def test_steps_have_different_tokens_and_sequences_different_documents() -> None:
     first, second = global_batch(RUN, 0), global_batch(RUN, 1)
     assert not np.array_equal(first.tokens, second.tokens)
     counts = {len(starts) for starts in first.document_starts}
@@ -32,6 +32,6 @@ def test_steps_and_documents_differ_and_no_first_document_is_shorter_than_said()
     assert min(starts[1] for starts in first.document_starts if len(starts) > 1) == FIRST_DOCUMENT
 
 
-def test_data_parallel_ranks_share_the_batch_once() -> None:
-    rows = [row for rank in range(2) for part in sequences_of(RUN, rank, 2) for row in range(part.start, part.stop)]
+def test_each_row_is_in_a_microbatch_of_one_data_parallel_rank() -> None:
+    rows = [row for rank in range(2) for part in microbatch_rows(RUN, rank, 2) for row in range(part.start, part.stop)]
     assert sorted(rows) == list(range(RUN.schedule.sequences_per_step))
