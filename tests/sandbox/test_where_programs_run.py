@@ -1,4 +1,4 @@
-"""Text is run as a program in the sandbox and nowhere else: read off the source of the whole package."""
+"""Only the sandbox runs text as a program. The tests read the source of the whole package."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "megatron_dsmath"
-# What runs text as Python, or lets bytes choose what is run.
+# Functions that run text as Python, or run what bytes select.
 RUNS_TEXT = {"eval", "exec", "compile", "__import__", "sympify", "parse_expr", "parse_latex", "runcode", "literal_eval"}
 RUNS_BYTES = {("pickle", "load"), ("pickle", "loads"), ("pickle", "Unpickler"), ("marshal", "loads"), ("os", "system")}
 ALLOWED = {
     "sandbox/fork_server.py": {"exec", "compile"},  # the sandbox itself
-    "evaluation/code_tests_inside.py": {"exec", "compile"},  # inside it: a program, then its tests
-    "grading/symbolic.py": {"parse_latex", "parse_expr"},  # inside it: formulas
-    "parallel/shard_reader.py": {"pickle.Unpickler"},  # with a list of what it may name
+    "evaluation/code_tests_inside.py": {"exec", "compile"},  # in the sandbox: a program, then its tests
+    "grading/symbolic.py": {"parse_latex", "parse_expr"},  # in the sandbox: formulas
+    "parallel/shard_reader.py": {"pickle.Unpickler"},  # with a list of the classes it may load
 }
 
 
 def calls(source: str) -> Iterator[str]:
-    """The names in a source that run text, and those that let bytes choose what is run, called or only named."""
+    """The functions of RUNS_TEXT and RUNS_BYTES that a source names, called or not."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name) and node.id in RUNS_TEXT:
             yield node.id
@@ -32,7 +32,7 @@ def calls(source: str) -> Iterator[str]:
             if (owner, node.attr) in RUNS_BYTES:
                 yield f"{owner}.{node.attr}"
             elif node.attr in RUNS_TEXT and (owner == "builtins" or not hasattr(builtins, node.attr)):
-                yield node.attr  # re.compile and a model's eval() are others
+                yield node.attr  # not re.compile or a model's eval()
         elif isinstance(node, ast.keyword) and node.arg == "shell":
             yield "shell"
 
@@ -42,11 +42,12 @@ def test_only_the_sandbox_runs_text() -> None:
     assert {file: names for file, names in found.items() if names - ALLOWED.get(file, set())} == {}
 
 
-def test_evaluation_starts_processes_in_two_places() -> None:
-    """The sandbox's interpreters; and the user's checker, which is handed a proof as JSON on standard input."""
+def test_only_the_sandbox_and_the_proof_checker_start_processes() -> None:
+    """The proof checker is the user's program. It reads a proof as JSON from standard input."""
     starting = {
         path.relative_to(PACKAGE).as_posix()
-        for path in (PACKAGE / "evaluation").rglob("*.py")
+        for room in ("evaluation", "grading", "sandbox")
+        for path in (PACKAGE / room).rglob("*.py")
         if {"subprocess", "multiprocessing", "pty"} & set(imported(path.read_text()))
     }
     assert starting == {"sandbox/pool.py", "evaluation/proofs.py"}
@@ -72,5 +73,5 @@ def imported(source: str) -> Iterator[str]:
         ("re.compile(pattern)\nmodel.eval()\nevaluate(text)", []),
     ],
 )
-def test_the_reader_sees_what_runs_text(source: str, names: list[str]) -> None:
+def test_calls_finds_the_functions_that_run_text(source: str, names: list[str]) -> None:
     assert list(calls(source)) == names
