@@ -30,7 +30,7 @@ from megatron_dsmath.data.sft.build_set import build
 from megatron_dsmath.data.sft.example_encoder import Options
 from megatron_dsmath.data.sft.examples import Examples
 from megatron_dsmath.data.sft.packing import POLICIES, pack
-from megatron_dsmath.data.sft.sources import sources_of_files
+from megatron_dsmath.data.sft.sources import sources_from_files
 from megatron_dsmath.data.tokenizing.tokenize import tokenize
 
 EXAMPLES, SEQUENCE_LENGTH = 776_000, 4096  # paper, section 3
@@ -156,7 +156,7 @@ def main() -> int:
         with measured() as plain:
             tokenize([folder / "documents.jsonl"], tokenizer, folder / "documents", workers=options.workers)
         with measured() as built:
-            report = build(sources_of_files(paths), tokenizer, folder / "set", Options(), workers=options.workers)
+            report = build(sources_from_files(paths), tokenizer, folder / "set", Options(), workers=options.workers)
         for title, cost in (("tokenizing alone", plain), ("sft build", built)):
             print(
                 f"{title:<19} {cost.elapsed_seconds:.1f} s elapsed  {cost.processor_seconds:.1f} s of processors  "

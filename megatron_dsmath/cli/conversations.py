@@ -39,11 +39,11 @@ def sft_build(options: argparse.Namespace) -> int:
     """Turn conversations into PREFIX.bin, PREFIX.idx and their loss masks, whole or not at all."""
     from megatron_dsmath.data.sft.build_set import build
     from megatron_dsmath.data.sft.example_encoder import Options
-    from megatron_dsmath.data.sft.sources import named_sources
+    from megatron_dsmath.data.sft.sources import select_sources
     from megatron_dsmath.files.progress import show_progress
     from megatron_dsmath.tables import print_facts, print_table
 
-    named = named_sources(options.files, options.recipe, options.format, options.instruction)
+    named = select_sources(options.files, options.recipe, options.format, options.instruction)
     settings = Options(
         sequence_length=options.sequence_length,
         template=options.template,
@@ -76,9 +76,9 @@ def sft_build(options: argparse.Namespace) -> int:
 
 def sft_show(options: argparse.Namespace) -> int:
     """Print a packed sequence, its tokens coloured by the loss mask."""
-    from megatron_dsmath.data.sft.show_sequence import print_sequence, shown_sequence, write_page
+    from megatron_dsmath.data.sft.show_sequence import load_sequence, print_sequence, write_page
 
-    shown = shown_sequence(options.prefix, options.index)
+    shown = load_sequence(options.prefix, options.index)
     if options.html:
         print(write_page(shown, options.tokenizer, options.html))
     else:

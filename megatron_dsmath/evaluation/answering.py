@@ -154,7 +154,7 @@ class Respondent:
             begin = self._tokenizer.begin_of_document
             ids = [*([] if begin is None else [begin]), *self._tokenizer.encode(question)]
             return Answer(problem, sample, question, ids)
-        ids = self._encoder.prompt([Message("user", question)])
+        ids = self._encoder.encode_prompt([Message("user", question)])
         return Answer(problem, sample, self._tokenizer.decode(ids), ids)
 
     def _write_on(self, answers: Sequence[Answer], number: int, sampled: bool) -> None:
@@ -186,7 +186,7 @@ class Respondent:
             answer.end = "stop" if is_call else "end of text"
             text = text[: place + len(word) if is_call else place]
             kept, rest = self._continuation.longest_within(ids, text)
-            ids = [*kept, *(self._encoder.continuation(rest) if rest else [])]
+            ids = [*kept, *(self._encoder.encode_continuation(rest) if rest else [])]
         answer.output += text
         answer.ids = [*answer.ids, *ids]
 
@@ -202,7 +202,7 @@ class Respondent:
                 answer.programs.append(Program(text, outcome))
             block = f"\n{told(outcome, self._protocol.tools.output_characters)}\n```\n"
             answer.output += block
-            answer.ids = [*answer.ids, *self._encoder.continuation(block)]
+            answer.ids = [*answer.ids, *self._encoder.encode_continuation(block)]
 
     def _run_answering_programs(self, answers: Sequence[Answer]) -> None:
         """Run the program that each output is; what it prints is the answer."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_dsmath.data.sft.conversation import Message, language_of
+from megatron_dsmath.data.sft.conversation import Message, detect_language
 from megatron_dsmath.errors import DataError, UsageError
 from megatron_dsmath.evaluation.published import PUBLISHED, Kind
 
@@ -119,7 +119,7 @@ def _own_problem(path: Path, task: str, number: int, content: bytes) -> Problem:
             expected="an object with `question`, a text, and one of `answer`, a text or a number, `tests` and "
             "`statement`, texts",
         )
-    language = values.get("language") or language_of([Message("user", question)])
+    language = values.get("language") or detect_language([Message("user", question)])
     level, subject = (None if values.get(name) is None else str(values[name]) for name in ("level", "subject"))
     return Problem(task, number, question, str(reference), str(language), level, subject, _KIND_OF_KEY[keys[0]])
 

@@ -17,7 +17,7 @@ from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.data.sft.build_set import build
 from megatron_dsmath.data.sft.example_encoder import Options
 from megatron_dsmath.data.sft.examples import Examples
-from megatron_dsmath.data.sft.sources import Source
+from megatron_dsmath.data.sft.sources import ConversationSource
 from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 from tests.checkpoint.llama import same_bits, tensors_of, write_llama, write_llama_with_tokenizer
 from tests.data.sft.sets import open_set, rows, write_rows
@@ -113,7 +113,7 @@ def test_what_conversations_were_written_with_is_what_others_write_them_with(
     options, ends = WRITTEN[what]
     monkeypatch.chdir(tmp_path)
     Path("chatml.jinja").write_text(CHATML)
-    source = Source("all", (write_rows(tmp_path / "all.jsonl", rows(12)),))
+    source = ConversationSource("all", (write_rows(tmp_path / "all.jsonl", rows(12)),))
     build([source], with_chat_tokens, "set", Options(sequence_length=256, **options))
     examples = Examples("set")
     Path("chatml.jinja").unlink()  # the set has it

@@ -14,7 +14,7 @@ from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.data.sft.build_set import build
 from megatron_dsmath.data.sft.example_encoder import Options
 from megatron_dsmath.data.sft.examples import Examples
-from megatron_dsmath.data.sft.sources import Source
+from megatron_dsmath.data.sft.sources import ConversationSource
 from tests.support.conversations import LENGTH, sft_run
 from tests.support.ranks import run_ranks
 from tests.support.small_tokenizer import write_small_tokenizer
@@ -83,7 +83,7 @@ def test_64_conversations_are_said_again_with_their_ends_and_after_what_a_tool_s
     tokenizer = write_small_tokenizer(tmp_path / "tokenizer")
     lines = tmp_path / "conversations.jsonl"
     lines.write_text("".join(json.dumps(conversation(number)) + "\n" for number in range(CONVERSATIONS)))
-    build([Source("all", (lines,))], tokenizer, tmp_path / "set", Options(sequence_length=LENGTH))
+    build([ConversationSource("all", (lines,))], tokenizer, tmp_path / "set", Options(sequence_length=LENGTH))
     overfitting = {
         "model__hidden_size": 96,
         "model__ffn_hidden_size": 256,

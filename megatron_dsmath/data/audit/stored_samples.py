@@ -151,7 +151,7 @@ class ConversationsOnDisk:
     def passages(self, sample: int) -> Iterator[StoredPassage]:
         """See `OnDisk`; a document is an example."""
         examples = self.batches.examples
-        for example, first, count in self.batches.training.pieces(sample):
+        for example, first, count in self.batches.training.parts(sample):
             source = examples.names("source")[examples.column("source")[example]]
             tokens = examples.read(example, first, count)[0].astype(np.int64)
             yield StoredPassage(source, examples.prefix, example, first, first + count, tokens)

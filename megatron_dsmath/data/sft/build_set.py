@@ -19,8 +19,8 @@ from megatron_dsmath.data.sft.conversation import KINDS, LANGUAGES
 from megatron_dsmath.data.sft.example_encoder import FATES, TOO_LONG, BatchEncoder, BatchExamples, Options
 from megatron_dsmath.data.sft.examples import COLUMNS, NO_TOPIC, Examples, ExampleWriter, labels_path, targets_path
 from megatron_dsmath.data.sft.packing import POLICIES
-from megatron_dsmath.data.sft.set_report import SetReport, report_on
-from megatron_dsmath.data.sft.sources import Source, SourceFile, source_files
+from megatron_dsmath.data.sft.set_report import SetReport, report_set
+from megatron_dsmath.data.sft.sources import ConversationSource, SourceFile, list_source_files
 from megatron_dsmath.data.sft.template import chat_template
 from megatron_dsmath.data.text.document_batches import (
     conversation_row_batches,
@@ -36,7 +36,7 @@ from megatron_dsmath.files.progress import Progress, Report
 from megatron_dsmath.files.worker_processes import map_in_order
 
 
-class Tally:
+class BuildCounts:
     """Of each source its bad lines and what became of examples that do not fit; the topics met so far."""
 
     def __init__(self, sources: int) -> None:
@@ -68,7 +68,7 @@ class Tally:
 
     def facts(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[ConversationSource],
         files: Sequence[SourceFile],
         options: Options,
         tokenizer: str | Path,
@@ -97,7 +97,7 @@ class Tally:
 
 
 def build(
-    sources: Sequence[Source],
+    sources: Sequence[ConversationSource],
     tokenizer: str | Path,
     out: str | Path,
     options: Options,
@@ -117,7 +117,7 @@ def build(
     started = time.monotonic()
     require_valid_options(workers, options.bad_lines)
     _require_known(options)
-    files = source_files(sources, skip_bad_rows=options.bad_lines == "skip")
+    files = list_source_files(sources, skip_bad_rows=options.bad_lines == "skip")
     paths, prefix, quarantine = [file.path for file in files], Path(out), Path(f"{out}.bad_lines.jsonl")
     outputs = [bin_path(prefix), idx_path(prefix), sidecar_path(prefix), targets_path(prefix), labels_path(prefix)]
     require_separate_outputs(paths, [*outputs, quarantine])
@@ -130,7 +130,7 @@ def build(
     }
     batches = conversation_row_batches(paths)
     results = map_in_order(start, batches, workers) if workers > 1 else (worker(batch) for batch in batches)
-    tally = Tally(len(sources))
+    tally = BuildCounts(len(sources))
     skip = options.bad_lines == "skip"
     with ExampleWriter(prefix, dtype_for(worker.tokenizer.vocabulary_size), quarantine if skip else None) as writer:
         with closing(results):
@@ -153,7 +153,7 @@ def build(
     if not skip:  # of an earlier build, or of one that was killed: it would contradict the sidecar
         quarantine.unlink(missing_ok=True)
         OutputFile.partial_path(quarantine).unlink(missing_ok=True)
-    return report_on(Examples(prefix), seconds=time.monotonic() - started)
+    return report_set(Examples(prefix), seconds=time.monotonic() - started)
 
 
 def _facts(tokenizer: Tokenizer, paths: Sequence[Path], bad_lines: int) -> Metadata:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from megatron_dsmath.data.sft.loss_masks import split_turn
+from megatron_dsmath.data.sft.loss_masks import mask_tool_output
 from megatron_dsmath.data.text.document_batches import TableRow
 from megatron_dsmath.errors import DataError
 from megatron_dsmath.files.lines import LINE_LIMIT_BYTES, Line
@@ -175,15 +175,15 @@ def require_turns(messages: Sequence[Message], row: Row) -> None:
         row.refuse("the turns do not alternate", _roles(messages), "[system,] user, assistant, user, assistant, ...")
 
 
-def kind_of(messages: Sequence[Message]) -> str:
+def detect_kind(messages: Sequence[Message]) -> str:
     """The kind of reasoning that the assistant's text shows: tool output, else a program, else neither."""
     answers = [message.content for message in messages if message.role == "assistant"]
-    if any(not run.is_target for answer in answers for run in split_turn(answer)):
+    if any(not run.is_target for answer in answers for run in mask_tool_output(answer)):
         return "tool"
     return "pot" if any(_PROGRAM.search(answer) for answer in answers) else "cot"
 
 
-def language_of(messages: Sequence[Message]) -> str:
+def detect_language(messages: Sequence[Message]) -> str:
     """zh where the users wrote more Chinese characters than Latin words, else en."""
     text = "\n".join(message.content for message in messages if message.role == "user")
     return "zh" if len(_HAN.findall(text)) > len(_LATIN_WORD.findall(text)) else "en"

@@ -19,7 +19,7 @@ from megatron_dsmath.data.mixture.mixture_batches import require_whole_microbatc
 from megatron_dsmath.data.mixture.permutation import IntArray
 from megatron_dsmath.data.sft.conversation_plan import ConversationPlan
 from megatron_dsmath.data.sft.examples import Examples
-from megatron_dsmath.data.sft.packing import PackedExamples, PackedSequence, held_out_split
+from megatron_dsmath.data.sft.packing import PackedExamples, PackedSequence, split_held_out
 from megatron_dsmath.errors import DataError, IndexedDatasetError
 
 GROUPS = ("kind", "language", "source")
@@ -34,7 +34,7 @@ class PackedBatches:
 
     def __init__(self, plan: ConversationPlan, examples: Examples, vocabulary_size: int) -> None:
         """Raises DataError as `PackedExamples`, and where a share is held out and no example is."""
-        training, held_out = held_out_split(examples, plan.held_out_share, plan.seed)
+        training, held_out = split_held_out(examples, plan.held_out_share, plan.seed)
         self.plan, self.examples, self._vocabulary_size = plan, examples, vocabulary_size
         packing = (plan.sequence_length, plan.seed, plan.packing)
         self.training = PackedExamples(examples, *packing, training)

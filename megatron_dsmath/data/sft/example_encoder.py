@@ -15,8 +15,9 @@ from megatron_dsmath.data.sft.conversation import KINDS, LANGUAGES, Conversation
 from megatron_dsmath.data.sft.examples import COLUMNS, NO_TOPIC
 from megatron_dsmath.data.sft.formats import read_conversation
 from megatron_dsmath.data.sft.jinja_template import open_template
-from megatron_dsmath.data.sft.sources import Source, SourceFile
-from megatron_dsmath.data.sft.template import ConversationEncoder, EncodedExamples, Piece, with_instruction
+from megatron_dsmath.data.sft.loss_masks import Span
+from megatron_dsmath.data.sft.sources import ConversationSource, SourceFile
+from megatron_dsmath.data.sft.template import ConversationEncoder, EncodedExamples, add_instruction
 from megatron_dsmath.data.text.document_batches import LineBatch, TableBatch, TableRow
 from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 from megatron_dsmath.errors import DataError, TokenizerError
@@ -64,7 +65,7 @@ class BatchEncoder:
     """Lines to examples."""
 
     def __init__(
-        self, tokenizer: Path, options: Options, sources: Sequence[Source], files: Sequence[SourceFile]
+        self, tokenizer: Path, options: Options, sources: Sequence[ConversationSource], files: Sequence[SourceFile]
     ) -> None:
         self.tokenizer = load_tokenizer(tokenizer, options.eod_token)
         self.template = open_template(options.template, self.tokenizer)
@@ -75,17 +76,17 @@ class BatchEncoder:
     def __call__(self, batch: LineBatch | TableBatch) -> BatchExamples:
         """What becomes of the lines of one file. Raises DataError where an example is too long and may not be."""
         file = self._files[batch.path]
-        lines, conversations, pieces, bad_lines = [], [], [], []
+        lines, conversations, spans, bad_lines = [], [], [], []
         for row in batch.rows:
             try:
                 conversation = self._read(file, row)
-                pieces.append(self._written(conversation, file, row.number))
+                spans.append(self._written(conversation, file, row.number))
             except DataError as error:
                 bad_lines.append((row if isinstance(row, Line) else row.line(), error))
             else:
                 conversations.append(conversation)
                 lines.append(row.number)
-        encoded = self._encoder.encode_pieces(pieces)
+        encoded = self._encoder.encode_spans(spans)
         examples, kept, dropped = self._fitted(encoded, file, lines)
         fitting = [(conversations[place], lines[place]) for place in np.flatnonzero(kept).tolist()]
         labels = np.array(
@@ -111,12 +112,12 @@ class BatchEncoder:
         if source.instruction is None:
             return conversation
         return conversation._replace(
-            messages=with_instruction(conversation.messages, source.instruction, conversation.language)
+            messages=add_instruction(conversation.messages, source.instruction, conversation.language)
         )
 
-    def _written(self, conversation: Conversation, file: SourceFile, line: int) -> list[Piece]:
+    def _written(self, conversation: Conversation, file: SourceFile, line: int) -> list[Span]:
         try:
-            return self.template.pieces(conversation.messages)
+            return self.template.spans(conversation.messages)
         except TokenizerError as error:
             where = f"{file.path}:{line}"
             raise DataError(

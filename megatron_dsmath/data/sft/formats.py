@@ -13,12 +13,12 @@ from megatron_dsmath.data.sft.conversation import (
     Conversation,
     Message,
     Row,
+    detect_kind,
+    detect_language,
     fold_tool_messages,
-    kind_of,
-    language_of,
     require_turns,
 )
-from megatron_dsmath.data.sft.loss_masks import UnsoundFence
+from megatron_dsmath.data.sft.loss_masks import FenceError
 
 OPENAI_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": TOOL}
 SHAREGPT_ROLES = {
@@ -33,7 +33,7 @@ SHAREGPT_ROLES = {
 TOPIC_FIELDS = ("topic", "type", "subject", "category")
 
 
-class Told(NamedTuple):
+class RowContent(NamedTuple):
     """What a row says. `kind` and `topic` where its form says them."""
 
     messages: list[Message]
@@ -46,18 +46,18 @@ class Format(NamedTuple):
 
     shapes: tuple[frozenset[str], ...]
     required: frozenset[str]
-    read: Callable[[Row], Told]
+    read: Callable[[Row], RowContent]
 
 
-def format_of(row: Row) -> str | None:
+def find_format(row: Row) -> str | None:
     """The name of the first format whose shape the row has; None where it has none."""
     names = row.fields.keys()
     return next((name for name, form in FORMATS.items() if any(shape <= names for shape in form.shapes)), None)
 
 
 def require_format(row: Row) -> str:
-    """`format_of` the row. Raises DataError where it has none."""
-    name = format_of(row)
+    """`find_format` the row. Raises DataError where it has none."""
+    name = find_format(row)
     if name is None:
         found = ", ".join(map(repr, list(row.fields)[:10])) or "no field"
         row.refuse("the row has no known format", found, f"one of {', '.join(FORMATS)}", "name it with --format")
@@ -77,7 +77,7 @@ def read_conversation(
     Where the format `is_detected`, a row that shows another is refused. Raises DataError.
     """
     form = FORMATS[format_name]
-    if is_detected and (shown := format_of(row)) not in (format_name, None):
+    if is_detected and (shown := find_format(row)) not in (format_name, None):
         row.refuse(
             "a file holds rows of two formats",
             shown,
@@ -90,14 +90,14 @@ def read_conversation(
     messages = fold_tool_messages(told.messages, row)
     require_turns(messages, row)
     try:
-        shown_kind = kind_of(messages)
-    except UnsoundFence as error:
+        shown_kind = detect_kind(messages)
+    except FenceError as error:
         row.refuse("the fences of a text do not tell who wrote what", error, "every fence closed by one of its own")
     said = _choice(row, "kind", KINDS) or told.kind
     return Conversation(
         tuple(messages),
         kind or said or shown_kind,
-        language or _choice(row, "language", LANGUAGES) or language_of(messages),
+        language or _choice(row, "language", LANGUAGES) or detect_language(messages),
         told.topic or next((row.fields[name] for name in TOPIC_FIELDS if _is_name(row.fields.get(name))), None),
     )
 
@@ -111,17 +111,17 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable()
 
 
-def _messages(row: Row) -> Told:
-    return Told(_turns(row, "messages", "role", "content", OPENAI_ROLES))
+def _messages(row: Row) -> RowContent:
+    return RowContent(_turns(row, "messages", "role", "content", OPENAI_ROLES))
 
 
-def _sharegpt(row: Row) -> Told:
+def _sharegpt(row: Row) -> RowContent:
     turns = _turns(row, "conversations", "from", "value", SHAREGPT_ROLES)
     system = row.text_or_none("system")
-    return Told([Message("system", system), *turns] if system else turns)
+    return RowContent([Message("system", system), *turns] if system else turns)
 
 
-def _alpaca(row: Row) -> Told:
+def _alpaca(row: Row) -> RowContent:
     question, context = row.text("instruction"), row.text_or_none("input")
     messages = [Message("system", system)] if (system := row.text_or_none("system")) else []
     for number, pair in enumerate(row.fields.get("history") or []):
@@ -130,34 +130,34 @@ def _alpaca(row: Row) -> Told:
         asked, answered = (row.checked(text, f"history[{number}]") for text in pair)
         messages += [Message("user", asked), Message("assistant", answered)]
     asked = f"{question}\n{context}" if context else question
-    return Told([*messages, Message("user", asked), Message("assistant", row.text("output"))])
+    return RowContent([*messages, Message("user", asked), Message("assistant", row.text("output"))])
 
 
-def _mathinstruct(row: Row) -> Told:
+def _mathinstruct(row: Row) -> RowContent:
     source = row.fields.get("source")  # such as data/PoT/gsm_gpt4.json
     path = PurePosixPath(source if isinstance(source, str) else "")
     kind = next((part.lower() for part in path.parts if part in ("CoT", "PoT")), None)
-    return Told(_pair(row.text("instruction"), row.text("output")), kind, path.stem or None)
+    return RowContent(_pair(row.text("instruction"), row.text("output")), kind, path.stem or None)
 
 
-def _lila(row: Row) -> Told:
+def _lila(row: Row) -> RowContent:
     """Programs come as a list of equal worth: the first is taken; a row without one has its answer alone."""
     programs = row.fields["Output Program"]
     has_program = any(isinstance(item, str) and item.strip() for item in _listed(programs))
     answer = row.texts("Output Program" if has_program else "Output Answer")[0]
-    return Told(_pair(row.text("Input"), answer), "pot" if has_program else "cot")
+    return RowContent(_pair(row.text("Input"), answer), "pot" if has_program else "cot")
 
 
-def _question_answer(row: Row) -> Told:
+def _question_answer(row: Row) -> RowContent:
     names = ("question", "answer") if "question" in row.fields else ("problem", "solution")
-    return Told(_pair(row.text(names[0]), row.text(names[1])))
+    return RowContent(_pair(row.text(names[0]), row.text(names[1])))
 
 
-def _question_code(row: Row) -> Told:
-    return Told(_pair(row.text("input"), row.text("code")), "pot")
+def _question_code(row: Row) -> RowContent:
+    return RowContent(_pair(row.text("input"), row.text("code")), "pot")
 
 
-def _tal_scq5k(row: Row) -> Told:
+def _tal_scq5k(row: Row) -> RowContent:
     """A question with its options and the worked analysis, which need not name the option: a last line does."""
     options = [option for group in row.items("answer_option_list") for option in _listed(group)]
     lines = []
@@ -172,7 +172,7 @@ def _tal_scq5k(row: Row) -> Told:
     route = routes[0] if isinstance(routes, list) and routes and isinstance(routes[0], str) else ""
     topic = "/".join(route.split("->")[1:3])  # all but the finest of up to seven levels, of which there are 820
     question = "\n".join([row.text("problem").strip(), *lines])
-    return Told(_pair(question, answer), topic=topic or None)
+    return RowContent(_pair(question, answer), topic=topic or None)
 
 
 def _pair(question: str, answer: str) -> list[Message]:
@@ -197,7 +197,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _format(read: Callable[[Row], Told], *shapes: str, required: str | None = None) -> Format:
+def _format(read: Callable[[Row], RowContent], *shapes: str, required: str | None = None) -> Format:
     sets = tuple(frozenset(shape.split(", ")) for shape in shapes)
     return Format(sets, frozenset(required.split(", ")) if required is not None else frozenset(), read)
 

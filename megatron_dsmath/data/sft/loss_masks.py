@@ -1,14 +1,14 @@
-"""What of an assistant's turn is learned: all it wrote itself, and nothing that a tool put into it.
+"""The loss mask of an assistant's turn: what the assistant wrote is a target, what a tool returned is not.
 
-A tool's output stands in the turn as a fenced block:
+The output of a tool is a fenced block within the turn:
 
-    ```output      <- the fence and the word are learned: so the tool is called, and the model stops
-    18             <- from the end of that word on nothing is,
-    ```            <- through the closing fence and its newline
+    ```output      <- the fence and the word are targets: the model calls the tool here and stops
+    18             <- the text after that word is not
+    ```            <- nor is the closing fence with its newline
 
-It is found by the structure of the fences alone. A block ends at a line of backticks, at least as many as opened it;
-a fence with a word inside a block opens one more, so what is printed between fences, or quoted in a program, belongs to
-the block around it. The word counts only where no other block is open.
+The mask depends on the fences alone. A block ends at a line of backticks, at least as many as opened it. A fence with a
+word inside a block opens a nested block, so fences that a tool prints or a program quotes belong to the outer block.
+`output` starts a tool's output only where no other block is open. docs/decisions/0022-masks-and-seams.md.
 """
 
 from __future__ import annotations
@@ -22,48 +22,49 @@ _MISPLACED = re.compile(r"```output\s*\Z")
 OUTPUT = "output"
 
 
-class Run(NamedTuple):
-    """Text that is learned as a whole, or not at all."""
+class Span(NamedTuple):
+    """A text, or one special token with an empty text, of which all tokens or none are targets of the loss."""
 
     text: str
     is_target: bool
+    special: int | None = None
 
 
-class UnsoundFence(ValueError):
-    """A fence that never closes, or a tool's output that does not begin its line: who wrote what cannot be told."""
+class FenceError(ValueError):
+    """A fence is never closed, or the fence of an output does not begin its line, so the mask is not known."""
 
 
-def split_turn(text: str) -> list[Run]:
-    """An assistant's text as runs, alternately learned and not; together they are the text.
+def mask_tool_output(text: str) -> list[Span]:
+    """Split the text of an assistant into spans, alternately targets and tool output, that add up to the text.
 
-    Raises UnsoundFence, which names the line of the text.
+    Raises FenceError with the line of the text.
     """
     if "```" not in text:
-        return [Run(text, True)]
-    runs: list[Run] = []
-    open_blocks: list[tuple[int, int]] = []  # backticks and line of each open block, the outermost first
+        return [Span(text, True)]
+    spans: list[Span] = []
+    open_blocks: list[tuple[int, int]] = []  # (backticks, line) of each open block, the outermost first
     in_output, start, position = False, 0, 0
     for number, line in enumerate(_LINE.findall(text), 1):
         fence = _FENCE.fullmatch(line)
         if fence is None:
             if not open_blocks and _MISPLACED.search(line):
-                raise UnsoundFence(f"line {number}: the fence of a tool's output does not begin its line")
+                raise FenceError(f"line {number}: the fence of a tool's output does not begin its line")
         elif not open_blocks or len(fence["ticks"]) >= open_blocks[-1][0]:
             if not fence["word"] and open_blocks:
                 open_blocks.pop()
                 if in_output and not open_blocks:
                     end = position + len(line)
-                    runs.append(Run(text[start:end], False))
+                    spans.append(Span(text[start:end], False))
                     in_output, start = False, end
             else:
                 if not open_blocks and fence["word"] == OUTPUT:
                     word_end = position + fence.end("word")
-                    runs.append(Run(text[start:word_end], True))
+                    spans.append(Span(text[start:word_end], True))
                     in_output, start = True, word_end
                 open_blocks.append((len(fence["ticks"]), number))
         position += len(line)
     if open_blocks:
-        raise UnsoundFence(f"line {open_blocks[0][1]}: the fence never closes")
+        raise FenceError(f"line {open_blocks[0][1]}: the fence never closes")
     if start < len(text):
-        runs.append(Run(text[start:], True))
-    return runs
+        spans.append(Span(text[start:], True))
+    return spans

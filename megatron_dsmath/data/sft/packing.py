@@ -100,12 +100,12 @@ class PackedExamples:
 
     def read(self, number: int) -> PackedSequence:
         """Sequence `number`, from 0 on."""
-        pieces, length = list(self.pieces(number)), self.sequence_length
-        examples, _, counts = np.array(pieces, np.int64).T
+        parts, length = list(self.parts(number)), self.sequence_length
+        examples, _, counts = np.array(parts, np.int64).T
         tokens = np.full(length + 1, self._padding_token, np.int64)
         is_target = np.zeros(length + 1, np.bool_)
         filled = 0
-        for example, first, count in pieces:
+        for example, first, count in parts:
             if filled + count == length:  # an example that was split here goes on: its next token is a target here
                 count = min(count + 1, int(self.examples.lengths[example]) - first)
             end = filled + count
@@ -114,7 +114,7 @@ class PackedExamples:
         starts = np.cumsum(counts) - counts
         return PackedSequence(tokens, is_target[1:], starts, examples, filled)
 
-    def pieces(self, number: int) -> Iterator[tuple[int, int, int]]:
+    def parts(self, number: int) -> Iterator[tuple[int, int, int]]:
         """What a sequence is packed of: example, first token in it, number of tokens."""
         epoch, sequence = self.locate(number)
         packing = self.plan(epoch)
@@ -138,7 +138,7 @@ class PackedExamples:
         return np.concatenate(chosen)
 
 
-def held_out_split(examples: Examples, share: float, seed: int) -> tuple[IntArray, IntArray]:
+def split_held_out(examples: Examples, share: float, seed: int) -> tuple[IntArray, IntArray]:
     """The numbers of the examples to train on and of those to validate on, int64: `share` of each source, rounded."""
     is_held_out = np.zeros(len(examples), np.bool_)
     sources = examples.column("source")
@@ -154,10 +154,10 @@ POLICIES = ("next-fit", "best-fit", "split")
 
 
 class Packing(NamedTuple):
-    """Sequences of pieces; a piece is what a sequence holds of one example, all of it unless the policy splits.
+    """Sequences of parts; a part is what a sequence holds of one example, all of it unless the policy splits.
 
-    `examples`, `first_tokens` (within the example) and `token_counts`: int64 [pieces], in the order of the sequences.
-    `bounds`: int64 [sequences + 1], the first piece of each sequence, then the number of pieces.
+    `examples`, `first_tokens` (within the example) and `token_counts`: int64 [parts], in the order of the sequences.
+    `bounds`: int64 [sequences + 1], the first part of each sequence, then the number of parts.
     """
 
     examples: IntArray

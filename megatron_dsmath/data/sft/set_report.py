@@ -69,7 +69,7 @@ class SetReport:
         return {name: value for name, value in vars(self).items() if name not in ("sources", "groups")}
 
 
-def report_on(examples: Examples, *, seconds: float = 0.0) -> SetReport:
+def report_set(examples: Examples, *, seconds: float = 0.0) -> SetReport:
     """Count a set, and pack its first epoch as its sidecar says."""
     options = examples.facts["options"]
     packed = PackedExamples(examples, options["sequence_length"], options["seed"], options["packing"])

@@ -39,7 +39,7 @@ h2 {{ font-size: 1rem; font-weight: 600; margin: 1.5rem 0 .3rem; }}
 """
 
 
-def print_sequence(shown: ShownSequence, tokenizer: Path | None, as_json: bool) -> None:
+def print_sequence(shown: SequenceView, tokenizer: Path | None, as_json: bool) -> None:
     """The sequence in colours on a terminal, with ⟦ ⟧ around what is learned in a pipe, or as JSON.
 
     `tokenizer`: where the one lies that the set was made with; None: where it lay then.
@@ -50,12 +50,12 @@ def print_sequence(shown: ShownSequence, tokenizer: Path | None, as_json: bool) 
     from rich.console import Console
     from rich.text import Text
 
-    engine = tokenizer_of(shown, tokenizer)
+    engine = load_set_tokenizer(shown, tokenizer)
     console = Console(highlight=False, soft_wrap=True)
     print(_summary(shown))
     for document in shown.documents:
         print(f"--- {_title(document)}")
-        parts = list(stretches(shown, document, engine))
+        parts = list(decode_spans(shown, document, engine))
         if not console.is_terminal:
             print(_marked(parts))
             continue
@@ -67,12 +67,12 @@ def print_sequence(shown: ShownSequence, tokenizer: Path | None, as_json: bool) 
     print(_padding(shown))
 
 
-def write_page(shown: ShownSequence, tokenizer: Path | None, path: Path) -> Path:
+def write_page(shown: SequenceView, tokenizer: Path | None, path: Path) -> Path:
     """The sequence as an HTML page at `path`, one element a token. Raises OutputError."""
-    engine = tokenizer_of(shown, tokenizer)
+    engine = load_set_tokenizer(shown, tokenizer)
     documents = []
     for document in shown.documents:
-        spans = "".join(_span(place, part) for place, part in enumerate(stretches(shown, document, engine)))
+        spans = "".join(_span(place, part) for place, part in enumerate(decode_spans(shown, document, engine)))
         documents.append(f"<h2>{html.escape(_title(document))}</h2>\n<pre>{spans}</pre>")
     page = PAGE.format(
         title=html.escape(f"{shown.prefix.name}, sequence {shown.index:,}"),
@@ -84,7 +84,7 @@ def write_page(shown: ShownSequence, tokenizer: Path | None, path: Path) -> Path
     return path
 
 
-def _marked(parts: Sequence[Stretch]) -> str:
+def _marked(parts: Sequence[DecodedSpan]) -> str:
     text = ""
     was_learned = False
     for stretch in parts:
@@ -94,14 +94,14 @@ def _marked(parts: Sequence[Stretch]) -> str:
     return text + "⟧" * was_learned
 
 
-def _span(place: int, stretch: Stretch) -> str:
+def _span(place: int, stretch: DecodedSpan) -> str:
     names = ["learned" if stretch.is_learned else "given", *(["odd"] if place % 2 else [])]
     names += ["special"] if stretch.is_special else []
     ids = " ".join(map(str, stretch.ids))
     return f'<span class="{" ".join(names)}" title="{ids}">{html.escape(stretch.text)}</span>'
 
 
-def _title(document: ShownDocument) -> str:
+def _title(document: DocumentView) -> str:
     topic = f", {document.topic}" if document.topic else ""
     return (
         f"{document.file}:{document.line}, {document.source}, {document.kind}, {document.language}{topic}, "
@@ -109,7 +109,7 @@ def _title(document: ShownDocument) -> str:
     )
 
 
-def _summary(shown: ShownSequence) -> str:
+def _summary(shown: SequenceView) -> str:
     return (
         f"sequence {shown.index:,}: number {shown.sequence:,} of epoch {shown.epoch:,}, "
         f"{len(shown.documents)} examples, {shown.token_count:,} of {len(shown.tokens):,} tokens, "
@@ -117,7 +117,7 @@ def _summary(shown: ShownSequence) -> str:
     )
 
 
-def _padding(shown: ShownSequence) -> str:
+def _padding(shown: SequenceView) -> str:
     return f"{len(shown.tokens) - shown.token_count:,} tokens of padding"
 
 
@@ -125,7 +125,7 @@ LONGEST_CHARACTER_TOKENS = 8  # of a byte-level vocabulary: no character takes m
 
 
 @dataclass(frozen=True)
-class ShownDocument:
+class DocumentView:
     """What a sequence holds of one example: its tokens from `first_token` to before `end_token` of the sequence."""
 
     example: int
@@ -140,7 +140,7 @@ class ShownDocument:
 
 
 @dataclass(frozen=True)
-class ShownSequence:
+class SequenceView:
     """A packed sequence. `tokens` has `sequence_length` entries, those from `token_count` on are padding.
 
     `loss_mask`: 1 where the token is a target. `document_starts`: where examples begin, 0 included.
@@ -154,10 +154,10 @@ class ShownSequence:
     tokens: list[int]
     loss_mask: list[int]
     document_starts: list[int]
-    documents: list[ShownDocument]
+    documents: list[DocumentView]
 
 
-class Stretch(NamedTuple):
+class DecodedSpan(NamedTuple):
     """Tokens that form whole characters together, nearly always one."""
 
     text: str
@@ -166,7 +166,7 @@ class Stretch(NamedTuple):
     is_special: bool
 
 
-def shown_sequence(prefix: str | Path, index: int) -> ShownSequence:
+def load_sequence(prefix: str | Path, index: int) -> SequenceView:
     """Sequence `index` of a set, packed as its sidecar says; numbers go on through the epochs.
 
     Raises UsageError, DataError.
@@ -182,7 +182,7 @@ def shown_sequence(prefix: str | Path, index: int) -> ShownSequence:
     token_count = min(length, sequence.token_count)
     starts = sequence.document_starts.tolist()
     bounds = zip(sequence.examples.tolist(), starts, [*starts[1:], token_count], strict=True)
-    return ShownSequence(
+    return SequenceView(
         prefix=examples.prefix,
         index=index,
         epoch=epoch,
@@ -195,7 +195,7 @@ def shown_sequence(prefix: str | Path, index: int) -> ShownSequence:
     )
 
 
-def tokenizer_of(shown: ShownSequence, path: Path | None) -> Tokenizer:
+def load_set_tokenizer(shown: SequenceView, path: Path | None) -> Tokenizer:
     """The tokenizer that the set was made with: from `path`, or where it lay then. Raises TokenizerError."""
     examples = Examples(shown.prefix)
     facts = examples.facts
@@ -211,7 +211,7 @@ def tokenizer_of(shown: ShownSequence, path: Path | None) -> Tokenizer:
     return tokenizer
 
 
-def stretches(shown: ShownSequence, document: ShownDocument, tokenizer: Tokenizer) -> Iterator[Stretch]:
+def decode_spans(shown: SequenceView, document: DocumentView, tokenizer: Tokenizer) -> Iterator[DecodedSpan]:
     """The tokens of a document as text; no stretch reaches over a seam."""
     special = (tokenizer.begin_of_document, tokenizer.end_of_document)
     ids: list[int] = []
@@ -222,14 +222,14 @@ def stretches(shown: ShownSequence, document: ShownDocument, tokenizer: Tokenize
         text = tokenizer.decode(ids)
         if ends or len(ids) == LONGEST_CHARACTER_TOKENS or not text.endswith("\N{REPLACEMENT CHARACTER}"):
             is_special = token in special
-            yield Stretch(text or f"<{token}>" if is_special else text, ids, is_learned, is_special)
+            yield DecodedSpan(text or f"<{token}>" if is_special else text, ids, is_learned, is_special)
             ids = []
 
 
-def _document(examples: Examples, example: int, first_token: int, end_token: int) -> ShownDocument:
+def _document(examples: Examples, example: int, first_token: int, end_token: int) -> DocumentView:
     labels = dict(zip(COLUMNS, examples.labels[example].tolist(), strict=True))
     kind, language, source, file = (
         examples.names(name)[labels[name]] for name in ("kind", "language", "source", "file")
     )
     topic = examples.names("topic")[labels["topic"]] if labels["topic"] >= 0 else None
-    return ShownDocument(example, first_token, end_token, kind, language, source, topic, file, labels["line"])
+    return DocumentView(example, first_token, end_token, kind, language, source, topic, file, labels["line"])

@@ -119,7 +119,7 @@ SET_ENDINGS = (".gz", ".zst", ".jsonl", ".json", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True)
-class Source:
+class ConversationSource:
     """One source: its files, what is said of all its rows (None: each tells it itself), and how often they are read."""
 
     name: str
@@ -143,16 +143,16 @@ class SourceFile:
     format_is_detected: bool
 
 
-class NamedSources(NamedTuple):
+class SelectedSources(NamedTuple):
     """What a command line names: the sources, and how many examples they should have together."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[ConversationSource, ...]
     expected_examples: int | None
 
 
-def named_sources(
+def select_sources(
     files: Sequence[str | Path], recipe: Path | None, format_name: str | None = None, instruction: str | None = None
-) -> NamedSources:
+) -> SelectedSources:
     """The sources of files, or of a recipe, which says all else itself.
 
     Raises UsageError, ConfigError, DataError.
@@ -162,7 +162,7 @@ def named_sources(
             "there is no such format", where="--format", found=repr(format_name), expected=", ".join(FORMATS)
         )
     if recipe is None:
-        return NamedSources(sources_of_files(files, format_name, instruction), None)
+        return SelectedSources(sources_from_files(files, format_name, instruction), None)
     if files or format_name or instruction:
         raise UsageError(
             "a recipe names files, formats and instructions itself",
@@ -172,12 +172,12 @@ def named_sources(
             fix="write them into the recipe",
         )
     content = load_recipe(recipe)
-    return NamedSources(sources_of_recipe(content), content.expected_examples)
+    return SelectedSources(sources_from_recipe(content), content.expected_examples)
 
 
-def sources_of_files(
+def sources_from_files(
     files: Sequence[str | Path], format_name: str | None = None, instruction: str | None = None
-) -> tuple[Source, ...]:
+) -> tuple[ConversationSource, ...]:
     """A source for each file, named as the file without its endings. Raises UsageError where two have one name."""
     paths = [Path(file) for file in files]
     names = Counter(map(_stem, paths))
@@ -190,13 +190,13 @@ def sources_of_files(
                 expected="a name of its own for each file",
                 fix="rename one, or name the sources in a recipe: --recipe",
             )
-    return tuple(Source(_stem(path), (path,), format_name, instruction=instruction) for path in paths)
+    return tuple(ConversationSource(_stem(path), (path,), format_name, instruction=instruction) for path in paths)
 
 
-def sources_of_recipe(recipe: Recipe) -> tuple[Source, ...]:
+def sources_from_recipe(recipe: Recipe) -> tuple[ConversationSource, ...]:
     """The sources of a recipe, patterns resolved. Raises DataError where a pattern names no file."""
     return tuple(
-        Source(
+        ConversationSource(
             entry.name,
             tuple(path for pattern in entry.paths for path in _matches(pattern, entry.name)),
             entry.format,
@@ -210,7 +210,7 @@ def sources_of_recipe(recipe: Recipe) -> tuple[Source, ...]:
     )
 
 
-def source_files(sources: Sequence[Source], *, skip_bad_rows: bool) -> list[SourceFile]:
+def list_source_files(sources: Sequence[ConversationSource], *, skip_bad_rows: bool) -> list[SourceFile]:
     """Every file, its format told by its first row (with `skip_bad_rows`, by the first that has one).
 
     Raises UsageError where there is no file, or one stands twice; DataError where a format cannot be told.

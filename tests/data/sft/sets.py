@@ -12,7 +12,7 @@ from megatron_dsmath.data.sft.conversation_batches import PackedBatches
 from megatron_dsmath.data.sft.conversation_plan import plan_conversations
 from megatron_dsmath.data.sft.example_encoder import Options
 from megatron_dsmath.data.sft.examples import Examples
-from megatron_dsmath.data.sft.sources import Source
+from megatron_dsmath.data.sft.sources import ConversationSource
 from tests.support.small_tokenizer import write_small_tokenizer
 
 Policy = Literal["next-fit", "best-fit", "split"]
@@ -43,7 +43,7 @@ def small_set(folder: Path, count: int = 60, *, passes: tuple[float, ...] = (1.0
     tokenizer = write_small_tokenizer(folder / "tokenizer")
     counts = (count, count // 3)
     sources = [
-        Source(name, (write_rows(folder / f"{name}.jsonl", rows(size)),), passes_per_epoch=often)
+        ConversationSource(name, (write_rows(folder / f"{name}.jsonl", rows(size)),), passes_per_epoch=often)
         for name, size, often in zip(("first", "second"), counts, passes, strict=True)
     ]
     build(sources, tokenizer, folder / "set", Options(**{"sequence_length": 256, **options}))

@@ -12,7 +12,7 @@ from megatron_dsmath.data.sft.build_set import build
 from megatron_dsmath.data.sft.example_encoder import Options
 from megatron_dsmath.data.sft.examples import COLUMNS, Examples, labels_path, targets_path
 from megatron_dsmath.data.sft.set_report import SetReport
-from megatron_dsmath.data.sft.sources import Source, sources_of_files
+from megatron_dsmath.data.sft.sources import ConversationSource, sources_from_files
 from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 from megatron_dsmath.errors import DataError, DsmathError, OutputError, TokenizerError, UsageError
 from tests.data.sft.sets import rows, write_rows
@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_files(paths: list[Path], tokenizer: Path, out: Path, *, workers: int = 1, **options: Any) -> SetReport:
-    return build(sources_of_files(paths), tokenizer, out, Options(**options), workers=workers)
+    return build(sources_from_files(paths), tokenizer, out, Options(**options), workers=workers)
 
 
 def outputs_of(prefix: Path) -> dict[str, bytes]:
@@ -169,7 +169,7 @@ def test_a_set_of_nothing_is_refused(tmp_path: Path, tokenizer: Path) -> None:
 
 def test_an_instruction_follows_the_question_in_the_language_of_the_row(tmp_path: Path, tokenizer: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", rows(2))
-    build([Source("a", (path,), instruction="cot")], tokenizer, tmp_path / "set", Options())
+    build([ConversationSource("a", (path,), instruction="cot")], tokenizer, tmp_path / "set", Options())
     texts = [load_tokenizer(tokenizer).decode(Examples(tmp_path / "set").read(number)[0].tolist()) for number in (0, 1)]
     assert "\n请通过逐步推理来解答问题，并把最终答案放置于\\boxed{}中。\n\nAssistant:" in texts[0]
     assert "\nPlease reason step by step, and put your final answer within \\boxed{}.\n\nAssistant:" in texts[1]
@@ -192,13 +192,18 @@ def test_rows_of_two_formats_in_one_file_are_refused(tmp_path: Path, tokenizer: 
 def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "train.jsonl", tmp_path / "b" / "train.jsonl.gz"]
     with pytest.raises(UsageError, match="one name"):
-        sources_of_files(paths)
+        sources_from_files(paths)
 
 
 def test_a_file_that_is_named_twice_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [GOOD])
     with pytest.raises(UsageError, match="named twice"):
-        build([Source("one", (path,)), Source("two", (path,))], tokenizer, tmp_path / "set", Options())
+        build(
+            [ConversationSource("one", (path,)), ConversationSource("two", (path,))],
+            tokenizer,
+            tmp_path / "set",
+            Options(),
+        )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +234,7 @@ def test_a_set_with_a_file_missing_or_cut_off_is_refused(tmp_path: Path, tokeniz
 
 def test_the_report_counts_what_the_set_holds(tmp_path: Path, tokenizer: Path) -> None:
     report = build(
-        [Source("a", (write_rows(tmp_path / "a.jsonl", rows(30)),), expected_examples=50)],
+        [ConversationSource("a", (write_rows(tmp_path / "a.jsonl", rows(30)),), expected_examples=50)],
         tokenizer,
         tmp_path / "set",
         Options(sequence_length=256),

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from megatron_dsmath.data.sft.conversation import Message
-from megatron_dsmath.data.sft.template import INSTRUCTIONS, with_instruction
+from megatron_dsmath.data.sft.template import INSTRUCTIONS, add_instruction
 
 ASKED = (Message("system", "s"), Message("user", "q"), Message("assistant", "a"), Message("user", "r"))
 
@@ -17,11 +17,11 @@ def test_the_instructions_are_those_of_the_authors(shared_data: Path) -> None:
 
 
 def test_it_follows_the_first_question_after_one_newline() -> None:
-    first, *others = with_instruction(ASKED, "cot", "zh")[1:]
+    first, *others = add_instruction(ASKED, "cot", "zh")[1:]
     assert first == Message("user", "q\n请通过逐步推理来解答问题，并把最终答案放置于\\boxed{}中。")
     assert tuple(others) == ASKED[2:]
 
 
 def test_it_is_not_written_twice() -> None:
-    once = with_instruction(ASKED, "tool", "en")
-    assert with_instruction(once, "tool", "en") == once != ASKED
+    once = add_instruction(ASKED, "tool", "en")
+    assert add_instruction(once, "tool", "en") == once != ASKED

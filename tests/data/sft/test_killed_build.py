@@ -22,11 +22,11 @@ import sys
 from megatron_dsmath.files import lines
 from megatron_dsmath.data.sft.example_encoder import Options
 from megatron_dsmath.data.sft.build_set import build
-from megatron_dsmath.data.sft.sources import sources_of_files
+from megatron_dsmath.data.sft.sources import sources_from_files
 lines.BLOCK_BYTES = 20_000
 if __name__ == "__main__":
     file, tokenizer, out, bad_lines = sys.argv[1:]
-    build(sources_of_files([file]), tokenizer, out, Options(sequence_length=256, bad_lines=bad_lines), workers=2)
+    build(sources_from_files([file]), tokenizer, out, Options(sequence_length=256, bad_lines=bad_lines), workers=2)
 """
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_dsmath.data.sft.loss_masks import Run, UnsoundFence, split_turn
+from megatron_dsmath.data.sft.loss_masks import FenceError, Span, mask_tool_output
 
 NEVER_CLOSES = {
     "a program": "```python\nprint(1)",
@@ -23,25 +23,25 @@ LINES = st.sampled_from(
 
 @pytest.mark.parametrize("text", NEVER_CLOSES.values(), ids=list(NEVER_CLOSES))
 def test_a_fence_that_never_closes_is_refused(text: str) -> None:
-    with pytest.raises(UnsoundFence, match="never closes"):
-        split_turn(text)
+    with pytest.raises(FenceError, match="never closes"):
+        mask_tool_output(text)
 
 
 def test_an_output_that_does_not_begin_its_line_is_refused() -> None:
-    with pytest.raises(UnsoundFence, match=r"line 2: .*does not begin its line"):
-        split_turn("It says\nhere: ```output\n5\n```\n")
+    with pytest.raises(FenceError, match=r"line 2: .*does not begin its line"):
+        mask_tool_output("It says\nhere: ```output\n5\n```\n")
 
 
 def test_the_refusal_names_the_line_of_the_fence() -> None:
-    with pytest.raises(UnsoundFence, match="line 3"):
-        split_turn("one\ntwo\n```output\n")
+    with pytest.raises(FenceError, match="line 3"):
+        mask_tool_output("one\ntwo\n```output\n")
 
 
 @given(st.lists(LINES).map("\n".join))
 def test_runs_are_the_text_alternate_and_begin_with_what_is_learned(text: str) -> None:
     try:
-        runs = split_turn(text)
-    except UnsoundFence:
+        runs = mask_tool_output(text)
+    except FenceError:
         return
     assert "".join(run.text for run in runs) == text
     assert [run.is_target for run in runs] == [number % 2 == 0 for number in range(len(runs))]
@@ -52,4 +52,4 @@ def test_runs_are_the_text_alternate_and_begin_with_what_is_learned(text: str) -
 
 @given(st.text(st.characters(exclude_characters="`", exclude_categories=["Cs"])))
 def test_a_text_without_fences_is_learned_as_a_whole(text: str) -> None:
-    assert split_turn(text) == [Run(text, True)]
+    assert mask_tool_output(text) == [Span(text, True)]

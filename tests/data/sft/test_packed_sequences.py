@@ -8,7 +8,7 @@ import pytest
 
 from megatron_dsmath.data.mixture.microbatch import PADDING
 from megatron_dsmath.data.sft.examples import Examples
-from megatron_dsmath.data.sft.packing import POLICIES, PackedExamples, held_out_split
+from megatron_dsmath.data.sft.packing import POLICIES, PackedExamples, split_held_out
 from megatron_dsmath.errors import DataError
 from tests.data.sft.sets import small_set
 
@@ -88,12 +88,12 @@ def test_passes_per_epoch_read_a_source_so_often_and_its_examples_evenly(tmp_pat
 
 
 def test_what_is_held_out_is_a_share_of_each_source_and_never_trained_on(examples: Examples) -> None:
-    training, held_out = held_out_split(examples, 0.1, seed=3)
+    training, held_out = split_held_out(examples, 0.1, seed=3)
     assert sorted([*training.tolist(), *held_out.tolist()]) == list(range(len(examples)))
     assert np.bincount(examples.column("source")[held_out]).tolist() == [6, 2]
     packed = PackedExamples(examples, LENGTH, 3, "next-fit", training)
     assert not set(packed.plan(0).examples.tolist()) & set(held_out.tolist())
-    assert held_out_split(examples, 0.1, seed=4)[1].tolist() != held_out.tolist()
+    assert split_held_out(examples, 0.1, seed=4)[1].tolist() != held_out.tolist()
 
 
 def test_padding_is_never_the_token_that_ends_an_answer(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from megatron_dsmath.data.sft.build_set import build
 from megatron_dsmath.data.sft.example_encoder import Options
 from megatron_dsmath.data.sft.examples import Examples
-from megatron_dsmath.data.sft.sources import sources_of_files
+from megatron_dsmath.data.sft.sources import sources_from_files
 from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 
 SOURCES = ("tora_corpus_examples", "gsm_hard_pot", "gsm8k_train", "tal_scq5k_cn_train")
@@ -30,7 +30,7 @@ def tokenizer(shared_data: Path) -> Tokenizer:
 def examples(shared_data: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Examples:
     paths = [shared_data / "sft" / f"{name}.jsonl" for name in SOURCES]
     prefix = tmp_path_factory.mktemp("real") / "set"
-    build(sources_of_files(paths), tokenizer.path, prefix, Options())
+    build(sources_from_files(paths), tokenizer.path, prefix, Options())
     return Examples(prefix)
 
 
@@ -42,7 +42,7 @@ def rows_of(examples: Examples, source: str, shared_data: Path) -> Iterator[tupl
 
 
 def runs(examples: Examples, number: int, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """The text of an example as stretches that are learned and stretches that are not."""
+    """The text of an example, cut where the loss mask changes: (text, whether its tokens are targets)."""
     tokens, is_target = examples.read(number)
     pairs = zip(tokens.tolist(), is_target.tolist(), strict=True)
     return [

@@ -13,7 +13,7 @@ from megatron_dsmath.data.sft import conversation
 from megatron_dsmath.data.sft.build_set import build
 from megatron_dsmath.data.sft.example_encoder import Options
 from megatron_dsmath.data.sft.examples import Examples
-from megatron_dsmath.data.sft.sources import sources_of_files
+from megatron_dsmath.data.sft.sources import sources_from_files
 from megatron_dsmath.data.text.document_batches import TableRow, conversation_row_batches
 from megatron_dsmath.errors import DataError, DependencyError
 from tests.data.sft.sets import rows, write_rows
@@ -39,7 +39,7 @@ def test_parquet_gives_the_examples_of_jsonl(tmp_path: Path, content: list[dict[
     paths = (write_rows(tmp_path / "a.jsonl", content), write_parquet(tmp_path / "a.parquet", content))
     sets = []
     for path in paths:
-        build(sources_of_files([path]), tokenizer, tmp_path / path.suffix, Options())
+        build(sources_from_files([path]), tokenizer, tmp_path / path.suffix, Options())
         sets.append(Examples(tmp_path / path.suffix))
     jsonl, from_parquet = sets
     assert from_parquet.dataset.tokens.tolist() == jsonl.dataset.tokens.tolist()
@@ -84,7 +84,7 @@ def test_a_row_has_the_values_that_its_json_has(tmp_path: Path) -> None:
 
 def test_nan_in_a_field_that_is_not_used_does_not_refuse_a_row(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [{"question": "1?", "answer": "1", "score": float("nan")}])
-    report = build(sources_of_files([path]), write_small_tokenizer(tmp_path / "t"), tmp_path / "set", Options())
+    report = build(sources_from_files([path]), write_small_tokenizer(tmp_path / "t"), tmp_path / "set", Options())
     assert report.examples == 1
 
 
@@ -92,9 +92,9 @@ def test_a_bad_row_of_a_table_is_set_aside_as_json_with_its_number(tmp_path: Pat
     content = [{"question": "1?", "answer": answer} for answer in ("1", "", "3")]
     path, tokenizer = write_parquet(tmp_path / "a.parquet", content), write_small_tokenizer(tmp_path / "t")
     with pytest.raises(DataError, match="content is empty") as caught:
-        build(sources_of_files([path]), tokenizer, tmp_path / "set", Options())
+        build(sources_from_files([path]), tokenizer, tmp_path / "set", Options())
     assert caught.value.where == f"{path}:2"
-    report = build(sources_of_files([path]), tokenizer, tmp_path / "set", Options(bad_lines="skip"))
+    report = build(sources_from_files([path]), tokenizer, tmp_path / "set", Options(bad_lines="skip"))
     assert (report.examples, report.bad_lines) == (2, 1)
     (row,) = map(json.loads, (tmp_path / "set.bad_lines.jsonl").read_bytes().splitlines())
     assert (row["line"], row["content"]) == (2, json.dumps(content[1]))
@@ -104,7 +104,7 @@ def test_a_text_longer_than_a_line_may_be_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(conversation, "LINE_LIMIT_BYTES", 5)
     path = write_parquet(tmp_path / "a.parquet", [{"question": "数数", "answer": "1"}])
     with pytest.raises(DataError, match="too long") as caught:
-        build(sources_of_files([path]), write_small_tokenizer(tmp_path / "t"), tmp_path / "set", Options())
+        build(sources_from_files([path]), write_small_tokenizer(tmp_path / "t"), tmp_path / "set", Options())
     assert caught.value.found == "6 bytes"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_dsmath.data.sft.examples import Examples
 from megatron_dsmath.data.sft.packing import PackedExamples
-from megatron_dsmath.data.sft.show_sequence import print_sequence, shown_sequence, write_page
+from megatron_dsmath.data.sft.show_sequence import load_sequence, print_sequence, write_page
 from megatron_dsmath.errors import TokenizerError, UsageError
 from tests.data.sft.sets import small_set
 from tests.support.small_tokenizer import TEXT, write_small_tokenizer
@@ -24,7 +24,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
 
 @pytest.mark.parametrize("index", [0, 7, 40])
 def test_tokens_mask_and_starts_stand_at_the_same_places(examples: Examples, index: int) -> None:
-    shown = shown_sequence(examples.prefix, index)
+    shown = load_sequence(examples.prefix, index)
     assert len(shown.tokens) == len(shown.loss_mask) == LENGTH
     assert shown.document_starts[0] == 0
     ends = [*shown.document_starts[1:], shown.token_count]
@@ -39,14 +39,14 @@ def test_tokens_mask_and_starts_stand_at_the_same_places(examples: Examples, ind
 def test_it_is_the_sequence_that_training_reads(examples: Examples) -> None:
     packed = PackedExamples(examples, LENGTH, seed=0, policy="next-fit")
     index = packed.plan(0).sequence_count + 2
-    shown, read = shown_sequence(examples.prefix, index), packed.read(index)
+    shown, read = load_sequence(examples.prefix, index), packed.read(index)
     assert (shown.epoch, shown.sequence) == (1, 2)
     assert shown.tokens == read.tokens[:-1].tolist()
     assert shown.loss_mask[1:] == read.loss_mask[:-1].astype(int).tolist()
 
 
 def test_json_has_what_the_interface_says(examples: Examples, capsys: pytest.CaptureFixture[str]) -> None:
-    print_sequence(shown_sequence(examples.prefix, 1), None, True)
+    print_sequence(load_sequence(examples.prefix, 1), None, True)
     printed = json.loads(capsys.readouterr().out)
     assert {"tokens", "loss_mask", "document_starts"} <= printed.keys()
     assert len(printed["tokens"]) == len(printed["loss_mask"]) == LENGTH
@@ -54,7 +54,7 @@ def test_json_has_what_the_interface_says(examples: Examples, capsys: pytest.Cap
 
 
 def test_a_pipe_shows_what_is_learned_between_marks(examples: Examples, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = shown_sequence(examples.prefix, 0)
+    shown = load_sequence(examples.prefix, 0)
     print_sequence(shown, None, False)
     printed = capsys.readouterr().out
     answers = re.findall(r"Assistant:⟦ (.*?)⟧", printed, re.DOTALL)
@@ -83,7 +83,7 @@ class Spans(HTMLParser):
 
 
 def test_a_page_has_every_token_once_with_its_colour(examples: Examples, tmp_path: Path) -> None:
-    shown = shown_sequence(examples.prefix, 2)
+    shown = load_sequence(examples.prefix, 2)
     spans = Spans()
     spans.feed(write_page(shown, None, tmp_path / "page.html").read_text(encoding="utf-8"))
     tokens = [(int(identifier), "learned" in names) for names, ids, _ in spans.spans for identifier in ids.split()]
@@ -94,17 +94,17 @@ def test_a_page_has_every_token_once_with_its_colour(examples: Examples, tmp_pat
 def test_what_people_write_is_no_markup(tmp_path: Path) -> None:
     """Questions hold angle brackets; the page shows them."""
     examples = small_set(tmp_path)
-    page = write_page(shown_sequence(examples.prefix, 0), None, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_page(load_sequence(examples.prefix, 0), None, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "</s>" not in page and "&lt;/s&gt;" in page
 
 
 def test_a_sequence_before_the_first_is_refused(examples: Examples) -> None:
     with pytest.raises(UsageError, match="no such sequence"):
-        shown_sequence(examples.prefix, -1)
+        load_sequence(examples.prefix, -1)
 
 
 def test_another_tokenizer_is_refused(examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.support.small_tokenizer.TEXT", TEXT[::-1])
     other = write_small_tokenizer(tmp_path)
     with pytest.raises(TokenizerError, match="another tokenizer"):
-        print_sequence(shown_sequence(examples.prefix, 0), other, False)
+        print_sequence(load_sequence(examples.prefix, 0), other, False)

@@ -7,7 +7,14 @@ import pytest
 
 from megatron_dsmath.data.sft.conversation import KINDS, LANGUAGES
 from megatron_dsmath.data.sft.formats import FORMATS
-from megatron_dsmath.data.sft.sources import FormatName, Kind, Language, load_recipe, named_sources, sources_of_recipe
+from megatron_dsmath.data.sft.sources import (
+    FormatName,
+    Kind,
+    Language,
+    load_recipe,
+    select_sources,
+    sources_from_recipe,
+)
 from megatron_dsmath.errors import ConfigError, DataError, DsmathError, UsageError
 
 PAPER = Path(__file__).parents[3] / "configs" / "sft" / "recipes" / "deepseekmath_instruct.yaml"
@@ -52,7 +59,7 @@ def test_patterns_become_files(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl"):
         (tmp_path / name).write_text("{}")
     entries = (ENTRY.format(name="one", paths=f"{tmp_path}/*.jsonl"), ENTRY.format(name="two", paths=""))
-    named = named_sources([], write_recipe(tmp_path, *entries))
+    named = select_sources([], write_recipe(tmp_path, *entries))
     assert [source.paths for source in named.sources] == [(tmp_path / "a.jsonl", tmp_path / "b.jsonl"), ()]
     assert named.expected_examples == 100
 
@@ -60,7 +67,7 @@ def test_patterns_become_files(tmp_path: Path) -> None:
 def test_a_pattern_without_a_file_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, ENTRY.format(name="one", paths=f"{tmp_path}/*.jsonl")))
     with pytest.raises(DataError, match="not there"):
-        sources_of_recipe(recipe)
+        sources_from_recipe(recipe)
 
 
 def test_two_sources_of_one_name_are_refused_with_both_lines(tmp_path: Path) -> None:
@@ -91,9 +98,9 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, before: str, after: st
 
 def test_a_recipe_and_files_beside_it_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="itself"):
-        named_sources(["a.jsonl"], PAPER)
+        select_sources(["a.jsonl"], PAPER)
 
 
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(UsageError, match="no such format"):
-        named_sources(["a.jsonl"], None, "openai")
+        select_sources(["a.jsonl"], None, "openai")

@@ -8,7 +8,8 @@ import pytest
 
 from megatron_dsmath.data.sft.conversation import Message
 from megatron_dsmath.data.sft.jinja_template import JinjaTemplate, open_template
-from megatron_dsmath.data.sft.template import ConversationEncoder, DeepSeekMathTemplate, Piece, Template, prompt_pieces
+from megatron_dsmath.data.sft.loss_masks import Span
+from megatron_dsmath.data.sft.template import ConversationEncoder, DeepSeekMathTemplate, Template, prompt_spans
 from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from megatron_dsmath.errors import TokenizerError, UsageError
 from tests.support.small_tokenizer import BEGIN, END, write_small_tokenizer
@@ -49,8 +50,8 @@ def jinja(source: str, tokenizer: Tokenizer) -> JinjaTemplate:
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_ours_is_the_template_of_the_authors(name: str, tokenizer: Tokenizer) -> None:
-    theirs = jinja(DEEPSEEK, tokenizer).pieces(CONVERSATIONS[name])
-    assert theirs == DeepSeekMathTemplate(tokenizer).pieces(CONVERSATIONS[name])
+    theirs = jinja(DEEPSEEK, tokenizer).spans(CONVERSATIONS[name])
+    assert theirs == DeepSeekMathTemplate(tokenizer).spans(CONVERSATIONS[name])
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -73,16 +74,16 @@ def test_the_text_is_what_transformers_renders(name: str, shared_data: Path) -> 
 
 def test_chatml_learns_the_answer_and_the_token_that_ends_it_but_not_the_line_after(tokenizer: Tokenizer) -> None:
     begin, end = tokenizer.begin_of_document, tokenizer.end_of_document
-    assert jinja(CHATML, tokenizer).pieces([Message("user", " 1? "), Message("assistant", " 1\n")]) == [
-        Piece("", begin, False),
-        Piece("user\n1?", None, False),
-        Piece("", end, False),
-        Piece("\n", None, False),
-        Piece("", begin, False),
-        Piece("assistant\n", None, False),
-        Piece("1", None, True),
-        Piece("", end, True),
-        Piece("\n", None, False),
+    assert jinja(CHATML, tokenizer).spans([Message("user", " 1? "), Message("assistant", " 1\n")]) == [
+        Span("", False, begin),
+        Span("user\n1?", False),
+        Span("", False, end),
+        Span("\n", False),
+        Span("", False, begin),
+        Span("assistant\n", False),
+        Span("1", True),
+        Span("", True, end),
+        Span("\n", False),
     ]
 
 
@@ -91,17 +92,17 @@ def test_chatml_learns_the_answer_and_the_token_that_ends_it_but_not_the_line_af
 def test_a_prompt_is_how_the_example_begins(source: str | None, name: str, tokenizer: Tokenizer) -> None:
     messages = CONVERSATIONS[name]
     template: Template = DeepSeekMathTemplate(tokenizer) if source is None else jinja(source, tokenizer)
-    prompt, whole = prompt_pieces(template, messages[:-1]), template.pieces(messages)
-    assert [piece[:2] for piece in whole[: len(prompt)]] == [piece[:2] for piece in prompt]
+    prompt, whole = prompt_spans(template, messages[:-1]), template.spans(messages)
+    assert [span._replace(is_target=False) for span in whole[: len(prompt)]] == prompt
     assert whole[len(prompt)].is_target
     encoder = ConversationEncoder(template, tokenizer)
-    tokens = encoder.prompt(messages[:-1])
+    tokens = encoder.encode_prompt(messages[:-1])
     assert encoder.encode([messages]).tokens[: len(tokens)].tolist() == tokens
 
 
 def test_the_prompt_ends_with_the_colon_and_no_blank(tokenizer: Tokenizer) -> None:
-    prompt = prompt_pieces(DeepSeekMathTemplate(tokenizer), [Message("user", "1?")])
-    assert prompt == [Piece("", tokenizer.begin_of_document, False), Piece("User: 1?\n\nAssistant:", None, False)]
+    prompt = prompt_spans(DeepSeekMathTemplate(tokenizer), [Message("user", "1?")])
+    assert prompt == [Span("", False, tokenizer.begin_of_document), Span("User: 1?\n\nAssistant:", False)]
 
 
 def test_what_a_harness_appends_after_a_tool_has_the_tokens_of_training(tokenizer: Tokenizer) -> None:
@@ -110,8 +111,8 @@ def test_what_a_harness_appends_after_a_tool_has_the_tokens_of_training(tokenize
     encoder = ConversationEncoder(DeepSeekMathTemplate(tokenizer), tokenizer)
     called, said, concluded = " ```python\nprint(2)\n```\n```output", "\n2\n```\n", "Two."
     expected = [
-        *encoder.prompt(messages[:1]),
-        *(token for text in (called, said, concluded) for token in encoder.continuation(text)),
+        *encoder.encode_prompt(messages[:1]),
+        *(token for text in (called, said, concluded) for token in encoder.encode_continuation(text)),
         tokenizer.end_of_document,
     ]
     assert encoder.encode([messages]).tokens.tolist() == expected
@@ -122,13 +123,13 @@ def test_a_tokenizer_that_marks_beginnings_does_not_mark_seams(shared_data: Path
     tokenizer = load_tokenizer(shared_data / "tokenizer" / "sentencepiece" / "test_unigram_1000.model")
     encoder = ConversationEncoder(DeepSeekMathTemplate(tokenizer), tokenizer)
     assert tokenizer.decode(tokenizer.encode("x") + tokenizer.encode("then")) == "x then"
-    assert tokenizer.decode(tokenizer.encode("x") + encoder.continuation("then")) == "xthen"
+    assert tokenizer.decode(tokenizer.encode("x") + encoder.encode_continuation("then")) == "xthen"
 
 
 @pytest.mark.parametrize(
     ("source", "what"),
     [
-        ("{% for", "no Jinja"),
+        ("{% for", "not Jinja"),
         ("{{ messages[0].content }}", "leaves out a message"),
         (
             "{{ messages[0].content }}{{ messages[0].content }}{{ messages[1].content }}{{ eos_token }}",
@@ -143,7 +144,7 @@ def test_a_tokenizer_that_marks_beginnings_does_not_mark_seams(shared_data: Path
         ),
         (
             "{% for m in messages %}{% if m.content == '1?' %}!{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}",
-            "changes what a message says",
+            "changes a message",
         ),
         ("{{ raise_exception('no') }}", "fails on a conversation"),
         ("{{ messages.__class__.__mro__ }}", "fails on a conversation"),
@@ -154,14 +155,14 @@ def test_a_tokenizer_that_marks_beginnings_does_not_mark_seams(shared_data: Path
 )
 def test_a_template_that_cannot_be_followed_is_refused(source: str, what: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(TokenizerError, match=what) as caught:
-        jinja(source, tokenizer).pieces([Message("user", "1?"), Message("assistant", "1")])
+        jinja(source, tokenizer).spans([Message("user", "1?"), Message("assistant", "1")])
     assert str(caught.value.where) == "chat_template.jinja"
 
 
 def test_the_sandbox_hands_out_no_python(tokenizer: Tokenizer) -> None:
     """Names with underscores are undefined in it, and what is undefined is written as nothing."""
     source = "{{ messages.__class__ }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
-    assert jinja(source, tokenizer).pieces([Message("user", "1?"), Message("assistant", "1")])[0].text == "1?"
+    assert jinja(source, tokenizer).spans([Message("user", "1?"), Message("assistant", "1")])[0].text == "1?"
 
 
 def test_a_template_comes_from_the_tokenizer_or_a_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -171,12 +172,12 @@ def test_a_template_comes_from_the_tokenizer_or_a_file(tmp_path: Path, tokenizer
         open_template("tokenizer", load_tokenizer(folder))
     (folder / "chat_template.jinja").write_text(DEEPSEEK)
     with_template = load_tokenizer(folder)
-    assert open_template("tokenizer", with_template).pieces(messages) == open_template(
-        "deepseekmath", tokenizer
-    ).pieces(messages)
+    assert open_template("tokenizer", with_template).spans(messages) == open_template("deepseekmath", tokenizer).spans(
+        messages
+    )
     (tmp_path / "chatml.jinja").write_text(CHATML)
     named = open_template(str(tmp_path / "chatml.jinja"), tokenizer)
-    assert named.pieces(messages) == jinja(CHATML, tokenizer).pieces(messages)
+    assert named.spans(messages) == jinja(CHATML, tokenizer).spans(messages)
     with pytest.raises(UsageError, match="cannot be read"):
         open_template(str(tmp_path / "missing.jinja"), tokenizer)
 
