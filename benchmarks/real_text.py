@@ -1,4 +1,4 @@
-"""Real text that any machine has: the standard library, installed packages, system documentation; and the test data."""
+"""Real texts: the standard library, installed packages and documentation of this machine, and the test data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEXT_ENDINGS = (".py", ".pyi", ".txt", ".md", ".rst", ".h", ".hpp", ".html", ".j
 
 
 def texts_of_this_machine(limit_bytes: int) -> list[str]:
-    """Distinct files in UTF-8, in a fixed order, up to `limit_bytes` in all."""
+    """Distinct UTF-8 files in a fixed order, up to a total of `limit_bytes`."""
     texts: list[str] = []
     hashes: set[bytes] = set()
     total_bytes = 0
@@ -42,12 +42,12 @@ def texts_of_test_data(folder: Path) -> list[str]:
 
 
 def _text_files() -> Iterator[Path]:
-    places = sysconfig.get_paths()
-    folders = [places["stdlib"], places["purelib"], places["platlib"], "/usr/share", "/usr/lib/python3"]
+    installed = sysconfig.get_paths()
+    folders = [installed["stdlib"], installed["purelib"], installed["platlib"], "/usr/share", "/usr/lib/python3"]
     for folder in dict.fromkeys(folders):
-        for place, subfolders, names in os.walk(folder):
+        for directory, subfolders, names in os.walk(folder):
             subfolders.sort()
-            paths = (Path(place, name) for name in sorted(names) if name.endswith(TEXT_ENDINGS))
+            paths = (Path(directory, name) for name in sorted(names) if name.endswith(TEXT_ENDINGS))
             yield from (path for path in paths if not path.is_symlink())
 
 

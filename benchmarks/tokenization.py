@@ -1,8 +1,8 @@
-"""Tokenizing in CPU seconds, side by side: ours, the `tokenizers` and `sentencepiece` libraries, a plain script.
+"""Tokenization speed in CPU seconds: our encoder, the `tokenizers` and `sentencepiece` libraries, a plain script.
 
-Contestants take turns on slices of one corpus in one process. Ours begins with an empty cache and keeps it from slice
-to slice, as it does in a run. On the large corpus the libraries encode every tenth text of each slice, and ids are
-compared there. `python benchmarks/tokenization.py`, or `make bench-data`; on an idle machine also with `--workers`.
+The encoders take turns on slices of one corpus in one process. Ours begins with an empty cache and keeps it between
+slices, as in a run. On the large corpus the libraries encode every tenth text of each slice, and the ids of these texts
+are compared. `python benchmarks/tokenization.py`, or `make bench-data`; on an idle machine also with `--workers`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
 class Rate(NamedTuple):
-    """Text encoded, and what it cost."""
+    """The amount of text encoded, and the time it took."""
 
     megabytes: float
     cpu_seconds: float
@@ -50,25 +50,25 @@ class Rate(NamedTuple):
 
 
 def cpu_seconds() -> float:
-    """Of this process, all of its threads, and its children that ended."""
+    """CPU time of this process with its threads, and of its children that have ended."""
     return cpu_seconds_of(resource.RUSAGE_SELF) + cpu_seconds_of(resource.RUSAGE_CHILDREN)
 
 
-def cpu_seconds_of(whom: int) -> float:
-    """Of this process with its threads, or of its children that ended."""
-    usage = resource.getrusage(whom)
+def cpu_seconds_of(processes: int) -> float:
+    """CPU time of this process with its threads, or of its children that have ended."""
+    usage = resource.getrusage(processes)
     return usage.ru_utime + usage.ru_stime
 
 
 def megabytes(texts: Sequence[str]) -> float:
-    """Size in UTF-8."""
+    """The size of `texts` in UTF-8."""
     return sum(len(text.encode()) for text in texts) / 1e6
 
 
 def hugging_face(folder: Path) -> Encode:
     """The `tokenizers` library, as a user calls it."""
     engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    engine.encode_special_tokens = True  # literals of special tokens are text: what ours does
+    engine.encode_special_tokens = True  # literals of special tokens are text, as in our encoder
     return lambda texts: [encoding.ids for encoding in engine.encode_batch(texts, add_special_tokens=False)]
 
 
@@ -79,19 +79,19 @@ def sentence_piece(model: Path) -> Encode:
 
 
 def compare(name: str, tokenizer: Path, theirs: Encode, texts: Sequence[str], every: int, at_least: float) -> bool:
-    """Encode all `texts` by ours, cold, and every `every`-th by `theirs`; whether ids are equal and the ratio holds."""
-    ours = load_tokenizer(tokenizer).encode_batch  # what it loads at its first texts is counted
+    """Encode all `texts` with ours, every `every`-th with `theirs`; True if ids match and ours is fast enough."""
+    ours = load_tokenizer(tokenizer).encode_batch  # includes what it loads for the first texts
     sums = {"ours": [0.0, 0.0], "theirs": [0.0, 0.0]}
     equal = True
     for number in range(SLICES):
         part = texts[number::SLICES]
         sample = part[::every]
         ids = {}
-        for contestant, encode, share in (("theirs", theirs, sample), ("ours", ours, part)):
+        for encoder, encode, share in (("theirs", theirs, sample), ("ours", ours, part)):
             started = cpu_seconds()
-            ids[contestant] = encode(share)
-            sums[contestant][0] += megabytes(share)
-            sums[contestant][1] += cpu_seconds() - started
+            ids[encoder] = encode(share)
+            sums[encoder][0] += megabytes(share)
+            sums[encoder][1] += cpu_seconds() - started
         equal &= ids["ours"][::every] == ids["theirs"]
     own, other = Rate(*sums["ours"]), Rate(*sums["theirs"])
     ratio = own.megabytes / own.cpu_seconds / (other.megabytes / other.cpu_seconds)
@@ -101,7 +101,7 @@ def compare(name: str, tokenizer: Path, theirs: Encode, texts: Sequence[str], ev
 
 
 def compare_tools(texts: Sequence[str], workers: int, at_least: float) -> bool:
-    """The whole tool against a script that a user would write, both from JSONL to .bin and .idx."""
+    """Compare the tokenize command with a plain script, both from JSONL to .bin and .idx."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = write_corpus(Path(folder, "corpus.jsonl"), texts)
         measured = {}
@@ -119,7 +119,7 @@ def compare_tools(texts: Sequence[str], workers: int, at_least: float) -> bool:
 
 
 class Cost(NamedTuple):
-    """Of one run of the tool, in seconds: until it ended, and on processors in its parent and its workers."""
+    """The time of one run, in seconds: wall time, and CPU time of the parent and of the workers."""
 
     wall: float
     parent_cpu: float
@@ -130,10 +130,10 @@ class Cost(NamedTuple):
 
 
 def compare_workers(texts: Sequence[str], rounds: int, at_least: float) -> bool:
-    """Two workers against one, wall time, the best of some rounds: an idle machine is meant.
+    """Compare the wall time of two workers with that of one, best of several rounds, on an idle machine.
 
-    One worker is the parent itself. Where other work shares the machine, the CPU seconds tell what is lost: two
-    workers cannot be more than twice as fast, times the CPU seconds of one by those of parent and two.
+    One worker is the parent process itself. On a busy machine, the CPU seconds give an upper bound of the speedup: 2
+    times the CPU seconds of the run with one worker, divided by those of the run with two (parent and workers).
     """
     best: dict[int, Cost] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +154,7 @@ def compare_workers(texts: Sequence[str], rounds: int, at_least: float) -> bool:
 
 
 def cost_of(run: Callable[[], object]) -> Cost:
-    """Of one call; its children must have ended with it."""
+    """The cost of one call, whose child processes must have ended."""
     own, children, started = *map(cpu_seconds_of, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)), time.perf_counter()
     run()
     wall = time.perf_counter() - started
@@ -162,19 +162,19 @@ def cost_of(run: Callable[[], object]) -> Cost:
 
 
 def write_corpus(path: Path, texts: Sequence[str]) -> Path:
-    """One text a line."""
+    """Write one text per line."""
     with path.open("w") as file:
         file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     return path
 
 
 def own_tool(corpus: Path, out: Path, workers: int) -> None:
-    """What `dsmath data tokenize` runs."""
+    """Tokenize as `dsmath data tokenize` does."""
     tokenize([corpus], DEEPSEEK, out, workers=workers)
 
 
 def plain_script(corpus: Path, out: Path, workers: int) -> None:
-    """Megatron's preprocess_data.py at its core: a pool that encodes lines, one writer."""
+    """Tokenize as Megatron's preprocess_data.py does: a pool of processes encodes lines, one process writes."""
     end = load_tokenizer(DEEPSEEK).end_of_document
     with (
         corpus.open() as lines,
@@ -188,14 +188,14 @@ def plain_script(corpus: Path, out: Path, workers: int) -> None:
 
 
 def start_script_worker() -> None:
-    """Load the tokenizer once a process."""
+    """Load the tokenizer once per process."""
     global script_engine
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     script_engine = hugging_face(DEEPSEEK)
 
 
 def encode_line(line: str) -> list[int]:
-    """What a worker of the script does."""
+    """Encode one line in a worker of the script."""
     return script_engine([json.loads(line)["text"]])[0]
 
 
@@ -203,11 +203,11 @@ script_engine: Encode
 
 
 def main() -> int:
-    """Print every comparison; exit 1 where ids differ or a ratio is below what we hold ourselves to."""
+    """Print every comparison; return 1 if ids differ or a ratio is below its limit."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--megabytes", type=int, default=210)
     options.add_argument("--workers", action="store_true", help="only compare two workers with one, on twice the text")
-    options.add_argument("--rounds", type=int, default=5, help="of the comparison of two workers with one")
+    options.add_argument("--rounds", type=int, default=5, help="number of rounds for --workers")
     arguments = options.parse_args()
     print(f"load average {os.getloadavg()[0]:.2f}, tokenizers {tokenizers.__version__}, numpy {np.__version__}")
     if arguments.workers:
@@ -218,7 +218,7 @@ def main() -> int:
     print(f"text of this machine {sizes}")
     everything = machine + data
     chinese = [text for text in data if len(text.encode()) > 2 * len(text)]
-    held = [
+    passed = [
         compare("DeepSeek, test data", DEEPSEEK, hugging_face(DEEPSEEK), data, 1, 4.0),
         compare("DeepSeek, everything", DEEPSEEK, hugging_face(DEEPSEEK), everything, 10, 10.0),
         compare("SentencePiece BPE, test data", BPE, sentence_piece(BPE), data, 1, 2.0),
@@ -228,7 +228,7 @@ def main() -> int:
         compare("SentencePiece unigram, test data", UNIGRAM, sentence_piece(UNIGRAM), data, 1, 0.95),
         compare_tools(everything[::8], 2, 6.0),
     ]
-    return 0 if all(held) else 1
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

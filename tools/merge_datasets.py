@@ -1,8 +1,8 @@
-"""Merge every .bin/.idx pair of a folder, in the order of their names, with Megatron-LM's flags.
+"""Merge all .bin/.idx pairs of a folder, sorted by name, with Megatron-LM's flags.
 
     python tools/merge_datasets.py --input folder --output-prefix merged
 
-Source: tools/merge_datasets.py of Megatron-LM. `dsmath data merge` takes the prefixes themselves, in any order.
+Source: tools/merge_datasets.py of Megatron-LM. `dsmath data merge` takes a list of prefixes, in any order.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from megatron_dsmath.errors import EXIT_DONE, DsmathError, UsageError, show
 
 
 def find_prefixes(folder: Path) -> list[Path]:
-    """The prefixes of all .bin and .idx files in `folder`, sorted. Raises UsageError when there is none."""
+    """The prefixes of all .bin and .idx files in `folder`, sorted. Raises UsageError if there are none."""
     files = folder.iterdir() if folder.is_dir() else []
     names = sorted({file.stem for file in files if file.suffix in (".bin", ".idx")})
     if not names:
         raise UsageError(
-            "there is nothing to merge", where=folder, found="no .bin or .idx file", expected="a folder of datasets"
+            "there is no dataset to merge", where=folder, found="no .bin or .idx file", expected="a folder of datasets"
         )
     return [folder / name for name in names]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Merge; the exit code."""
+    """Merge the datasets; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -1,11 +1,11 @@
-"""Tokenize JSONL with Megatron-LM's flags: PREFIX_KEY_document.bin and .idx, byte for byte as its own tool writes them.
+"""Tokenize JSONL with Megatron-LM's flags into PREFIX_KEY_document.bin and .idx, byte for byte as Megatron-LM does.
 
     python tools/preprocess_data.py --input corpus.jsonl --output-prefix corpus --append-eod --workers 8 \
         --tokenizer-type HuggingFaceTokenizer --tokenizer-model path/to/folder
 
-Source: tools/preprocess_data.py of Megatron-LM with the tokenizers of megatron-core 0.16.1. Different from it: every
-key gets its .idx, a bad line (also one that lacks a key) is named, outputs appear whole or not at all, and a sidecar
-PREFIX_KEY_document.json stands beside them. `dsmath data tokenize` does the same with more choices.
+Source: tools/preprocess_data.py of Megatron-LM with the tokenizers of megatron-core 0.16.1. The differences: every key
+gets its .idx; the error for a bad line (also for a missing key) gives its file and line; outputs appear complete or not
+at all; a sidecar PREFIX_KEY_document.json is added. `dsmath data tokenize` does the same with more options.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ TEXT_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags, by Megatron-LM's names."""
+    """Parse the flags of Megatron-LM."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--input", required=True, help="JSONL file (also .gz, .zst), .parquet, folder of them, or glob")
-    parser.add_argument("--json-keys", nargs="+", default=["text"], help="fields to tokenize, each to its own dataset")
+    parser.add_argument("--input", required=True, help="JSONL (also .gz, .zst) or .parquet file, folder, or glob")
+    parser.add_argument("--json-keys", nargs="+", default=["text"], help="fields to tokenize, one dataset each")
     parser.add_argument("--output-prefix", required=True, help="outputs are PREFIX_KEY_document.bin and .idx")
     parser.add_argument("--tokenizer-type", required=True, choices=("HuggingFaceTokenizer", *SENTENCEPIECE_TYPES))
-    parser.add_argument("--tokenizer-model", required=True, help="tokenizer.json or its folder; SentencePiece .model")
+    parser.add_argument("--tokenizer-model", required=True, help="tokenizer.json, its folder, or SentencePiece .model")
     parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
-    parser.add_argument("--workers", type=int, default=1, help="processes; the output does not depend on it")
-    parser.add_argument("--log-interval", type=int, help="accepted for old scripts: progress shows by time")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes; does not change the output")
+    parser.add_argument("--log-interval", type=int, help="accepted and ignored")
     bos = parser.add_mutually_exclusive_group()
     bos.add_argument(
         "--tokenizer-hf-include-special-tokens",
@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def find_inputs(pattern: str) -> list[Path]:
-    """The files of a path, folder or glob, in the order of their names. Raises DataError when there is none."""
+    """The files of a path, folder or glob, sorted by name. Raises DataError if there are none."""
     path = Path(pattern)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.name.endswith(TEXT_ENDINGS))
@@ -61,7 +61,7 @@ def find_inputs(pattern: str) -> list[Path]:
         files = sorted(map(Path, glob.glob(pattern)))  # noqa: PTH207 - a pattern may be absolute
     if not files:
         raise DataError(
-            "there is no input",
+            "no input file was found",
             where=pattern,
             found="no file",
             expected=f"a file, a glob, or a folder with {', '.join(TEXT_ENDINGS)}",
@@ -71,11 +71,11 @@ def find_inputs(pattern: str) -> list[Path]:
 
 
 def require_type(tokenizer_type: str, model: str) -> None:
-    """Refuse a tokenizer that is not of the type named. Raises TokenizerError."""
+    """Raise TokenizerError if the tokenizer does not have the given type."""
     tokenizer = load_tokenizer(model)
     if isinstance(tokenizer, HuggingFaceTokenizer) == (tokenizer_type in SENTENCEPIECE_TYPES):
         raise TokenizerError(
-            "the tokenizer is of another type",
+            "the tokenizer does not have the given type",
             where=model,
             found=tokenizer.path.name,
             expected="a SentencePiece .model" if tokenizer_type in SENTENCEPIECE_TYPES else "a tokenizer.json",
@@ -84,7 +84,7 @@ def require_type(tokenizer_type: str, model: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Tokenize every key in one pass; the exit code."""
+    """Tokenize every key in one pass; return the exit code."""
     try:
         flags = parse(arguments)
         files = find_inputs(flags.input)

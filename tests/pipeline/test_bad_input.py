@@ -78,7 +78,7 @@ GOOD_LINE = '{"text": "x^2"}'
         ([GOOD_LINE, GOOD_LINE, '{"body": "x"}'], "corpus.jsonl:3", "the field is missing"),
         ([GOOD_LINE, '["x"]'], "corpus.jsonl:2", "the line is not a JSON object"),
         ([GOOD_LINE, '{"text": 5}'], "corpus.jsonl:2", "the field is not a string"),
-        (['{"text": ""}'], "corpus.jsonl", "the input holds no token"),
+        (['{"text": ""}'], "corpus.jsonl", "the input contains no tokens"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -132,7 +132,7 @@ def test_a_tokenizer_that_does_not_load(
     tokenize = ("data", "tokenize", inputs / "code.jsonl", "--tokenizer", file, "--out", tmp_path / "out")
     for command in (tokenize, ("train", run_file)):
         said = refused(*command)
-        assert "the tokenizer does not load" in said
+        assert "the tokenizer cannot be loaded" in said
         assert str(file) in said
 
 

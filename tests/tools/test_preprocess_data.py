@@ -138,8 +138,8 @@ def test_input_may_be_a_folder_or_a_glob(corpus: Path, tokenizer: Path, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--input": "missing*.jsonl"}, "there is no input"),
-        ({"--tokenizer-type": "Llama2Tokenizer"}, "of another type"),
+        ({"--input": "missing*.jsonl"}, "no input file was found"),
+        ({"--tokenizer-type": "Llama2Tokenizer"}, "does not have the given type"),
         ({"--tokenizer-model": "missing"}, "no tokenizer found"),
         ({"--json-keys": "body"}, "the field is missing"),
     ],
@@ -177,4 +177,4 @@ def test_merged_bytes_are_megatrons(corpus: Path, tokenizer: Path, tmp_path: Pat
 def test_merging_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
     run = run_tool("merge_datasets.py", "--input", tmp_path, "--output-prefix", tmp_path / "out")
     assert (run.returncode, run.stdout) == (78, "")
-    assert "there is nothing to merge" in run.stderr
+    assert "there is no dataset to merge" in run.stderr

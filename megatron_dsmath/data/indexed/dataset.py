@@ -1,6 +1,6 @@
-"""Megatron's indexed dataset: PREFIX.bin holds tokens, PREFIX.idx says where each sequence and document lies.
+"""Megatron's indexed dataset: PREFIX.bin contains the tokens, PREFIX.idx the positions of sequences and documents.
 
-Byte for byte what `megatron.core.datasets.indexed_dataset` writes, and read by it; docs/data_format.md draws it.
+The files are byte for byte those of `megatron.core.datasets.indexed_dataset`; see docs/data_format.md.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ Tokens = npt.NDArray[np.integer]
 
 
 def dtype_for(vocabulary_size: int) -> np.dtype[np.integer]:
-    """The dtype Megatron stores a vocabulary in: uint16 below 65,500 words, else int32 (`DType.optimal_dtype`)."""
+    """The dtype of Megatron for a vocabulary: uint16 below 65,500 entries, else int32 (`DType.optimal_dtype`)."""
     return np.dtype(np.uint16 if vocabulary_size < 65_500 else np.int32)
 
 
 def bin_path(prefix: str | Path) -> Path:
-    """Where the tokens of `prefix` lie."""
+    """The path of the tokens of `prefix`."""
     return Path(f"{prefix}.bin")
 
 
 def idx_path(prefix: str | Path) -> Path:
-    """Where the index of `prefix` lies."""
+    """The path of the index of `prefix`."""
     return Path(f"{prefix}.idx")
 
 
 class IndexedDataset:
-    """A .bin/.idx pair, memory-mapped; its index is checked as a whole when it is opened.
+    """A memory-mapped .bin/.idx pair.
 
     `lengths`: int32 [sequences], in tokens. `offsets`: int64 [sequences], in bytes of the .bin. `document_indices`:
-    int64 [documents + 1], the first sequence of each document, then the number of sequences (a document may hold
+    int64 [documents + 1], the first sequence of each document, then the number of sequences (a document may have
     none). `tokens`: dtype [token_count], the whole .bin. All are read-only views of the files; nothing is copied.
     """
 
     def __init__(self, prefix: str | Path, *, validate: bool = True) -> None:
-        """Open PREFIX.bin and PREFIX.idx; without `validate`, only the header and the size of the index are checked.
+        """Open PREFIX.bin and PREFIX.idx and validate the whole index, or with `validate=False` its header and size.
 
-        Raises IndexedDatasetError naming the file and what is wrong with it.
+        Raises IndexedDatasetError with the file and its fault.
         """
         self.prefix = Path(prefix)
         for path in (bin_path(prefix), idx_path(prefix)):
@@ -62,16 +62,16 @@ class IndexedDataset:
 
     @property
     def document_count(self) -> int:
-        """How many documents there are, empty ones included."""
+        """The number of documents, including empty ones."""
         return len(self.document_indices) - 1
 
     @property
     def token_count(self) -> int:
-        """How many tokens there are, end-of-document tokens included."""
+        """The number of tokens, including end-of-document tokens."""
         return len(self.tokens)
 
     def __len__(self) -> int:
-        """How many sequences there are."""
+        """The number of sequences."""
         return len(self.lengths)
 
     def __getitem__(self, sequence: int) -> Tokens:
@@ -88,19 +88,19 @@ class IndexedDataset:
         return int(self.offsets[sequence]) // self.dtype.itemsize if sequence < len(self) else self.token_count
 
     def expect_random_reads(self) -> None:
-        """Let the system read `tokens` without reading ahead, which fetches far more than scattered samples need."""
+        """Turn off read-ahead for `tokens`, which reads far more than scattered samples need."""
         if isinstance(self._content, mmap.mmap):  # an empty .bin is not mapped
             self._content.madvise(mmap.MADV_RANDOM)
 
     def __reduce__(self) -> tuple[type[IndexedDataset], tuple[Path]]:
-        """Cross a process boundary as a name: pickling a memory map would copy the corpus."""
+        """Pickle only the prefix: pickling a memory map would copy the corpus."""
         return (IndexedDataset, (self.prefix,))
 
 
 class IndexedWriter:
-    """Writes PREFIX.bin, PREFIX.json and PREFIX.idx, which appear together when the `with` block ends well.
+    """Writes PREFIX.bin, PREFIX.json and PREFIX.idx, which appear together when the `with` block ends without an error.
 
-    What is put into `metadata` goes into PREFIX.json, the sidecar, after the counts and hashes the writer knows itself.
+    `metadata` is written into PREFIX.json, the sidecar, after the counts and hashes.
     """
 
     def __init__(
@@ -108,17 +108,17 @@ class IndexedWriter:
         prefix: str | Path,
         dtype: np.dtype[np.integer],
         extra_files: Sequence[Path] = (),
-        kept: Mapping[Path, PartialFile] | None = None,
+        resume_from: Mapping[Path, PartialFile] | None = None,
     ) -> None:
-        """Begin a dataset of `dtype` (any integer dtype the format knows).
+        """Open the files of a dataset with tokens of `dtype`, one of the integer dtypes of the format.
 
         `extra_files` belong to the dataset: the caller writes them through the attribute of this name, and they appear
-        with it. To continue the files that a killed writer left (`kept`), give their documents to
-        `restore_documents`. Raises OutputError when the folder cannot be written.
+        with it. `resume_from` describes the unfinished files of a killed writer; then give their documents to
+        `restore_documents`. Raises OutputError if the folder is not writable.
         """
         self.dtype = np.dtype(dtype)
         if self.dtype not in CODES:
-            raise ValueError(f"{self.dtype} is no dtype of this format: {', '.join(map(str, CODES))}")
+            raise ValueError(f"{self.dtype} is not a dtype of this format: {', '.join(map(str, CODES))}")
         self.token_count = 0
         self.metadata: Metadata = {}
         self._prepared = False
@@ -126,18 +126,18 @@ class IndexedWriter:
         self._lengths = array("i")
         self._document_indices = array("q", [0])
         self._files = AtomicFiles(
-            *extra_files, bin_path(prefix), sidecar_path(prefix), idx_path(prefix), resume_from=kept
+            *extra_files, bin_path(prefix), sidecar_path(prefix), idx_path(prefix), resume_from=resume_from
         )
         *self.extra_files, self._bin, self._sidecar, self._idx = self._files.files
 
     @property
     def document_count(self) -> int:
-        """How many documents were added so far, empty ones included."""
+        """The number of documents so far, including empty ones."""
         return len(self._document_indices) - 1
 
     @property
     def growing_files(self) -> list[OutputFile]:
-        """The files that hold something before the end: those extra_files, and the .bin."""
+        """The files that grow with every document: the extra files and the .bin."""
         return [*self.extra_files, self._bin]
 
     def add_document(self, tokens: Sequence[int] | Tokens) -> None:
@@ -146,18 +146,18 @@ class IndexedWriter:
         self.add_documents(document, np.array([document.size]))
 
     def add_documents(self, tokens: Tokens, lengths: npt.NDArray[np.integer]) -> None:
-        """Append documents, each as one sequence. `tokens`: [sum of lengths], end to end; `lengths`: [documents].
+        """Append documents, each as one sequence. `tokens`: [sum of lengths], concatenated; `lengths`: [documents].
 
-        An empty document is, as in Megatron, a document without a sequence. Raises IndexedDatasetError when an id
-        does not fit the dtype, OutputError when the disk is full.
+        As in Megatron, an empty document has no sequence. Raises IndexedDatasetError if an id does not fit the dtype,
+        and OutputError if the disk is full.
         """
         if tokens.size:
-            self._require_fitting(tokens)
+            self._require_in_range(tokens)
             self._bin.write(tokens.astype(self.dtype).tobytes())
         self.restore_documents(lengths)
 
     def restore_documents(self, lengths: npt.NDArray[np.integer]) -> None:
-        """Take documents of `lengths` [documents] into the index, whose tokens the .bin holds already."""
+        """Add documents of `lengths` [documents] to the index; the .bin already contains their tokens."""
         holds_tokens = lengths > 0
         ends = len(self._lengths) + np.cumsum(holds_tokens, dtype=np.int64)
         self._lengths.frombytes(lengths[holds_tokens].astype(np.int32).tobytes())
@@ -165,10 +165,10 @@ class IndexedWriter:
         self.token_count += int(lengths.sum())
 
     def add_dataset(self, dataset: IndexedDataset) -> None:
-        """Append every document of `dataset`. Raises IndexedDatasetError when its dtype is another."""
+        """Append every document of `dataset`. Raises IndexedDatasetError if its dtype differs."""
         if dataset.dtype != self.dtype:
             raise IndexedDatasetError(
-                "datasets of two dtypes cannot be joined",
+                "datasets with different dtypes cannot be merged",
                 where=idx_path(dataset.prefix),
                 found=dataset.dtype,
                 expected=self.dtype,
@@ -184,7 +184,7 @@ class IndexedWriter:
         self.token_count += dataset.token_count
 
     def prepare(self) -> None:
-        """Bring the whole dataset to the disk, so that only the names are left to give. Raises OutputError."""
+        """Write and sync all files; then only the renames remain. Raises OutputError."""
         if not self._prepared:
             self._write_index_and_sidecar()
             for file in self._files.files:
@@ -215,7 +215,7 @@ class IndexedWriter:
         }
         self._sidecar.write(sidecar_bytes(counts | self.metadata))
 
-    def _require_fitting(self, tokens: Tokens) -> None:
+    def _require_in_range(self, tokens: Tokens) -> None:
         low, high = int(tokens.min()), int(tokens.max())
         if low < self._limits.min or high > self._limits.max:
             raise IndexedDatasetError(

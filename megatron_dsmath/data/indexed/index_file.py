@@ -1,6 +1,6 @@
-"""The .idx file alone: read and validated as a whole, or written. Its layout is drawn in docs/data_format.md.
+"""The .idx file: reads, validates and writes it. docs/data_format.md describes its layout.
 
-Source: `_IndexReader` and `_IndexWriter` in `megatron.core.datasets.indexed_dataset`, which validates nothing.
+Source: `_IndexReader` and `_IndexWriter` in `megatron.core.datasets.indexed_dataset`, which do not validate.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ DTYPES: dict[int, type[np.integer]] = {
     8: np.uint16,
 }  # 6 and 7 are floats
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
-ROWS_AT_ONCE = 1 << 20  # rows worked on together, so that memory is bounded whatever the size of the index
-
-REBUILD = "the file is damaged: copy it again from its source, or tokenize again"
+ROWS_AT_ONCE = 1 << 20  # rows processed together, which bounds the memory
+COPY_AGAIN = "the file is damaged: copy it again from its source, or tokenize again"
 
 
 @dataclass(frozen=True)
 class Index:
-    """What an .idx holds. `lengths` in tokens, `offsets` in bytes, `document_indices` in sequences."""
+    """The content of an .idx. `lengths` in tokens, `offsets` in bytes, `document_indices` in sequences."""
 
     dtype: np.dtype[np.integer]
     lengths: npt.NDArray[np.int32]
@@ -48,7 +47,7 @@ class Index:
 
 
 def read_index(path: Path) -> Index:
-    """Map the .idx at `path`, of which only the header and the size are looked at. Raises IndexedDatasetError."""
+    """Map the .idx at `path` and check its header and size. Raises IndexedDatasetError."""
     content = map_file(path)
     dtype, sequences, boundaries = _read_header(path, content)
     after_lengths = HEADER.size + 4 * sequences
@@ -62,18 +61,18 @@ def read_index(path: Path) -> Index:
 
 
 def validate_index(path: Path, index: Index, bin_bytes: int) -> None:
-    """Check all of the `index` at `path` against a .bin of `bin_bytes`. Raises IndexedDatasetError.
+    """Check the whole `index` at `path` against a .bin of `bin_bytes`. Raises IndexedDatasetError.
 
-    Time is proportional to the index; nothing is allocated beyond `ROWS_AT_ONCE` rows.
+    The time is proportional to the size of the index; the memory is that of `ROWS_AT_ONCE` rows.
     """
     _require_contiguous_sequences(path, index, bin_bytes)
-    _require_rising_documents(path, index)
+    _require_ascending_documents(path, index)
 
 
 def write_index(file: OutputFile, dtype: np.dtype[np.integer], lengths: array[int], documents: array[int]) -> None:
-    """Write an .idx from the `lengths` of the sequences (int32, tokens) and the `documents` boundaries (int64).
+    """Write an .idx with the `lengths` of the sequences (int32, tokens) and the boundaries of `documents` (int64).
 
-    Offsets follow from the lengths. Raises OutputError when the disk is full.
+    The offsets follow from the lengths. Raises OutputError if the disk is full.
     """
     file.write(HEADER.pack(MAGIC, VERSION, CODES[dtype], len(lengths), len(documents)))
     all_lengths = np.frombuffer(lengths, dtype="<i4")
@@ -90,10 +89,10 @@ def write_index(file: OutputFile, dtype: np.dtype[np.integer], lengths: array[in
 
 
 def map_file(path: Path) -> mmap.mmap | bytes:
-    """A file mapped into memory, read-only: nothing is read until it is looked at. An empty one cannot be: no bytes.
+    """A read-only memory map of a file; b"" for an empty file, which cannot be mapped.
 
-    A map keeps one descriptor open; where too many are, the limit is raised as far as the system allows. Raises
-    IndexedDatasetError for a file that cannot be mapped.
+    A map keeps a file descriptor open: the limit of open files is raised, as far as the system allows, when it is
+    reached. Raises IndexedDatasetError if the file cannot be mapped.
     """
     try:
         try:
@@ -101,8 +100,8 @@ def map_file(path: Path) -> mmap.mmap | bytes:
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
-            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
             return _map(path)
     except OSError as error:
         is_limit = error.errno == errno.EMFILE
@@ -111,7 +110,7 @@ def map_file(path: Path) -> mmap.mmap | bytes:
             where=path,
             found=error.strerror,
             expected="a file that can be mapped into memory",
-            fix="raise the limit of open files, or join shards: dsmath data merge" if is_limit else None,
+            fix="raise the limit of open files, or merge shards: dsmath data merge" if is_limit else None,
         ) from error
 
 
@@ -131,43 +130,38 @@ def _read_header(path: Path, content: mmap.mmap | bytes) -> tuple[np.dtype[np.in
     """The dtype of the tokens, the number of sequences and of document boundaries."""
     size_bytes, header = len(content), content[: HEADER.size]
     if header[: len(MAGIC)] != MAGIC:
-        raise _fault(
-            "not an index of tokens",
-            path,
-            repr(header[: len(MAGIC)]),
-            repr(MAGIC),
-            "give the prefix of a .bin/.idx pair",
-        )
+        fix = "give the prefix of a .bin/.idx pair"
+        raise _index_error("the file is not an index of tokens", path, repr(header[: len(MAGIC)]), repr(MAGIC), fix)
     if len(header) < HEADER.size:
-        raise _fault("the index is truncated", path, f"{size_bytes} bytes", f"at least {HEADER.size}")
+        raise _index_error("the index is truncated", path, f"{size_bytes} bytes", f"at least {HEADER.size}")
     _, version, code, sequences, boundaries = HEADER.unpack(header)
     if version != VERSION:
-        raise _fault("the index has another version", path, version, VERSION, "tokenize again")
+        raise _index_error("the version of the index is not supported", path, version, VERSION, "tokenize again")
     if code not in DTYPES:
         known = ", ".join(f"{code} ({np.dtype(dtype)})" for code, dtype in DTYPES.items())
-        raise _fault("the index has no integer dtype", path, f"dtype code {code}", known)
+        raise _index_error("the dtype of the index is not an integer", path, f"dtype code {code}", known)
     expected_bytes = HEADER.size + 12 * sequences + 8 * boundaries
     if size_bytes != expected_bytes:
-        what = "the index is truncated" if size_bytes < expected_bytes else "the index has bytes too many"
+        what = "the index is truncated" if size_bytes < expected_bytes else "the index has too many bytes"
         counts = f"{sequences:,} sequences and {boundaries:,} document boundaries"
-        raise _fault(what, path, f"{size_bytes:,} bytes", f"{expected_bytes:,} bytes for {counts}")
+        raise _index_error(what, path, f"{size_bytes:,} bytes", f"{expected_bytes:,} bytes for {counts}")
     if boundaries == 0:
-        raise _fault("the index has no document boundaries", path, 0, "at least 1")
+        raise _index_error("the index has no document boundaries", path, 0, "at least 1")
     return np.dtype(DTYPES[code]), sequences, boundaries
 
 
 def _require_contiguous_sequences(path: Path, index: Index, bin_bytes: int) -> None:
-    """Each sequence begins where the one before ended, the first at 0, and the last ends with the .bin."""
+    """Check that sequences follow each other without gaps, from 0 to the end of the .bin."""
     for rows in row_ranges(len(index.lengths)):
         negative = index.lengths[rows] < 0
         if negative.any():
             row = rows.start + int(np.argmax(negative))
             found = f"{index.lengths[row]} at sequence {row:,}"
-            raise _fault("a sequence has a negative length", path, found, "0 tokens or more")
+            raise _index_error("a sequence has a negative length", path, found, "0 tokens or more")
     expected_bytes = int(index.lengths.sum(dtype=np.int64)) * index.dtype.itemsize
     if bin_bytes != expected_bytes:
-        what, bin_ = "the .bin is not as long as the index says", path.with_name(f"{path.stem}.bin")
-        raise _fault(what, bin_, f"{bin_bytes:,} bytes", f"{expected_bytes:,} bytes, the sum in {path.name}")
+        what, bin_ = "the size of the .bin does not match the index", path.with_name(f"{path.stem}.bin")
+        raise _index_error(what, bin_, f"{bin_bytes:,} bytes", f"{expected_bytes:,} bytes, the sum in {path.name}")
     next_offset = 0
     for rows in row_ranges(len(index.lengths)):
         ends = next_offset + np.cumsum(index.lengths[rows], dtype=np.int64) * index.dtype.itemsize
@@ -176,25 +170,26 @@ def _require_contiguous_sequences(path: Path, index: Index, bin_bytes: int) -> N
         if misplaced.any():
             row = int(np.argmax(misplaced))
             found = f"byte {index.offsets[rows][row]:,} for sequence {rows.start + row:,}"
-            raise _fault("a sequence does not begin where the one before ends", path, found, f"byte {starts[row]:,}")
+            raise _index_error(
+                "a sequence does not begin where the previous one ends", path, found, f"byte {starts[row]:,}"
+            )
         next_offset = int(ends[-1])
 
 
-def _require_rising_documents(path: Path, index: Index) -> None:
-    """Document boundaries rise from 0 to the number of sequences."""
+def _require_ascending_documents(path: Path, index: Index) -> None:
+    """Check that document boundaries ascend from 0 to the number of sequences."""
     boundaries, sequences = index.document_indices, len(index.lengths)
-    for what, found, expected in (("first", boundaries[0], 0), ("last", boundaries[-1], sequences)):
+    for which, found, expected in (("first", boundaries[0], 0), ("last", boundaries[-1], sequences)):
         if found != expected:
-            raise _fault(
-                f"the {what} document boundary is wrong", path, f"sequence {found:,}", f"sequence {expected:,}"
-            )
+            what = f"the {which} document boundary is wrong"
+            raise _index_error(what, path, f"sequence {found:,}", f"sequence {expected:,}")
     for rows in row_ranges(len(boundaries) - 1):
-        falls = boundaries[rows] > boundaries[1:][rows]
-        if falls.any():
-            row = rows.start + int(np.argmax(falls))
+        descends = boundaries[rows] > boundaries[1:][rows]
+        if descends.any():
+            row = rows.start + int(np.argmax(descends))
             found = f"{boundaries[row]:,} then {boundaries[row + 1]:,} at document {row:,}"
-            raise _fault("document boundaries fall", path, found, "boundaries that never fall")
+            raise _index_error("document boundaries are not in order", path, found, "ascending boundaries")
 
 
-def _fault(what: str, path: Path, found: object, expected: object, fix: str = REBUILD) -> IndexedDatasetError:
+def _index_error(what: str, path: Path, found: object, expected: object, fix: str = COPY_AGAIN) -> IndexedDatasetError:
     return IndexedDatasetError(what, where=path, found=found, expected=expected, fix=fix)

@@ -1,8 +1,8 @@
-"""An index is checked once, by the first process that opens it for a run, and not by every rank at every start.
+"""Validates an index once, in the first process that opens it for a run, instead of in every rank at every start.
 
-PREFIX.validated then keeps the size and time of change of both files and the hash of the index: a file that differs in
-any of these is checked again. It is no part of the dataset. Where the data's folder cannot be written, the note lies in
-the user's cache; where that cannot be either, each process checks for itself.
+PREFIX.validated records the size and modification time of both files and the hash of the index. A file that differs in
+any of these is validated again. The record is not part of the dataset. If the folder of the data is not writable, the
+record is written to the user's cache; if that is not writable either, every process validates the index itself.
 """
 
 from __future__ import annotations
@@ -20,36 +20,35 @@ from megatron_dsmath.data.indexed.sidecar import idx_sha256, read_sidecar, sha25
 from megatron_dsmath.errors import IndexedDatasetError, OutputError
 from megatron_dsmath.files.atomic_files import replace_text
 
-MIN_RECORDED_BYTES = 1 << 18  # a smaller index is checked in the time that a note takes to read
+MIN_RECORDED_BYTES = 1 << 18  # validating a smaller index takes no longer than reading a record
 
-Marks = dict[str, list[int | str | None]]
+FileStates = dict[str, list[int | str | None]]
 
 
 def open_validated_dataset(prefix: Path) -> IndexedDataset:
-    """The dataset at `prefix`, its index checked now or noted to be sound, also against the hash in its sidecar.
+    """Open the dataset at `prefix`; validate its index, also against the hash in its sidecar, unless that is recorded.
 
-    Of several processes that open it at once, one checks and the others wait for its note. Raises IndexedDatasetError.
+    If several processes open it at the same time, one validates it and the others wait. Raises IndexedDatasetError.
     """
     if not idx_path(prefix).is_file() or idx_path(prefix).stat().st_size < MIN_RECORDED_BYTES:
         return _open_and_validate(prefix)
     if _is_recorded(prefix):
         return IndexedDataset(prefix, validate=False)
     with _lock(idx_path(prefix)):
-        if _is_recorded(prefix):  # by the process that we waited for
+        if _is_recorded(prefix):  # by the process that held the lock
             return IndexedDataset(prefix, validate=False)
-        marks = _file_states(prefix)  # before the check, so that a file that changes meanwhile is checked again
+        states = _file_states(prefix)  # before the validation: a file that changes during it is validated again
         dataset = _open_and_validate(prefix)
-        _write_record(prefix, marks)
+        _write_record(prefix, states)
         return dataset
 
 
 def _open_and_validate(prefix: Path) -> IndexedDataset:
-    """Every byte of the index is looked at."""
     dataset = IndexedDataset(prefix)
     expected, found = idx_sha256(read_sidecar(prefix)), sha256_of(idx_path(prefix))
     if expected not in (None, found):
         raise IndexedDatasetError(
-            "the index is not the one that its sidecar tells of",
+            "the index does not match its sidecar",
             where=idx_path(prefix),
             found=f"sha256 {found}",
             expected=f"sha256 {expected}",
@@ -58,38 +57,38 @@ def _open_and_validate(prefix: Path) -> IndexedDataset:
     return dataset
 
 
-def _file_states(prefix: Path) -> Marks:
-    """By which the files are known again; the hash is the sidecar's, with which a check compares the index."""
+def _file_states(prefix: Path) -> FileStates:
+    """Size and modification time of both files, and the sidecar's hash of the index, which validation compares."""
     statuses = {path.suffix: path.stat() for path in (bin_path(prefix), idx_path(prefix))}
-    marks: Marks = {suffix: [status.st_size, status.st_mtime_ns] for suffix, status in statuses.items()}
-    return marks | {"sha256 of .idx": [idx_sha256(read_sidecar(prefix))]}
+    states: FileStates = {suffix: [status.st_size, status.st_mtime_ns] for suffix, status in statuses.items()}
+    return states | {"sha256 of .idx": [idx_sha256(read_sidecar(prefix))]}
 
 
 def _is_recorded(prefix: Path) -> bool:
     with suppress(OSError):
-        marks = _file_states(prefix)
-        return any(_content(note) == marks for note in _record_paths(prefix))
+        states = _file_states(prefix)
+        return any(_content(record) == states for record in _record_paths(prefix))
     return False
 
 
-def _content(note: Path) -> object:
+def _content(record: Path) -> object:
     try:
-        return json.loads(note.read_bytes())
+        return json.loads(record.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def _write_record(prefix: Path, marks: Marks) -> None:
-    """In the first place that the system lets us write."""
-    for note in _record_paths(prefix):
+def _write_record(prefix: Path, states: FileStates) -> None:
+    """Write the record to the first path that is writable, if any."""
+    for record in _record_paths(prefix):
         with suppress(OSError, OutputError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(note, json.dumps(marks) + "\n")
+            record.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(record, json.dumps(states) + "\n")
             return
 
 
 def _record_paths(prefix: Path) -> tuple[Path, Path]:
-    """Beside the data, and in the user's cache."""
+    """The path in the folder of the data, and the path in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111, Path.home may raise
     name = hashlib.sha256(str(prefix.resolve()).encode()).hexdigest()
     return Path(f"{prefix}.validated"), Path(cache) / "dsmath" / f"{name}.validated"
@@ -97,7 +96,7 @@ def _record_paths(prefix: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold the only lock on `path`; it goes with its process. Where a file system has none, nobody waits."""
+    """Hold an exclusive lock on `path`, which ends with the process. Without lock support, do not wait."""
     with path.open("rb") as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)

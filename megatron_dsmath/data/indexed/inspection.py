@@ -1,4 +1,4 @@
-"""What a dataset holds (`inspect`) and whether it is whole and within its vocabulary (`verify`)."""
+"""Statistics of a dataset (`inspect`), and a check that it is complete and within its vocabulary (`verify`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_dsmath.errors import IndexedDatasetError
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a dataset. Lengths are in tokens; `sidecar` is None where there is no PREFIX.json."""
+    """Statistics of a dataset. Lengths are in tokens; `sidecar` is None without a PREFIX.json."""
 
     prefix: Path
     dtype: str
@@ -32,7 +32,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked, and every fault found: the dataset holds when there is none."""
+    """The checks that were made, and every fault found."""
 
     prefix: Path
     checks: tuple[str, ...]
@@ -40,12 +40,12 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Whether every check came out well."""
+        """Whether no fault was found."""
         return not self.faults
 
 
 def inspect(prefix: str | Path) -> Inspection:
-    """Count what is in the dataset at `prefix`. Raises IndexedDatasetError when it does not open."""
+    """Collect the statistics of the dataset at `prefix`. Raises IndexedDatasetError if it cannot be opened."""
     dataset = IndexedDataset(prefix)
     lengths = dataset.lengths
     return Inspection(
@@ -66,13 +66,14 @@ def inspect(prefix: str | Path) -> Inspection:
 def verify(prefix: str | Path, vocabulary_size: int | None = None) -> Verification:
     """Check the dataset at `prefix`: its index, its token ids, and the counts and hashes of its sidecar.
 
-    Ids must be below `vocabulary_size`; without it, below the sidecar's. What cannot be checked, for want of a
-    sidecar, is not listed in `checks`. Raises IndexedDatasetError when there is no dataset or no readable sidecar.
+    Ids must be below `vocabulary_size`, or if it is None, below that of the sidecar. `checks` lists only what could be
+    checked, which is less without a sidecar. Raises IndexedDatasetError if there is no dataset or the sidecar cannot
+    be read.
     """
     sidecar = read_sidecar(prefix) or {}
     for path in (bin_path(prefix), idx_path(prefix)):
         if not path.is_file():
-            IndexedDataset(prefix)  # names what is missing
+            IndexedDataset(prefix)  # raises the error for a missing file
     checks, faults = ["the index describes the .bin"], []
     try:
         dataset = IndexedDataset(prefix)
@@ -96,7 +97,7 @@ def _empty_documents(dataset: IndexedDataset) -> int:
 
 
 def _ids_outside(dataset: IndexedDataset, limit: int) -> list[IndexedDatasetError]:
-    """The first id that is negative or not below `limit`, if there is one."""
+    """The first id that is negative or not below `limit`, if any."""
     for rows in row_ranges(dataset.token_count):
         tokens = dataset.tokens[rows]
         outside = (tokens < 0) | (tokens >= limit)
@@ -115,13 +116,13 @@ def _ids_outside(dataset: IndexedDataset, limit: int) -> list[IndexedDatasetErro
 
 
 def _document_of(dataset: IndexedDataset, token: int) -> int:
-    """The document that holds a token, both counted from 0."""
+    """The document that contains a token, both counted from 0."""
     sequence = int(np.searchsorted(dataset.offsets, token * dataset.dtype.itemsize, side="right")) - 1
     return int(np.searchsorted(dataset.document_indices, sequence, side="right")) - 1
 
 
 def _differences(dataset: IndexedDataset, sidecar: Metadata) -> list[IndexedDatasetError]:
-    """Every count and hash in which the files and their sidecar differ."""
+    """Every count and hash that differs between the files and their sidecar."""
     hashes = sidecar.get("sha256")
     expected = sidecar | (hashes if isinstance(hashes, dict) else {})
     found = {
@@ -134,7 +135,7 @@ def _differences(dataset: IndexedDataset, sidecar: Metadata) -> list[IndexedData
     }
     return [
         IndexedDatasetError(
-            f"the sidecar tells of another {'.' + name if name in ('bin', 'idx') else name}",
+            f"the sidecar does not match the {'.' + name if name in ('bin', 'idx') else name}",
             where=sidecar_path(dataset.prefix),
             found=value,
             expected=expected.get(name),

@@ -1,4 +1,4 @@
-"""Several datasets to one, document after document."""
+"""Merges several datasets into one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from megatron_dsmath.files.atomic_files import require_free_space
 def merge(prefixes: Sequence[str | Path], out: str | Path) -> Inspection:
     """Write the documents of all `prefixes`, in order, as the dataset `out`.
 
-    The datasets must share dtype and, where their sidecars name one, tokenizer. Raises UsageError,
-    IndexedDatasetError, and OutputError when `out` does not fit or is one of the inputs.
+    The datasets must have the same dtype and, if known from their sidecars, the same tokenizer. Raises UsageError,
+    IndexedDatasetError, and OutputError if the disk is full.
     """
     if not prefixes:
         raise UsageError("no dataset to merge was given", expected="one or more prefixes")
@@ -33,13 +33,13 @@ def merge(prefixes: Sequence[str | Path], out: str | Path) -> Inspection:
     datasets = [IndexedDataset(prefix) for prefix in prefixes]
     sidecars = [read_sidecar(prefix) for prefix in prefixes]
     _require_no_conversations(prefixes, sidecars)
-    facts = _common_facts(prefixes, sidecars)
+    metadata = _common_metadata(prefixes, sidecars)
     with IndexedWriter(out, datasets[0].dtype) as writer:
         sizes = (path.stat().st_size for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix)))
         require_free_space(Path(out).parent, sum(sizes))
         for dataset in datasets:
             writer.add_dataset(dataset)
-        writer.metadata = facts
+        writer.metadata = metadata
     return inspect(out)
 
 
@@ -47,23 +47,23 @@ def _require_no_conversations(prefixes: Sequence[str | Path], sidecars: Sequence
     for prefix, sidecar in zip(prefixes, sidecars, strict=True):
         if sidecar is not None and CONVERSATIONS in sidecar:
             raise UsageError(
-                "a set of conversations cannot be merged: its loss masks and labels would be lost",
+                "a set of conversations cannot be merged, because its loss masks and labels would be lost",
                 where=sidecar_path(prefix),
-                found=f"{CONVERSATIONS!r} in it",
+                found=f"the key {CONVERSATIONS!r}",
                 expected="datasets of `dsmath data tokenize`",
-                fix="build one set of all files: `dsmath sft build FILE FILE ... --out PREFIX`, or with --recipe",
+                fix="build one set from all files: `dsmath sft build FILE FILE ... --out PREFIX`, or use --recipe",
             )
 
 
-def _common_facts(prefixes: Sequence[str | Path], sidecars: Sequence[Metadata | None]) -> Metadata:
-    """What the sidecars say of the tokenizer; nothing when one has no sidecar. Raises where two tokenizers differ."""
+def _common_metadata(prefixes: Sequence[str | Path], sidecars: Sequence[Metadata | None]) -> Metadata:
+    """The tokenizer entries of the sidecars, if all have them. Raises IndexedDatasetError if two tokenizers differ."""
     merged: Metadata = {"merged": [Path(prefix).name for prefix in prefixes]}
-    told = [(prefix, tokenizer_fingerprint(sidecar)) for prefix, sidecar in zip(prefixes, sidecars, strict=True)]
-    known = [(prefix, fingerprint) for prefix, fingerprint in told if fingerprint is not None]
+    fingerprints = [tokenizer_fingerprint(sidecar) for sidecar in sidecars]
+    known = [(prefix, value) for prefix, value in zip(prefixes, fingerprints, strict=True) if value is not None]
     for prefix, fingerprint in known[1:]:
         if fingerprint != known[0][1]:
             raise IndexedDatasetError(
-                "datasets of two tokenizers cannot be joined",
+                "datasets with different tokenizers cannot be merged",
                 where=sidecar_path(prefix),
                 found=f"fingerprint {fingerprint}",
                 expected=f"fingerprint {known[0][1]}, as in {sidecar_path(known[0][0])}",

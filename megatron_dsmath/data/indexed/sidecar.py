@@ -1,4 +1,4 @@
-"""PREFIX.json, the sidecar of a .bin/.idx pair: counts, hashes, and the tokenizer and options it was made with."""
+"""PREFIX.json, the sidecar of a .bin/.idx pair: its counts and hashes, and the tokenizer and options that made it."""
 
 from __future__ import annotations
 
@@ -13,78 +13,38 @@ if TYPE_CHECKING:
     from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer
 
 Metadata = dict[str, object]
-CONVERSATIONS = "conversations"  # what a sidecar says of examples whose masks and labels lie in files of their own
+CONVERSATIONS = "conversations"  # the key of the metadata of a set of conversations, which has files of its own
 
 
 def sidecar_path(prefix: str | Path) -> Path:
-    """Where the sidecar of `prefix` lies."""
+    """The path of the sidecar of `prefix`."""
     return Path(f"{prefix}.json")
 
 
-def sidecar_bytes(facts: Metadata) -> bytes:
-    """The sidecar as it is written: readable, in the order given."""
-    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+def sidecar_bytes(metadata: Metadata) -> bytes:
+    """The content of the sidecar file: indented, in the given order."""
+    return (json.dumps(metadata, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_sidecar(prefix: str | Path) -> Metadata | None:
-    """What PREFIX.json says; None where there is none, as for files that Megatron-LM wrote.
+    """The content of PREFIX.json; None if there is none, as for datasets that Megatron-LM wrote.
 
-    Raises IndexedDatasetError when it is not a JSON object.
+    Raises IndexedDatasetError if it is not a JSON object.
     """
     path = sidecar_path(prefix)
     try:
-        facts = json.loads(path.read_bytes())
+        metadata = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
-    if not isinstance(facts, dict):
-        raise _unreadable(path, type(facts).__name__)
-    return facts
-
-
-def tokenizer_fingerprint(sidecar: Metadata | None) -> str | None:
-    """The fingerprint of the tokenizer that a dataset was made with; None where its sidecar does not tell."""
-    return _text(sidecar, "tokenizer", "fingerprint")
-
-
-def bin_sha256(sidecar: Metadata | None) -> str | None:
-    """The hash of PREFIX.bin as it was written; None where its sidecar does not tell."""
-    return _text(sidecar, "sha256", "bin")
-
-
-def idx_sha256(sidecar: Metadata | None) -> str | None:
-    """The same of PREFIX.idx."""
-    return _text(sidecar, "sha256", "idx")
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file as it lies on the disk, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _text(sidecar: Metadata | None, group: str, name: str) -> str | None:
-    facts = (sidecar or {}).get(group)
-    text = facts.get(name) if isinstance(facts, dict) else None
-    return text if isinstance(text, str) else None
-
-
-def _unreadable(path: Path, found: object) -> IndexedDatasetError:
-    return IndexedDatasetError(
-        "the sidecar cannot be read",
-        where=path,
-        found=found,
-        expected="a JSON object, as `dsmath data tokenize` writes it",
-        fix="remove it to go on without its counts and hashes, or tokenize again",
-    )
+    if not isinstance(metadata, dict):
+        raise _unreadable(path, type(metadata).__name__)
+    return metadata
 
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> Metadata:
-    """What the sidecar of a dataset says of the tokenizer that made it."""
+    """The entries of a sidecar that describe the tokenizer."""
     return {
         "vocabulary_size": tokenizer.vocabulary_size,
         "tokenizer": {
@@ -94,3 +54,43 @@ def tokenizer_metadata(tokenizer: Tokenizer) -> Metadata:
             "begin_of_document": tokenizer.begin_of_document,
         },
     }
+
+
+def tokenizer_fingerprint(sidecar: Metadata | None) -> str | None:
+    """The fingerprint of the dataset's tokenizer; None if unknown."""
+    return _text(sidecar, "tokenizer", "fingerprint")
+
+
+def bin_sha256(sidecar: Metadata | None) -> str | None:
+    """The hash of PREFIX.bin when it was written; None if unknown."""
+    return _text(sidecar, "sha256", "bin")
+
+
+def idx_sha256(sidecar: Metadata | None) -> str | None:
+    """The hash of PREFIX.idx when it was written; None if unknown."""
+    return _text(sidecar, "sha256", "idx")
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _text(sidecar: Metadata | None, group: str, name: str) -> str | None:
+    entries = (sidecar or {}).get(group)
+    text = entries.get(name) if isinstance(entries, dict) else None
+    return text if isinstance(text, str) else None
+
+
+def _unreadable(path: Path, found: object) -> IndexedDatasetError:
+    return IndexedDatasetError(
+        "the sidecar cannot be read",
+        where=path,
+        found=found,
+        expected="a JSON object, as `dsmath data tokenize` writes it",
+        fix="remove it to continue without its counts and hashes, or tokenize again",
+    )

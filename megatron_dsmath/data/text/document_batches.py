@@ -1,4 +1,4 @@
-"""The lines of all files in order, in portions that are handed to workers."""
+"""Batches of documents from text files and Parquet files, small enough to be distributed to worker processes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,46 @@ from megatron_dsmath.files.lines import (
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
+
+
+class LineBatch(NamedTuple):
+    """Lines of one file. `read_bytes`: bytes of all files up to the end of this batch."""
+
+    path: Path
+    block: LineBlock
+    read_bytes: int
+
+    @property
+    def rows(self) -> list[Line]:
+        """The lines; every access splits the block again."""
+        return list(self.block.lines())
+
+    def documents(self, fields: Sequence[str]) -> Iterator[Document | BadLine]:
+        """The document of each line, with the texts of `fields`, or the bad line."""
+        return parse_documents(self.path, self.block.lines(), fields)
+
+
+DocumentBatch = LineBatch | RowBatch
+
+
+def document_batches(paths: Sequence[Path], fields: Sequence[str]) -> Iterator[DocumentBatch]:
+    """The lines of each file in order; the rows of a file whose name ends in .parquet."""
+    finished_bytes = 0
+    for path in paths:
+        if path.suffix == ".parquet":
+            yield from row_batches(path, fields, finished_bytes)
+        else:
+            yield from line_batches([path], finished_bytes)
+        finished_bytes += require_content(path)
+
+
+def line_batches(paths: Sequence[Path], finished_bytes: int = 0) -> Iterator[LineBatch]:
+    """The lines of all files in order. `finished_bytes`: bytes of the files that were read before."""
+    for path in paths:
+        with LineReader(path) as reader:
+            for block in reader.blocks():
+                yield LineBatch(path, block, finished_bytes + reader.position_bytes)
+            finished_bytes += reader.size_bytes
 
 
 class TableRow(NamedTuple):
@@ -78,12 +118,12 @@ def _json_value(value: Any) -> Any:
 
 
 def require_valid_options(workers: int, bad_lines: str) -> None:
-    """Refuse what `--workers` and `--bad-lines` cannot be. Raises UsageError."""
+    """Raise UsageError unless `--workers` and `--bad-lines` have valid values."""
     if workers < 1:
         raise UsageError("the number of workers is wrong", where="--workers", found=workers, expected="1 or more")
     if bad_lines not in ("fail", "skip"):
         raise UsageError(
-            "bad lines are treated in one of two ways",
+            "the treatment of bad lines is unknown",
             where="--bad-lines",
             found=repr(bad_lines),
             expected="fail or skip",
@@ -91,10 +131,10 @@ def require_valid_options(workers: int, bad_lines: str) -> None:
 
 
 def require_separate_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """No output may overwrite an input: `--out corpus` with an input corpus.json would. Raises OutputError."""
-    taken = {path.resolve() for path in inputs}
+    """Raise OutputError if an output is also an input, as `--out corpus` is with the input corpus.json."""
+    input_files = {path.resolve() for path in inputs}
     for output in outputs:
-        if output.resolve() in taken:
+        if output.resolve() in input_files:
             raise OutputError(
                 "an output would overwrite an input",
                 where=output,
@@ -102,43 +142,3 @@ def require_separate_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) ->
                 expected="another name",
                 fix="choose another --out",
             )
-
-
-def document_batches(paths: Sequence[Path], fields: Sequence[str]) -> Iterator[LineBatch | RowBatch]:
-    """The lines of each file, or its rows where its name ends in .parquet."""
-    finished_bytes = 0
-    for path in paths:
-        if path.suffix == ".parquet":
-            yield from row_batches(path, fields, finished_bytes)
-        else:
-            yield from line_batches([path], finished_bytes)
-        finished_bytes += require_content(path)
-
-
-class LineBatch(NamedTuple):
-    """Lines of one file. `read_bytes` are those of all files up to the end of this batch."""
-
-    path: Path
-    block: LineBlock
-    read_bytes: int
-
-    @property
-    def rows(self) -> list[Line]:
-        """Each line; every call splits the block again."""
-        return list(self.block.lines())
-
-    def documents(self, fields: Sequence[str]) -> Iterator[Document | BadLine]:
-        """What each line is, with the texts of `fields`."""
-        return parse_documents(self.path, self.block.lines(), fields)
-
-
-def line_batches(paths: Sequence[Path], finished_bytes: int = 0) -> Iterator[LineBatch]:
-    """The lines of all files in order, as much at a time as a worker is handed.
-
-    `finished_bytes` were read of other files before.
-    """
-    for path in paths:
-        with LineReader(path) as reader:
-            for block in reader.blocks():
-                yield LineBatch(path, block, finished_bytes + reader.position_bytes)
-            finished_bytes += reader.size_bytes

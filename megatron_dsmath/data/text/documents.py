@@ -1,10 +1,10 @@
-"""Raw JSONL to one document at a time; every line is a document or a bad line with its place and reason."""
+"""Documents from lines of JSON. Each line is a document, or a bad line with its position and the reason."""
 
 from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -13,7 +13,7 @@ from megatron_dsmath.files.lines import LINE_LIMIT_BYTES, Line, LineReader
 
 
 class Document(NamedTuple):
-    """The texts of one line, in the order of the fields asked for. `line` counts from 1."""
+    """The texts of one line, in the order of the requested fields. `line` counts from 1."""
 
     path: Path
     line: int
@@ -21,37 +21,34 @@ class Document(NamedTuple):
 
 
 class BadLine(NamedTuple):
-    """A line that is no document, and why."""
+    """A line that is not a document, and the reason."""
 
     path: Path
     line: Line
     error: DataError
 
 
-def read_documents(
-    path: Path, fields: Sequence[str], on_bad_line: Callable[[Line, DataError], None] | None = None
-) -> Iterator[Document]:
-    """The documents of a .jsonl, .jsonl.gz or .jsonl.zst file, each with the texts of `fields`.
-
-    A bad line raises its DataError; given `on_bad_line`, it is handed there with its error and reading goes on.
-    """
+def read_documents(path: Path, fields: Sequence[str]) -> Iterator[Document]:
+    """The documents of a .jsonl, .jsonl.gz or .jsonl.zst file. Raises DataError at the first bad line."""
     with LineReader(path) as lines:
         for line in lines:
-            try:
-                document = parse_document(path, line, fields)
-            except DataError as error:
-                if on_bad_line is None:
-                    raise
-                on_bad_line(line, error)
-            else:
-                yield document
+            yield parse_document(path, line, fields)
+
+
+def parse_documents(path: Path, lines: Iterable[Line], fields: Sequence[str]) -> Iterator[Document | BadLine]:
+    """The document of each line, or the bad line."""
+    for line in lines:
+        try:
+            yield parse_document(path, line, fields)
+        except DataError as error:
+            yield BadLine(path, line, error)
 
 
 def parse_document(path: Path, line: Line, fields: Sequence[str]) -> Document:
-    """The texts of one line. Raises DataError naming `path`, line and, where there is one, column.
+    """The texts of one line. Raises DataError with the file, the line and, if known, the column.
 
-    A line must be one JSON object (RFC 8259: no NaN, no byte order mark) in UTF-8, and hold each field exactly once,
-    as a string that UTF-8 can carry.
+    A line must be one JSON object (RFC 8259: no NaN, no byte order mark) in UTF-8. It must contain each field exactly
+    once, as a string that can be encoded in UTF-8.
     """
     where = f"{path}:{line.number}"
     if line.size_bytes > LINE_LIMIT_BYTES:
@@ -60,19 +57,10 @@ def parse_document(path: Path, line: Line, fields: Sequence[str]) -> Document:
     return Document(path, line.number, tuple(_text(entries, field, where) for field in fields))
 
 
-def parse_documents(path: Path, lines: Iterable[Line], fields: Sequence[str]) -> Iterator[Document | BadLine]:
-    """What each line is."""
-    for line in lines:
-        try:
-            yield parse_document(path, line, fields)
-        except DataError as error:
-            yield BadLine(path, line, error)
-
-
 def quarantine_row(path: Path, line: Line, error: DataError) -> bytes:
     """A bad line as a row of the quarantine file: file, line, reason, content.
 
-    Bytes that are not UTF-8 stand as lone surrogates, so `content.encode("utf-8", "surrogateescape")` is the line.
+    Bytes that are not UTF-8 become lone surrogates: `content.encode("utf-8", "surrogateescape")` gives the line back.
     """
     reason = error.what if error.found is None else f"{error.what}: {error.found}"
     content = line.content.decode("utf-8", "surrogateescape")
@@ -81,7 +69,14 @@ def quarantine_row(path: Path, line: Line, error: DataError) -> bytes:
 
 
 class _Object(list[tuple[str, Any]]):
-    """A JSON object as its pairs, so that a field given twice shows."""
+    """A JSON object as a list of pairs, in which a repeated field is visible."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_constant=_refuse_constant)
 
 
 def _parse_object(content: bytes, where: str) -> _Object:
@@ -96,11 +91,11 @@ def _parse_object(content: bytes, where: str) -> _Object:
         found = "a byte order mark" if content.startswith(BOM_UTF8) else error.msg
         _refuse("the line is not JSON", f"{where}:{error.colno}", found, "one JSON object")
     except RecursionError:
-        _refuse("the line is nested too deep", where, "a JSON value within a thousand others", "a flat JSON object")
+        _refuse("the line is nested too deeply", where, "about 1,000 nested JSON values", "a flat JSON object")
     except ValueError as error:
         _refuse("the line is not JSON", where, str(error).partition(":")[0], "one JSON object")
     if not isinstance(value, _Object):
-        _refuse("the line is not a JSON object", where, _name_of(value), "an object")
+        _refuse("the line is not a JSON object", where, _type_name(value), "an object")
     return value
 
 
@@ -108,32 +103,25 @@ def _text(entries: _Object, field: str, where: str) -> str:
     values = [value for name, value in entries if name == field]
     if not values:
         names = ", ".join(repr(name) for name, _ in entries[:10]) or "no field"
-        _refuse("the field is missing", where, names, repr(field), "name the field that holds the text")
+        _refuse("the field is missing", where, names, repr(field), "name the field that contains the text")
     if len(values) > 1:
         _refuse("the field is given twice", where, f"{field!r} {len(values)} times", "once")
     text = values[0]
     if not isinstance(text, str):
-        _refuse("the field is not a string", where, f"{field!r} is {_name_of(text)}", "a string")
+        _refuse("the field is not a string", where, f"{field!r} is {_type_name(text)}", "a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         found = f"\\u{ord(text[error.start]):04x} at character {error.start + 1:,} of {field!r}"
-        _refuse("the text holds a lone surrogate", where, found, "text that UTF-8 can carry")
+        _refuse("the text contains a lone surrogate", where, found, "text that can be encoded in UTF-8")
     return text
+
+
+def _type_name(value: object) -> str:
+    names = {_Object: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def _refuse(what: str, where: str, found: object, expected: str, fix: str | None = None) -> NoReturn:
     advice = "correct the line, or set bad lines aside: --bad-lines skip"
     raise DataError(what, where=where, found=found, expected=expected, fix=fix or advice) from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_constant=_refuse_constant)
-
-
-def _name_of(value: object) -> str:
-    names = {_Object: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

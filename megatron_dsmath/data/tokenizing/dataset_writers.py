@@ -1,11 +1,11 @@
-"""Datasets with the same documents, one for each field, which are written together and appear together."""
+"""Several datasets with the same documents, one per field, which are written together and appear together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -17,26 +17,101 @@ from megatron_dsmath.data.mixture.permutation import permute, random_words
 from megatron_dsmath.files.atomic_files import OutputFile, PartialFile, require_free_space
 
 
+@dataclass(frozen=True)
+class DatasetWriters:
+    """The `writers` of the datasets, and the `inputs` that take their documents.
+
+    With a shuffle seed, an input is the temporary dataset of a `shuffled_writer`; without, it is the writer itself.
+    """
+
+    writers: Sequence[IndexedWriter]
+    inputs: Sequence[IndexedWriter]
+
+    @property
+    def extra_files(self) -> list[OutputFile]:
+        """The files that appear together with the datasets."""
+        return self.writers[0].extra_files
+
+    @property
+    def growing_files(self) -> list[OutputFile]:
+        """The files that grow with every document."""
+        files = (file for writer in self.inputs for file in writer.growing_files)
+        return list(dict.fromkeys([*self.extra_files, *files]))
+
+    @property
+    def document_count(self) -> int:
+        """The number of documents in each dataset so far."""
+        return self.inputs[0].document_count
+
+    @property
+    def token_counts(self) -> list[int]:
+        """The number of tokens in each dataset so far."""
+        return [writer.token_count for writer in self.inputs]
+
+    def restore_documents(self, lengths: npt.NDArray[np.int64]) -> None:
+        """Add documents of `lengths` [datasets, documents] whose tokens the files already contain."""
+        for writer, own_lengths in zip(self.inputs, lengths, strict=True):
+            writer.restore_documents(own_lengths)
+
+    def add_documents(self, tokens: Sequence[npt.NDArray[np.integer]], lengths: npt.NDArray[np.int64]) -> None:
+        """Append documents: to each dataset its concatenated `tokens`; `lengths` [datasets, documents]."""
+        for writer, own_tokens, own_lengths in zip(self.inputs, tokens, lengths, strict=True):
+            writer.add_documents(own_tokens, own_lengths)
+
+    def set_metadata(self, metadata: Sequence[Metadata]) -> None:
+        """Set what the sidecar of each dataset contains in addition to its counts."""
+        for writer, own_metadata in zip(self.writers, metadata, strict=True):
+            writer.metadata = own_metadata
+
+
+@contextmanager
+def open_datasets(
+    prefixes: Sequence[Path],
+    dtype: np.dtype[np.integer],
+    extra_files: Sequence[Path],
+    shuffle_seed: int | None,
+    resume_from: Mapping[Path, PartialFile],
+) -> Iterator[DatasetWriters]:
+    """Write a dataset at each of `prefixes`; a `shuffle_seed` puts the documents in a random order.
+
+    No dataset gets its name before all of them, and the `extra_files`, are on the disk. The unfinished files of
+    a killed run are continued as `resume_from` describes. Raises OutputError.
+    """
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(IndexedWriter(prefix, dtype, () if number else extra_files, resume_from))
+            for number, prefix in enumerate(prefixes)
+        ]
+        with ExitStack() as shuffles:
+            inputs = [
+                shuffles.enter_context(shuffled_writer(writer, prefix, shuffle_seed, resume_from))
+                for writer, prefix in zip(writers, prefixes, strict=True)
+            ]
+            yield DatasetWriters(writers, inputs)
+        for writer in writers:
+            writer.prepare()
+
+
 @contextmanager
 def shuffled_writer(
-    writer: IndexedWriter, prefix: Path, seed: int | None, kept: Mapping[Path, PartialFile]
+    writer: IndexedWriter, prefix: Path, seed: int | None, resume_from: Mapping[Path, PartialFile]
 ) -> Iterator[IndexedWriter]:
-    """A writer whose documents reach `writer` in an order drawn from `seed`, when the block ends well.
+    """A writer whose documents are added to `writer` in a random order when the block ends without an error.
 
-    They wait in PREFIX.unshuffled.bin, which is read back through a memory map. Without a seed this is `writer`
-    itself. `kept` of these files is gone on with. Raises OutputError when the disk does not hold them twice.
+    Until then they are in PREFIX.unshuffled.bin, which is read through a memory map. Without a `seed` this is
+    `writer` itself. Raises OutputError if the disk has no space for both copies.
     """
     if seed is None:
         yield writer
         return
-    waiting = Path(f"{prefix}.unshuffled")
+    unshuffled = Path(f"{prefix}.unshuffled")
     try:
-        with IndexedWriter(waiting, writer.dtype, kept=kept) as first:
+        with IndexedWriter(unshuffled, writer.dtype, resume_from=resume_from) as first:
             yield first
-        require_free_space(prefix.parent, bin_path(waiting).stat().st_size + idx_path(waiting).stat().st_size)
-        _add_shuffled(writer, IndexedDataset(waiting), seed)
+        require_free_space(prefix.parent, bin_path(unshuffled).stat().st_size + idx_path(unshuffled).stat().st_size)
+        _add_shuffled(writer, IndexedDataset(unshuffled), seed)
     finally:
-        for path in (idx_path(waiting), bin_path(waiting), sidecar_path(waiting)):
+        for path in (idx_path(unshuffled), bin_path(unshuffled), sidecar_path(unshuffled)):
             path.unlink(missing_ok=True)
 
 
@@ -45,78 +120,3 @@ def _add_shuffled(writer: IndexedWriter, dataset: IndexedDataset, seed: int) -> 
     for rows in row_ranges(dataset.document_count):
         for number in permute(np.arange(rows.start, rows.stop), dataset.document_count, key):
             writer.add_document(dataset.document(int(number)))
-
-
-class DatasetWriters:
-    """Writes a dataset at each of `prefixes`, in an order drawn from `shuffle_seed` where there is one.
-
-    None of them gets its name before all of them, and the `extra_files`, are on the disk.
-    """
-
-    def __init__(
-        self,
-        prefixes: Sequence[Path],
-        dtype: np.dtype[np.integer],
-        extra_files: Sequence[Path],
-        shuffle_seed: int | None,
-        kept: Mapping[Path, PartialFile],
-    ) -> None:
-        """Begin them, with what is `kept` of a killed run's files. Raises OutputError."""
-        with ExitStack() as stack:
-            self._writers = [
-                stack.enter_context(IndexedWriter(prefix, dtype, () if number else extra_files, kept))
-                for number, prefix in enumerate(prefixes)
-            ]
-            stack.push(self._prepare)
-            self._targets = [
-                stack.enter_context(shuffled_writer(writer, prefix, shuffle_seed, kept))
-                for writer, prefix in zip(self._writers, prefixes, strict=True)
-            ]
-            self._stack = stack.pop_all()
-        self.extra_files = self._writers[0].extra_files
-
-    @property
-    def growing_files(self) -> list[OutputFile]:
-        """The files that hold something before the end."""
-        targets = (file for target in self._targets for file in target.growing_files)
-        return list(dict.fromkeys([*self.extra_files, *targets]))
-
-    @property
-    def document_count(self) -> int:
-        """How many documents each dataset has so far."""
-        return self._targets[0].document_count
-
-    @property
-    def token_counts(self) -> list[int]:
-        """How many tokens each dataset has so far."""
-        return [target.token_count for target in self._targets]
-
-    def restore_documents(self, lengths: npt.NDArray[np.int64]) -> None:
-        """Take documents of `lengths` [datasets, documents] into account whose tokens are kept."""
-        for target, own in zip(self._targets, lengths, strict=True):
-            target.restore_documents(own)
-
-    def add_documents(self, tokens: Sequence[npt.NDArray[np.integer]], lengths: npt.NDArray[np.int64]) -> None:
-        """Append documents: to each dataset its `tokens`, end to end; `lengths` [datasets, documents]."""
-        for target, own_tokens, own_lengths in zip(self._targets, tokens, lengths, strict=True):
-            target.add_documents(own_tokens, own_lengths)
-
-    def set_metadata(self, facts: Sequence[Metadata]) -> None:
-        """Say what the sidecar of each dataset holds next to its counts."""
-        for writer, own in zip(self._writers, facts, strict=True):
-            writer.metadata = own
-
-    def __enter__(self) -> DatasetWriters:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    def _prepare(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            for writer in self._writers:
-                writer.prepare()

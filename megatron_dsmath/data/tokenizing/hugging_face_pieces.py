@@ -1,4 +1,4 @@
-"""The pieces of a Hugging Face tokenizer: its chain of pre-tokenizers, and its model asked for one piece."""
+"""A PieceEncoder for Hugging Face tokenizers: the pre-tokenizers cut the text, the BPE model encodes the pieces."""
 
 from __future__ import annotations
 
@@ -14,13 +14,8 @@ if TYPE_CHECKING:
 NO_NORMALIZER = {"type": "Sequence", "normalizers": []}
 
 
-def added_literals(engine: Engine) -> tuple[str, ...]:
-    """The added tokens of more than one character that the engine looks for in a text."""
-    return tuple(content for content in _looked_for(engine) if len(content) != 1)
-
-
 def build_piece_encoder(engine: Engine) -> PieceEncoder | None:
-    """What encodes texts without `added_literals` as `engine` does; None where that is not proved."""
+    """An encoder that gives the ids of `engine` for texts without `added_literals`; None if that is not guaranteed."""
     from tokenizers import models
 
     if engine.normalizer is not None and json.loads(engine.normalizer.__getstate__()) != NO_NORMALIZER:
@@ -28,19 +23,24 @@ def build_piece_encoder(engine: Engine) -> PieceEncoder | None:
     if not isinstance(engine.model, models.BPE) or engine.model.dropout:
         return None
     added = engine.get_added_tokens_decoder().values()
-    looked_for = _looked_for(engine)
-    isolated = "".join(content for content in looked_for if len(content) == 1)
-    if any(token.single_word or token.lstrip or token.rstrip for token in added if token.content in looked_for):
+    parsed = _parsed_tokens(engine)
+    isolated = "".join(content for content in parsed if len(content) == 1)
+    if any(token.single_word or token.lstrip or token.rstrip for token in added if token.content in parsed):
         return None
-    # A special token that is passed over as plain text would shield the characters within it.
-    if any(character in token.content for token in added if token.content not in looked_for for character in isolated):
+    # A special token that is treated as plain text would protect the characters in it from being isolated.
+    if any(character in token.content for token in added if token.content not in parsed for character in isolated):
         return None
-    chain = build_splitter(engine.pre_tokenizer, isolated)
-    return None if chain is None else PieceEncoder(chain, _model_encoder(engine, looked_for))
+    splitter = build_splitter(engine.pre_tokenizer, isolated)
+    return None if splitter is None else PieceEncoder(splitter, _model_encoder(engine, parsed))
 
 
-def _looked_for(engine: Engine) -> dict[str, int]:
-    """The added tokens that the engine cuts out of a text, and their ids."""
+def added_literals(engine: Engine) -> tuple[str, ...]:
+    """The added tokens of more than one character that the engine searches for in a text."""
+    return tuple(content for content in _parsed_tokens(engine) if len(content) != 1)
+
+
+def _parsed_tokens(engine: Engine) -> dict[str, int]:
+    """The added tokens that the engine searches for in a text, and their ids."""
     tokens = engine.get_added_tokens_decoder()
     return {
         token.content: identifier
@@ -50,7 +50,7 @@ def _looked_for(engine: Engine) -> dict[str, int]:
 
 
 def _model_encoder(engine: Engine, added: dict[str, int]) -> EncodePieces:
-    """The engine's model alone, four times as fast as the whole engine, which would cut the piece once more."""
+    """Encode with the engine's model: four times as fast as the whole engine, which would split the piece again."""
     model = engine.model
     visible = _visible_bytes()
 
@@ -63,7 +63,7 @@ def _model_encoder(engine: Engine, added: dict[str, int]) -> EncodePieces:
 
 
 def _visible_bytes() -> dict[int, int]:
-    """The character that stands for each byte in a byte-level vocabulary (`bytes_to_unicode` of GPT-2's encoder.py)."""
+    """The character of each byte in a byte-level vocabulary (`bytes_to_unicode` in GPT-2's encoder.py)."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     replacements = iter(range(0x100, 0x200))
     return {byte: byte if byte in visible else next(replacements) for byte in range(0x100)}

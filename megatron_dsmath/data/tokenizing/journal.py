@@ -1,7 +1,8 @@
-"""How far a long run has come, so that one that was killed goes on where it stood.
+"""The progress of a tokenize run, so that the same command continues where a killed run ended.
 
-PREFIX.journal names the batches that are done and how much of each unfinished file they fill; PREFIX.journal.lengths
-holds the length of each document so far. Both go when the run ends, well or not; only a killed one leaves them.
+PREFIX.journal records how many batches are done and how much of each unfinished file they fill;
+PREFIX.journal.lengths contains the length of each document so far. Both are removed when a run ends, with or without
+an error; they remain only after a run that was killed.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ SECONDS_BETWEEN_ENTRIES = 5.0
 
 
 class JournalEntry(NamedTuple):
-    """What is done: `batches`, and within them `bad_lines` and `lengths` [documents]; `kept` by the file's path."""
+    """The number of `batches` done, their `bad_lines`, their document `lengths`, and the unfinished files by path."""
 
     batches: int
     bad_lines: int
     lengths: npt.NDArray[np.int64]
-    kept: Mapping[Path, PartialFile]
+    partial_files: Mapping[Path, PartialFile]
 
 
 EMPTY_ENTRY = JournalEntry(0, 0, np.empty(0, np.int64), {})
 
 
 class Journal:
-    """The journal of one task: what a run would do from the beginning, as a text that tells it from every other."""
+    """The journal of one task. `task` describes everything that determines the output of a run."""
 
     def __init__(self, prefix: Path, task: str) -> None:
         self._path = Path(f"{prefix}.journal")
@@ -47,25 +48,26 @@ class Journal:
         self._last_entry = time.monotonic()
 
     def read(self) -> JournalEntry:
-        """What a killed run of the same task has done; `EMPTY_ENTRY` where none was, or its files are not whole."""
+        """The last entry of a killed run of the same task; `EMPTY_ENTRY` if there is none or a file is damaged."""
         try:
             content = json.loads(self._path.read_bytes())
             if content["task"] != self._task:
                 return EMPTY_ENTRY
             lengths = np.fromfile(self._lengths_path, np.int64, content["documents"])
-            kept = {Path(name): _kept(Path(name), *place) for name, place in content["files"].items()}
+            found = {Path(name): _partial_file(Path(name), *entry) for name, entry in content["files"].items()}
         except (OSError, ValueError, LookupError, TypeError):
             return EMPTY_ENTRY
-        whole = {path: place for path, place in kept.items() if place is not None}
-        if len(lengths) < content["documents"] or len(whole) < len(kept):
+        files = {path: file for path, file in found.items() if file is not None}
+        if len(lengths) < content["documents"] or len(files) < len(found):
             return EMPTY_ENTRY
         self._documents = len(lengths)
-        return JournalEntry(content["batches"], content["bad_lines"], lengths, whole)
+        return JournalEntry(content["batches"], content["bad_lines"], lengths, files)
 
     def add(self, batches: int, bad_lines: int, lengths: npt.NDArray[np.int64], files: Sequence[OutputFile]) -> None:
-        """Note that `batches` are done, the last with documents of `lengths`. Raises OutputError when the disk is full.
+        """Record that `batches` are done; `lengths` are those of the last batch.
 
-        An entry is written every few seconds, after every byte that it speaks of is on the disk.
+        An entry is written every few seconds, after all bytes that it describes are synced to the disk. Raises
+        OutputError if the disk is full.
         """
         self._lengths.append(lengths)
         if time.monotonic() - self._last_entry < SECONDS_BETWEEN_ENTRIES:
@@ -79,7 +81,7 @@ class Journal:
         self._last_entry = time.monotonic()
 
     def remove(self) -> None:
-        """Forget the task: it has ended."""
+        """Remove the journal's files, at the end of the task."""
         for path in (self._path, self._lengths_path):
             with suppress(OSError):
                 path.unlink()
@@ -90,13 +92,13 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """A task that failed leaves nothing; one that did well is forgotten with `remove` once its files are there."""
+        """Remove the journal after an error; a successful task calls `remove` when its files are published."""
         if error is not None:
             self.remove()
 
     def _write(self, batches: int, bad_lines: int, files: Sequence[OutputFile]) -> None:
         with self._lengths_path.open("r+b" if self._documents else "wb") as file:
-            file.seek(self._documents * np.dtype(np.int64).itemsize)  # what a killed run wrote behind its last entry
+            file.seek(self._documents * np.dtype(np.int64).itemsize)  # overwrites what follows a killed run's entry
             for lengths in self._lengths:
                 file.write(lengths.tobytes())
                 self._documents += len(lengths)
@@ -111,8 +113,8 @@ class Journal:
         replace_text(self._path, json.dumps(content))
 
 
-def _kept(path: Path, size_bytes: int, sha256: str) -> PartialFile | None:
-    """The beginning of an unfinished file, when it is what the journal says."""
+def _partial_file(path: Path, size_bytes: int, sha256: str) -> PartialFile | None:
+    """The beginning of an unfinished file, or None if its hash is not the recorded one."""
     content = hashlib.sha256()
     with OutputFile.partial_path(path).open("rb") as file:
         remaining = size_bytes

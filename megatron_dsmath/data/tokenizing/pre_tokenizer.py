@@ -1,7 +1,8 @@
-"""Where a chain of Hugging Face pre-tokenizers cuts a text, worked out for all of its characters at once.
+"""The cuts of a sequence of Hugging Face pre-tokenizers, computed for all characters of a text at once.
 
-The library runs one regular expression after another over every piece, and so reaches 0.5 MB/s on DeepSeek's chain.
-Each pattern of that chain asks of a character only to which sets it belongs, so the cuts follow from arrays of sets.
+The library applies one regular expression after another to every piece, which reaches 0.5 MB/s for DeepSeek's
+pre-tokenizers. Their patterns depend only on the sets to which a character belongs, so that the cuts can be computed
+with arrays.
 """
 
 from __future__ import annotations
@@ -14,26 +15,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_dsmath.data.tokenizing.piece_encoder import Codes, code_points
+
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
-Codes = npt.NDArray[np.uint32]
 Flags = npt.NDArray[np.bool_]
-Cut = Callable[[Flags, Flags, Flags], None]  # of set, spaces and cuts
+Cut = Callable[[Flags, Flags, Flags], None]  # arguments: members of the set, spaces, cuts
 
 CODE_POINTS = 0x110000
-SURROGATES_START = 0xD800  # 0x800 code points that no text may hold
-STEPS = 6  # and the spaces and the added tokens: eight bits
-ONE_SET = r"(\[[^\[\]\\&]+\]|\\[pP]\{\w+\})"  # [...] without classes within, or \p{...}
+SURROGATES_START = 0xD800  # 0x800 code points that cannot occur in a text
+MAX_STEPS = 6  # with the spaces and the added tokens: eight bits
+SET = r"(\[[^\[\]\\&]+\]|\\[pP]\{\w+\})"  # [...] without nested classes, or \p{...}
 SPACE = r"\s"
 
 
 class PreTokenizerSplitter:
-    """The cuts of one chain: a `Splitter` (see piece_encoder)."""
+    """The `Splitter` (see piece_encoder) of a sequence of pre-tokenizers."""
 
     def __init__(self, spaces: Flags, steps: Sequence[tuple[Cut, Flags]]) -> None:
-        """`steps`: what each does, and the set it does it to. `spaces` and the sets: [code points]."""
-        self._sets = spaces.astype(np.uint8)  # a character's sets as bits; the lowest: is it a space
+        """`steps`: the operation of each pre-tokenizer and its set. `spaces` and the sets: [code points]."""
+        self._sets = spaces.astype(np.uint8)  # the sets of each character as bits; the lowest bit: spaces
         self._steps: list[tuple[Cut, np.uint8]] = []
         for number, (cut, members) in enumerate(steps, start=1):
             set_bit = np.uint8(1 << number)
@@ -41,28 +43,28 @@ class PreTokenizerSplitter:
             self._steps.append((cut, set_bit))
 
     def mark_cuts(self, codes: Codes, cuts: Flags) -> None:
-        """Mark in `cuts` [characters + 1] where pieces begin; no pattern looks beyond what is marked already."""
+        """Mark in `cuts` [characters + 1] where pieces begin; no pattern matches across an existing mark."""
         sets = self._sets.take(codes)
         spaces = (sets & 1).astype(np.bool_)
         for cut, set_bit in self._steps:
             cut((sets & set_bit).astype(np.bool_), spaces, cuts)
 
     def next_cut(self, text: str, start: int) -> int:
-        """Behind the next line feed, which is always a piece."""
+        """The position after the next line feed, which is always a piece."""
         return text.find("\n", start) + 1 or len(text)
 
 
 def build_splitter(pre_tokenizer: PreTokenizer | None, isolated: str) -> PreTokenizerSplitter | None:
-    r"""The chain that `pre_tokenizer` is, or None where it is not of the family that is proved equal to the library.
+    r"""The splitter equivalent to `pre_tokenizer`, or None if it is not of the supported form.
 
-    That is a sequence, up to `STEPS` long, of `[set]` (first, and with the line feed), `[set]+`, `\s?[set]+` and
-    `\s+$`, each isolated, and of single digits; then of bytes without a pattern. Each character of `isolated`, an added
-    token of the vocabulary, is cut out before the chain sees the text.
+    The supported form is a sequence of up to `MAX_STEPS` patterns `[set]` (first, and with the line feed), `[set]+`,
+    `\s?[set]+` and `\s+$`, each isolated, and of single digits; then bytes without a pattern. The characters in
+    `isolated` are added tokens of the vocabulary: each is cut out before the patterns are applied.
     """
     description = {} if pre_tokenizer is None else json.loads(pre_tokenizer.__getstate__())
     *parts, last = description.get("pretokenizers") or [{}]
-    bytes_alone = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-    if last | bytes_alone != last or len(parts) > STEPS:
+    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    if last | bytes_only != last or len(parts) > MAX_STEPS:
         return None
     characters = _Characters()
     known = [_step(part, characters) for part in parts]
@@ -75,23 +77,23 @@ def build_splitter(pre_tokenizer: PreTokenizer | None, isolated: str) -> PreToke
 
 
 def _step(part: dict[str, Any], characters: _Characters) -> tuple[Cut, Flags] | None:
-    """What one pre-tokenizer of the chain does, and the set it does it to; None for one that is not known here."""
+    """The operation of one pre-tokenizer and its set; None if it is not supported."""
     from tokenizers import pre_tokenizers
 
     if part == {"type": "Digits", "individual_digits": True}:
-        return _isolate_each, characters.cut_out_by(pre_tokenizers.Digits(individual_digits=True))
+        return _isolate_each, characters.isolated_by(pre_tokenizers.Digits(individual_digits=True))
     if part | {"type": "Split", "behavior": "Isolated", "invert": False} != part:
         return None
     pattern = part["pattern"].get("Regex", "")
     if pattern == r"\s+$":
         return _isolate_spaces_at_end, characters.of_set(SPACE)
-    for cut, shape in CUT_OF_SHAPE.items():
-        if match := re.fullmatch(shape, pattern):
+    for cut, form in PATTERN_OF_CUT.items():
+        if match := re.fullmatch(form, pattern):
             return cut, characters.of_set(match[1])
     return None
 
 
-# In these, `inner[i]` is the cut between the characters i and i + 1.
+# In the next four functions, `inner[i]` is the cut between the characters i and i + 1.
 
 
 def _isolate_each(members: Flags, spaces: Flags, cuts: Flags) -> None:
@@ -116,7 +118,7 @@ def _isolate_runs_with_space(members: Flags, spaces: Flags, cuts: Flags) -> None
 
 
 def _isolate_spaces_at_end(members: Flags, spaces: Flags, cuts: Flags) -> None:
-    r"""`\s+$`: the spaces at the end of each piece are a piece (no piece holds a line feed that `$` would stop at)."""
+    r"""`\s+$`: the spaces at the end of each piece are a piece (`$` also matches at a line feed; no piece has one)."""
     begins = np.flatnonzero(spaces[1:] & ~spaces[:-1] & ~cuts[1:-1]) + 1
     if not begins.size:
         return
@@ -125,40 +127,40 @@ def _isolate_spaces_at_end(members: Flags, spaces: Flags, cuts: Flags) -> None:
     cuts[begins[cuts[ends_of_runs]]] = True
 
 
-CUT_OF_SHAPE: dict[Cut, str] = {
-    _isolate_each: ONE_SET,
-    _isolate_runs: ONE_SET + r"\+",
-    _isolate_runs_with_space: r"\\s\?" + ONE_SET + r"\+",
+PATTERN_OF_CUT: dict[Cut, str] = {
+    _isolate_each: SET,
+    _isolate_runs: SET + r"\+",
+    _isolate_runs_with_space: r"\\s\?" + SET + r"\+",
 }
 
 
 class _Characters:
-    """Asks the library which characters a set holds: its edition of Unicode is what counts, not Python's."""
+    """Gets the members of character sets from the library, because Python may have another version of Unicode."""
 
     def __init__(self) -> None:
         starts = [start for start in range(0, CODE_POINTS, 0x800) if start != SURROGATES_START]
         self._texts = ["".join(map(chr, range(start, start + 0x800))) for start in starts]
 
-    def of_set(self, one_set: str) -> Flags:
-        """Those that are gone when the library erases the set: [code points]."""
+    def of_set(self, pattern: str) -> Flags:
+        """The characters that match `pattern`, found by letting the library delete them: [code points]."""
         from tokenizers import Regex, normalizers
 
-        erase = normalizers.Replace(Regex(one_set), "")
+        erase = normalizers.Replace(Regex(pattern), "")
         members = np.zeros(CODE_POINTS, np.bool_)
         for text in self._texts:
-            members[_codes(text)] = True
-            members[_codes(erase.normalize_str(text))] = False
+            members[code_points(text)] = True
+            members[code_points(erase.normalize_str(text))] = False
         return members
 
-    def cut_out_by(self, pre_tokenizer: PreTokenizer) -> Flags:
-        """Those that the pre-tokenizer makes pieces of their own wherever they stand: [code points]."""
+    def isolated_by(self, pre_tokenizer: PreTokenizer) -> Flags:
+        """The characters that are a piece by themselves in any context: [code points]."""
         alone = [
             text[begin:end]
             for text in self._texts
             for _, (begin, end) in pre_tokenizer.pre_tokenize_str(text)
             if end - begin == 1
         ]
-        # One that was only left over between two others is joined to the letters that are put around it now.
+        # A character that was only left over between two others is now joined with the letters around it.
         pieces = pre_tokenizer.pre_tokenize_str("a" + "a".join(alone) + "a")
         return _flags(alone[begin // 2] for _, (begin, end) in pieces if begin % 2 and end - begin == 1)
 
@@ -167,7 +169,3 @@ def _flags(characters: Iterable[str]) -> Flags:
     flags = np.zeros(CODE_POINTS, np.bool_)
     flags[[ord(character) for character in characters]] = True
     return flags
-
-
-def _codes(text: str) -> Codes:
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32)

@@ -1,4 +1,4 @@
-"""The pieces of a SentencePiece model: where a text may be cut, and the model asked for many pieces at once."""
+"""A PieceEncoder for SentencePiece models: the vocabulary shows where to cut a text, the model encodes the pieces."""
 
 from __future__ import annotations
 
@@ -8,30 +8,39 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dsmath.data.tokenizing.piece_encoder import EncodedTexts, EncodePieces, PieceEncoder
+from megatron_dsmath.data.tokenizing.piece_encoder import Codes, EncodedTexts, EncodePieces, PieceEncoder, code_points
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-GROUPS = 1 << 11  # characters are told apart by their lowest 11 bits: cuts are missed, never made wrongly
+GROUPS = 1 << 11  # characters are grouped by their lowest 11 bits: a cut can be missed, but never be wrong
 WINDOW_CHARACTERS = 1 << 12
-NEVER_JOINED = "\U0010ffff"  # no character, by the Unicode Standard: a model gives the ids of its four bytes
-SPACE_SYMBOL = "▁"  # what the model makes of a space
+SEPARATOR = "\U0010ffff"  # a noncharacter of the Unicode Standard, which a model encodes as the ids of its four bytes
+SPACE_SYMBOL = "▁"  # replaces a space in the vocabulary
 
 # Numbers of fields and values in sentencepiece_model.proto.
 TRAINER, NORMALIZER = 2, 3
 MODEL_TYPE, BPE, WHITESPACE_AS_SUFFIX, BYTE_FALLBACK = 3, 2, 24, 35
 CHARACTER_MAP, DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3, 4, 5
+NO_DUMMY_PREFIX = bytes([NORMALIZER << 3 | 2, 2, DUMMY_PREFIX << 3, 0])  # appended to a model, it overrides this field
 
-Codes = npt.NDArray[np.uint32]
-Message = dict[int, int | bytes]
+
+def build_piece_encoder(model: bytes) -> PieceEncoder | None:
+    """An encoder that gives the ids of `model`, the content of a `.model` file; None if that is not guaranteed."""
+    import sentencepiece
+
+    engine = sentencepiece.SentencePieceProcessor(model_proto=model + NO_DUMMY_PREFIX)
+    splitter = build_splitter(model, engine.id_to_piece(list(range(engine.get_piece_size()))))
+    if splitter is None:
+        return None
+    return PieceEncoder(splitter, _model_encoder(engine), prefix=" " if splitter.dummy_prefix else "")
 
 
 class SentencePieceSplitter(NamedTuple):
-    """The cuts of one model: a `Splitter` (see piece_encoder).
+    """The `Splitter` (see piece_encoder) of one model.
 
-    `joined`: [GROUPS * GROUPS], whether a piece of the vocabulary holds two characters one after the other.
-    `dummy_prefix`: whether the model puts a space before a text.
+    `joined`: [GROUPS * GROUPS], whether an entry of the vocabulary contains two characters next to each other.
+    `dummy_prefix`: whether the model adds a space before a text.
     """
 
     joined: npt.NDArray[np.bool_]
@@ -43,9 +52,9 @@ class SentencePieceSplitter(NamedTuple):
         cuts[1:-1] |= ~self.joined.take(groups[:-1] * GROUPS + groups[1:])
 
     def next_cut(self, text: str, start: int) -> int:
-        """The next cut: all of them depend on two characters alone."""
+        """The next cut: every cut depends only on the two characters around it."""
         for begin in range(max(start - 1, 0), len(text), WINDOW_CHARACTERS):
-            codes = _codes(text[begin : begin + WINDOW_CHARACTERS + 1])
+            codes = code_points(text[begin : begin + WINDOW_CHARACTERS + 1])
             cuts = np.zeros(len(codes) + 1, np.bool_)
             self.mark_cuts(codes, cuts)
             if cuts.any():
@@ -53,11 +62,11 @@ class SentencePieceSplitter(NamedTuple):
         return len(text)
 
 
-def build_splitter(model: bytes, pieces: Sequence[str]) -> SentencePieceSplitter | None:
-    """The cuts of a `.model` that the library has loaded, with all its `pieces`; None where they are not proved.
+def build_splitter(model: bytes, vocabulary: Sequence[str]) -> SentencePieceSplitter | None:
+    """The splitter of a `.model` that the library has loaded; None if the model is not of the supported form.
 
-    Proved are BPE models with byte fallback (else unknown neighbours become one id) whose normalizer changes nothing
-    but spaces, each into its symbol, whatever stands around it; and no piece may hold `NEVER_JOINED`.
+    Supported are BPE models with byte fallback (without it, adjacent unknown characters become one id) whose
+    normalizer only replaces each space by its symbol, in any context, and whose vocabulary does not use `SEPARATOR`.
     """
     messages = [(number, value) for number, value in _fields(model) if number in (TRAINER, NORMALIZER)]
     trainer, normalizer = (_merged(messages, number) for number in (TRAINER, NORMALIZER))
@@ -66,9 +75,9 @@ def build_splitter(model: bytes, pieces: Sequence[str]) -> SentencePieceSplitter
     whitespace = normalizer.get(REMOVE_EXTRA_WHITESPACES, 1), normalizer.get(ESCAPE_WHITESPACES, 1)
     if normalizer.get(CHARACTER_MAP, b"") or whitespace != (0, 1):
         return None
-    codes = _codes(NEVER_JOINED.join(pieces))
-    between = codes == ord(NEVER_JOINED)
-    if np.count_nonzero(between) != len(pieces) - 1:
+    codes = code_points(SEPARATOR.join(vocabulary))
+    between = codes == ord(SEPARATOR)
+    if np.count_nonzero(between) != len(vocabulary) - 1:
         return None
     groups = codes % GROUPS
     pairs = np.flatnonzero(~between[:-1] & ~between[1:])
@@ -80,8 +89,26 @@ def build_splitter(model: bytes, pieces: Sequence[str]) -> SentencePieceSplitter
     return SentencePieceSplitter(joined.ravel(), bool(normalizer.get(DUMMY_PREFIX, 1)))
 
 
-def _merged(fields: list[tuple[int, int | bytes]], number: int) -> Message:
-    """A message that may come in parts, of which the last counts for each field."""
+def _model_encoder(engine: SentencePieceProcessor) -> EncodePieces:
+    first_byte = engine.piece_to_id(f"<0x{SEPARATOR.encode()[0]:02X}>")
+    separator_ids = len(SEPARATOR.encode())
+
+    def encode_pieces(pieces: list[str]) -> EncodedTexts:
+        """Encode all pieces in one call, which is twice as fast, with the separator between them."""
+        ids = np.array(engine.encode(SEPARATOR.join(pieces)), np.int32)
+        ends = np.flatnonzero(ids == first_byte)
+        if len(ends) != len(pieces) - 1:  # a piece contains this byte itself
+            return EncodedTexts.from_lists([engine.encode(piece) for piece in pieces])
+        is_piece = np.ones(len(ids), np.bool_)
+        is_piece[(ends[:, np.newaxis] + np.arange(separator_ids)).ravel()] = False
+        starts = np.append(0, ends + separator_ids)
+        return EncodedTexts(ids[is_piece], np.append(ends, len(ids)) - starts)
+
+    return encode_pieces
+
+
+def _merged(fields: list[tuple[int, int | bytes]], number: int) -> dict[int, int | bytes]:
+    """A message that may be split into parts; the last value of each field counts."""
     return {
         inner: content
         for outer, value in fields
@@ -91,25 +118,25 @@ def _merged(fields: list[tuple[int, int | bytes]], number: int) -> Message:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol buffer: numbers, or the bytes of texts, messages and fixed-size values."""
+    """The fields of a protocol buffer: integers, or the bytes of strings, messages and fixed-size values."""
     position = 0
     while position < len(message):
-        key, position = _number(message, position)
+        key, position = _varint(message, position)
         kind = key & 7
         if kind == 0:
-            value, position = _number(message, position)
+            value, position = _varint(message, position)
             yield key >> 3, value
             continue
         if kind == 2:
-            size, position = _number(message, position)
+            size, position = _varint(message, position)
         else:
             size = {1: 8, 5: 4}[kind]
         yield key >> 3, message[position : position + size]
         position += size
 
 
-def _number(message: bytes, position: int) -> tuple[int, int]:
-    """The variable-length number at `position`, and where it ends."""
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    """The variable-length integer at `position`, and the position after it."""
     number = shift = 0
     while True:
         byte = message[position]
@@ -117,39 +144,3 @@ def _number(message: bytes, position: int) -> tuple[int, int]:
         position, shift = position + 1, shift + 7
         if byte < 0x80:
             return number, position
-
-
-def _codes(text: str) -> Codes:
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-
-
-NO_DUMMY_PREFIX = bytes([NORMALIZER << 3 | 2, 2, DUMMY_PREFIX << 3, 0])  # behind a model, it overrides this field
-
-
-def build_piece_encoder(model: bytes) -> PieceEncoder | None:
-    """What encodes texts as `model` does; None where that is not proved."""
-    import sentencepiece
-
-    engine = sentencepiece.SentencePieceProcessor(model_proto=model + NO_DUMMY_PREFIX)
-    cuts = build_splitter(model, engine.id_to_piece(list(range(engine.get_piece_size()))))
-    if cuts is None:
-        return None
-    return PieceEncoder(cuts, _model_encoder(engine), prefix=" " if cuts.dummy_prefix else "")
-
-
-def _model_encoder(engine: SentencePieceProcessor) -> EncodePieces:
-    first_byte = engine.piece_to_id(f"<0x{NEVER_JOINED.encode()[0]:02X}>")
-    separator_ids = len(NEVER_JOINED.encode())
-
-    def encode_pieces(pieces: list[str]) -> EncodedTexts:
-        """All pieces in one call, which costs half, with what is never joined between them."""
-        ids = np.array(engine.encode(NEVER_JOINED.join(pieces)), np.int32)
-        ends = np.flatnonzero(ids == first_byte)
-        if len(ends) != len(pieces) - 1:  # a piece holds this byte itself
-            return EncodedTexts.from_lists([engine.encode(piece) for piece in pieces])
-        is_piece = np.ones(len(ids), np.bool_)
-        is_piece[(ends[:, np.newaxis] + np.arange(separator_ids)).ravel()] = False
-        starts = np.append(0, ends + separator_ids)
-        return EncodedTexts(ids[is_piece], np.append(ends, len(ids)) - starts)
-
-    return encode_pieces

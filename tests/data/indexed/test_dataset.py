@@ -26,13 +26,13 @@ def test_files_are_byte_for_byte_megatrons(tmp_path: Path, dtype: type[np.intege
     assert files_of(ours) == files_of(theirs)
 
 
-def test_megatron_reads_what_we_write(tmp_path: Path) -> None:
+def test_megatron_reads_our_files(tmp_path: Path) -> None:
     theirs = megatron.IndexedDataset(str(write_ours(tmp_path / "corpus", DOCUMENTS)))
     assert [theirs[i].tolist() for i in range(len(theirs))] == [[5, 6, 7], [0], [99, 2, 3, 4]]
     assert theirs.document_indices.tolist() == [0, 1, 1, 2, 3]
 
 
-def test_we_read_what_megatron_writes_with_several_sequences_a_document(tmp_path: Path) -> None:
+def test_we_read_megatrons_files_with_several_sequences_per_document(tmp_path: Path) -> None:
     builder = megatron.IndexedDatasetBuilder(f"{tmp_path}/corpus.bin", dtype=np.uint16)
     builder.add_document([1, 2, 3, 4, 5], [2, 3])
     builder.add_document([6], [1])
@@ -59,7 +59,7 @@ def test_dtype_is_megatrons_for_every_vocabulary_size() -> None:
         assert dtype_for(size) == megatron.DType.optimal_dtype(size)
 
 
-def test_pickling_carries_the_name_and_not_the_corpus(tmp_path: Path) -> None:
+def test_pickling_stores_the_prefix_and_not_the_corpus(tmp_path: Path) -> None:
     dataset = IndexedDataset(write_ours(tmp_path / "corpus", [list(range(10_000))]))
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 1000
@@ -67,7 +67,7 @@ def test_pickling_carries_the_name_and_not_the_corpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["bin", "idx"])
-def test_a_missing_file_is_named(tmp_path: Path, ending: str) -> None:
+def test_the_error_names_the_missing_file(tmp_path: Path, ending: str) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
     Path(f"{prefix}.{ending}").unlink()
     with pytest.raises(IndexedDatasetError, match=f"corpus.{ending} is missing"):

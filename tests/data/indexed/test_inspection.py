@@ -10,7 +10,7 @@ from megatron_dsmath.data.indexed.inspection import inspect, verify
 from tests.support.datasets import DOCUMENTS, write_ours, write_theirs
 
 
-def test_inspect_counts_what_is_there(tmp_path: Path) -> None:
+def test_inspect_counts_documents_sequences_and_bytes(tmp_path: Path) -> None:
     inspection = inspect(write_ours(tmp_path / "corpus", DOCUMENTS))
     assert (inspection.documents, inspection.empty_documents, inspection.sequences, inspection.tokens) == (4, 1, 3, 8)
     assert (inspection.shortest_sequence, inspection.longest_sequence) == (1, 4)
@@ -36,17 +36,17 @@ def test_verify_finds_one_flipped_bit(tmp_path: Path) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
     with Path(f"{prefix}.bin").open("r+b") as file:
         file.write(b"\x04")  # the first token was 5
-    assert [fault.what for fault in verify(prefix, 100).faults] == ["the sidecar tells of another .bin"]
+    assert [fault.what for fault in verify(prefix, 100).faults] == ["the sidecar does not match the .bin"]
 
 
-def test_verify_says_no_to_a_truncated_bin(tmp_path: Path) -> None:
+def test_verify_finds_a_truncated_bin(tmp_path: Path) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
     os.truncate(f"{prefix}.bin", 31)
     verification = verify(prefix)
     assert not verification.holds
-    assert verification.faults[0].what == "the .bin is not as long as the index says"
+    assert verification.faults[0].what == "the size of the .bin does not match the index"
 
 
-def test_verify_without_a_sidecar_claims_only_what_it_checked(tmp_path: Path) -> None:
+def test_verify_without_a_sidecar_lists_only_the_checks_made(tmp_path: Path) -> None:
     verification = verify(write_theirs(tmp_path / "corpus", DOCUMENTS))
     assert (verification.holds, verification.checks) == (True, ("the index describes the .bin",))

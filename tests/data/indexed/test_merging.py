@@ -14,7 +14,7 @@ from tests.data.sft.sets import small_set
 from tests.support.datasets import DOCUMENTS, files_of, write_ours, write_theirs
 
 
-def test_merge_is_byte_for_byte_megatrons(tmp_path: Path) -> None:
+def test_merged_files_are_byte_for_byte_megatrons(tmp_path: Path) -> None:
     prefixes = [write_ours(tmp_path / "a", DOCUMENTS), write_theirs(tmp_path / "b", [[], [1, 2]])]
     builder = megatron.IndexedDatasetBuilder(f"{tmp_path}/theirs.bin", dtype=np.int32)
     for prefix in prefixes:
@@ -26,7 +26,7 @@ def test_merge_is_byte_for_byte_megatrons(tmp_path: Path) -> None:
     assert verify(tmp_path / "ours", 100).holds
 
 
-def test_merge_keeps_what_the_sidecars_agree_on(tmp_path: Path) -> None:
+def test_merge_keeps_the_common_metadata(tmp_path: Path) -> None:
     facts = {"vocabulary_size": 10, "tokenizer": {"fingerprint": "abc"}}
     for name in "ab":
         with IndexedWriter(tmp_path / name, np.dtype(np.uint16)) as writer:
@@ -37,7 +37,7 @@ def test_merge_keeps_what_the_sidecars_agree_on(tmp_path: Path) -> None:
     assert {name: sidecar[name] for name in facts} == facts
 
 
-def test_merge_refuses_conversations_and_says_what_joins_them(tmp_path: Path) -> None:
+def test_merge_refuses_conversations_and_names_the_command_for_them(tmp_path: Path) -> None:
     write_ours(tmp_path / "a", DOCUMENTS)
     small_set(tmp_path, 6)
     with pytest.raises(UsageError, match="its loss masks and labels would be lost") as caught:
@@ -47,7 +47,7 @@ def test_merge_refuses_conversations_and_says_what_joins_them(tmp_path: Path) ->
     assert not list(tmp_path.glob("out*"))
 
 
-def test_merge_refuses_what_does_not_go_together(tmp_path: Path) -> None:
+def test_merge_refuses_incompatible_inputs(tmp_path: Path) -> None:
     write_ours(tmp_path / "a", DOCUMENTS)
     write_ours(tmp_path / "short", DOCUMENTS, np.uint16)
     for name in "bc":
@@ -55,8 +55,8 @@ def test_merge_refuses_what_does_not_go_together(tmp_path: Path) -> None:
             writer.add_document([1])
             writer.metadata = {"tokenizer": {"fingerprint": name}}
     refusals: list[tuple[list[str], str, type[DsmathError], str]] = [
-        (["a", "short"], "out", IndexedDatasetError, "two dtypes"),
-        (["b", "c"], "out", IndexedDatasetError, "two tokenizers"),
+        (["a", "short"], "out", IndexedDatasetError, "different dtypes"),
+        (["b", "c"], "out", IndexedDatasetError, "different tokenizers"),
         (["a", "b"], "a", UsageError, "into itself"),
         ([], "out", UsageError, "no dataset"),
     ]

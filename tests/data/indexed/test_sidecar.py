@@ -12,7 +12,7 @@ from megatron_dsmath.data.indexed.sidecar import Metadata, bin_sha256, read_side
 from megatron_dsmath.errors import IndexedDatasetError
 
 
-def test_the_sidecar_holds_counts_hashes_and_facts(tmp_path: Path) -> None:
+def test_the_sidecar_contains_counts_hashes_and_metadata(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "corpus", np.dtype(np.uint16)) as writer:
         writer.add_document([1, 2])
         writer.metadata = {"vocabulary_size": 3}
@@ -32,12 +32,12 @@ def test_a_damaged_sidecar_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "facts", [None, {}, {"tokenizer": None, "sha256": []}, {"tokenizer": {}, "sha256": {"bin": 1}}]
+    "metadata", [None, {}, {"tokenizer": None, "sha256": []}, {"tokenizer": {}, "sha256": {"bin": 1}}]
 )
-def test_what_a_sidecar_does_not_tell_is_unknown(facts: Metadata | None) -> None:
-    assert tokenizer_fingerprint(facts) is None
-    assert bin_sha256(facts) is None
+def test_a_missing_entry_is_unknown(metadata: Metadata | None) -> None:
+    assert tokenizer_fingerprint(metadata) is None
+    assert bin_sha256(metadata) is None
 
 
-def test_a_dataset_of_megatrons_has_no_sidecar(tmp_path: Path) -> None:
+def test_a_dataset_without_a_sidecar_has_no_metadata(tmp_path: Path) -> None:
     assert read_sidecar(tmp_path / "corpus") is None

@@ -12,7 +12,14 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_dsmath.data.text.documents import Document, parse_document, quarantine_row, read_documents
+from megatron_dsmath.data.text.documents import (
+    BadLine,
+    Document,
+    parse_document,
+    parse_documents,
+    quarantine_row,
+    read_documents,
+)
 from megatron_dsmath.errors import DataError
 from megatron_dsmath.files import lines as lines_module
 from megatron_dsmath.files.lines import LINE_LIMIT_BYTES, Line, LineReader
@@ -45,8 +52,8 @@ BAD = {
     "surrogate in UTF-8": (b'{"text": "\xed\xa0\x80"}', "byte 0xed"),
     "UTF-16": ('{"text": "x"}'.encode("utf-16"), "not UTF-8"),
     "lone surrogate": (b'{"text": "ab\\ud800"}', r"\\ud800 at character 3"),
-    "200,000 lists deep": (b'{"text": "x", "y": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deep"),
-    "200,000 objects deep": (b'{"x":' * 200_000, "nested too deep"),
+    "200,000 lists deep": (b'{"text": "x", "y": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
+    "200,000 objects deep": (b'{"x":' * 200_000, "nested too deeply"),
 }
 
 compressions: dict[str, Callable[[bytes], bytes]] = {
@@ -61,8 +68,15 @@ def write(path: Path, *lines: bytes) -> Path:
     return path
 
 
+def documents_and_bad_lines(path: Path) -> tuple[list[Document], list[BadLine]]:
+    with LineReader(path) as lines:
+        parsed = list(parse_documents(path, lines, ["text"]))
+    documents = [document for document in parsed if isinstance(document, Document)]
+    return documents, [line for line in parsed if isinstance(line, BadLine)]
+
+
 @pytest.mark.parametrize("ending", compressions)
-def test_every_document_comes_with_its_line(tmp_path: Path, ending: str) -> None:
+def test_a_document_has_the_number_of_its_line(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"corpus.jsonl{ending}"
     texts = ["one", "zwei\n\u2028drei", "数学 \U0001f999", "", "\0"]
     path.write_bytes(compressions[ending]("".join(json.dumps({"text": text}) + "\n" for text in texts).encode()))
@@ -71,19 +85,19 @@ def test_every_document_comes_with_its_line(tmp_path: Path, ending: str) -> None
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
-def test_the_last_line_may_end_or_not(tmp_path: Path, ending: str) -> None:
+def test_the_last_line_may_end_without_a_newline(tmp_path: Path, ending: str) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(GOOD + b"\r\n" + GOOD + ending.encode())
     assert [document.line for document in read_documents(path, ["text"])] == [1, 2]
 
 
-def test_texts_come_in_the_order_of_the_fields(tmp_path: Path) -> None:
+def test_texts_are_in_the_order_of_the_fields(tmp_path: Path) -> None:
     path = write(tmp_path / "corpus.jsonl", b'{"b": "2", "c": 3, "a": "1"}')
     assert next(read_documents(path, ["a", "b"])).texts == ("1", "2")
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_line_is_named_with_file_line_and_reason(tmp_path: Path, name: str) -> None:
+def test_the_error_of_a_bad_line_has_file_line_and_reason(tmp_path: Path, name: str) -> None:
     content, message = BAD[name]
     path = write(tmp_path / "corpus.jsonl", GOOD, content, GOOD)
     with pytest.raises(DataError, match=message) as caught:
@@ -92,20 +106,19 @@ def test_a_bad_line_is_named_with_file_line_and_reason(tmp_path: Path, name: str
     assert None not in (caught.value.found, caught.value.expected, caught.value.fix)
 
 
-def test_a_mistake_in_the_json_is_named_with_its_column(tmp_path: Path) -> None:
+def test_the_error_of_invalid_json_has_the_column(tmp_path: Path) -> None:
     path = write(tmp_path / "corpus.jsonl", b'{"text": x}')
     with pytest.raises(DataError) as caught:
         list(read_documents(path, ["text"]))
     assert caught.value.where == f"{path}:1:10"
 
 
-def test_documents_and_bad_lines_account_for_every_line(tmp_path: Path) -> None:
+def test_every_line_is_a_document_or_a_bad_line(tmp_path: Path) -> None:
     contents = [content for content, _ in BAD.values()]
     path = write(tmp_path / "corpus.jsonl", GOOD, *contents, GOOD)
-    rows: list[bytes] = []
-    documents = list(read_documents(path, ["text"], lambda line, error: rows.append(quarantine_row(path, line, error))))
+    documents, bad_lines = documents_and_bad_lines(path)
     assert [document.line for document in documents] == [1, len(contents) + 2]
-    quarantine = [json.loads(row) for row in rows]
+    quarantine = [json.loads(quarantine_row(*bad_line)) for bad_line in bad_lines]
     assert [row["line"] for row in quarantine] == list(range(2, len(contents) + 2))
     assert [row["content"].encode("utf-8", "surrogateescape") for row in quarantine] == contents
     assert all(row["file"] == str(path) and row["reason"] for row in quarantine)
@@ -114,7 +127,7 @@ def test_documents_and_bad_lines_account_for_every_line(tmp_path: Path) -> None:
 @settings(max_examples=300, deadline=None)
 @given(content=st.binary(max_size=60) | st.text(max_size=30).map(lambda text: json.dumps({"text": text}).encode()))
 @example(content=b'{"text":"\\ud83e\\udd99"}')
-def test_any_bytes_are_a_document_or_a_bad_line(content: bytes) -> None:
+def test_random_bytes_are_a_document_or_a_bad_line(content: bytes) -> None:
     line = Line(1, content, len(content))
     try:
         document = parse_document(Path("corpus.jsonl"), line, ["text"])
@@ -127,7 +140,7 @@ def test_any_bytes_are_a_document_or_a_bad_line(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_a_bomb_is_one_bad_line_within_bounded_memory(tmp_path: Path, ending: str) -> None:
+def test_a_decompression_bomb_is_a_bad_line_and_uses_bounded_memory(tmp_path: Path, ending: str) -> None:
     """512 MiB in one line: the process may grow by four times the line limit (the line, a copy, decoder buffers)."""
     path = tmp_path / f"bomb.jsonl{ending}"
     compressor = gzip.GzipFile(path, "wb", 1) if ending == ".gz" else zstandard.open(path, "wb")
@@ -139,15 +152,18 @@ def test_a_bomb_is_one_bad_line_within_bounded_memory(tmp_path: Path, ending: st
     code = f"""
 import re
 from pathlib import Path
-from megatron_dsmath.data.text.documents import read_documents
+from megatron_dsmath.data.text.documents import BadLine, parse_documents
+from megatron_dsmath.files.lines import LineReader
 peak_kib = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-before, bad = peak_kib(), []
-good = read_documents(Path({str(path)!r}), ["text"], lambda line, error: bad.append((line.number, line.size_bytes)))
-print([document.line for document in good], bad, (peak_kib() - before) >> 10)
+before = peak_kib()
+path = Path({str(path)!r})
+parsed = parse_documents(path, LineReader(path), ["text"])
+lines = [(item.line.number, item.line.size_bytes) if isinstance(item, BadLine) else item.line for item in parsed]
+print(lines, (peak_kib() - before) >> 10)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines, grown_mib = run.stdout.strip().rsplit(" ", 1)
-    assert lines == "[1, 3] [(2, 536870912)]"
+    assert lines == "[1, (2, 536870912), 3]"
     assert 0 < int(grown_mib) < 4 * LINE_LIMIT_BYTES >> 20
 
 
@@ -155,16 +171,13 @@ def test_the_line_limit_is_64_mib_to_the_byte(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     at_limit = b'{"text": "x"}'.ljust(64 << 20)
     write(path, at_limit, at_limit + b" ", GOOD)
-    bad: list[str] = []
-    documents = list(read_documents(path, ["text"], lambda line, error: bad.append(str(error.found))))
+    documents, bad_lines = documents_and_bad_lines(path)
     assert [document.line for document in documents] == [1, 3]
-    assert bad == ["67,108,865 bytes"]
+    assert [bad_line.error.found for bad_line in bad_lines] == ["67,108,865 bytes"]
 
 
-def test_a_line_over_the_limit_stands_alone_between_its_neighbours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the blocks: here lines of 0 to 39 bytes are read 16 at a time, and 30 is the limit."""
+def test_a_line_over_the_limit_does_not_affect_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of 0 to 39 bytes are read in blocks of 16 bytes, with a limit of 30 bytes."""
     monkeypatch.setattr(lines_module, "LINE_LIMIT_BYTES", 30)
     monkeypatch.setattr(lines_module, "BLOCK_BYTES", 16)
     monkeypatch.setattr(lines_module, "EXCERPT_BYTES", 10)
@@ -181,23 +194,23 @@ def test_a_line_over_the_limit_stands_alone_between_its_neighbours(
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_a_truncated_file_is_refused_whatever_is_done_with_bad_lines(tmp_path: Path, ending: str) -> None:
+def test_a_truncated_file_is_refused_even_if_bad_lines_are_skipped(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"corpus.jsonl{ending}"
     path.write_bytes(compressions[ending](b"".join(b'{"text": "%d"}\n' % i for i in range(1000)))[:-9])
     with pytest.raises(DataError, match="cannot be read to its end") as caught:
-        list(read_documents(path, ["text"], lambda line, error: None))
+        documents_and_bad_lines(path)
     assert f"{path}:" in str(caught.value.where)
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_what_is_not_compressed_is_refused(tmp_path: Path, ending: str) -> None:
+def test_an_uncompressed_file_with_the_name_of_a_compressed_one_is_refused(tmp_path: Path, ending: str) -> None:
     path = write(tmp_path / f"corpus.jsonl{ending}", GOOD)
     with pytest.raises(DataError, match="cannot be read"):
         list(read_documents(path, ["text"]))
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_several_compressed_parts_are_one_file(tmp_path: Path, ending: str) -> None:
+def test_concatenated_compressed_files_are_one_file(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"corpus.jsonl{ending}"
     compress = compressions[ending]
     path.write_bytes(compress(GOOD[:5]) + compress(GOOD[5:] + b"\n") + compress(b"") + compress(GOOD))
@@ -218,7 +231,7 @@ def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
             list(read_documents(tmp_path / name, ["text"]))
 
 
-def test_the_position_ends_at_the_size_of_the_file(tmp_path: Path) -> None:
+def test_the_final_position_is_the_size_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD + b"\n"))
     with LineReader(path) as reader:

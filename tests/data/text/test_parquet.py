@@ -41,7 +41,7 @@ def outputs_of(prefix: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
-def test_every_row_comes_with_its_number_and_texts(tmp_path: Path, kind: str) -> None:
+def test_a_document_has_the_number_and_texts_of_its_row(tmp_path: Path, kind: str) -> None:
     texts = ["one", "", "zwei\n\u2028drei", "数学 \U0001f999", "\0"]
     column = pyarrow.array(texts, pyarrow.string())
     column = column.dictionary_encode() if kind == "dictionary" else column.cast(kind)
@@ -51,7 +51,7 @@ def test_every_row_comes_with_its_number_and_texts(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_bin_and_idx_are_those_of_the_same_texts_in_jsonl(tokenizer: Path, tmp_path: Path, workers: int) -> None:
+def test_parquet_and_jsonl_give_the_same_bin_and_idx(tokenizer: Path, tmp_path: Path, workers: int) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     table = write(tmp_path / "a.parquet", {"text": TEXTS})
     tokenize([tmp_path / "a.jsonl", tmp_path / "a.jsonl"], tokenizer, tmp_path / "lines")
@@ -61,7 +61,7 @@ def test_the_bin_and_idx_are_those_of_the_same_texts_in_jsonl(tokenizer: Path, t
     assert report.documents == 2 * len(TEXTS)
 
 
-def test_a_batch_of_rows_is_about_as_large_as_one_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_of_rows_is_about_as_large_as_a_block_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_module, "BLOCK_BYTES", 10_000)
     path = write(tmp_path / "a.parquet", {"text": [f"{row:0500d}" for row in range(1000)]}, 500, use_dictionary=False)
     batches = list(row_batches(path, ["text"], 7))
@@ -116,14 +116,14 @@ def no_parquet(path: Path) -> Path:
     ("make", "message"),
     [
         (lambda path: write(path, {"content": ["x"]}), "the column is missing"),
-        (lambda path: write(path, {"text": [1]}), "the column holds no text"),
+        (lambda path: write(path, {"text": [1]}), "the column does not contain text"),
         (lambda path: write(path, {"text": pyarrow.array([], pyarrow.string())}), "the file is empty"),
         (damaged, "cannot be read"),
         (cut_off, "cannot be read"),
         (no_parquet, "cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_one_clear_error(
+def test_an_unreadable_file_is_one_clear_error(
     tokenizer: Path, tmp_path: Path, make: Callable[[Path], Path], message: str
 ) -> None:
     path = make(tmp_path / "a.parquet")

@@ -1,4 +1,4 @@
-"""Ids by pieces are the ids of the `tokenizers` library, or the library is asked."""
+"""The ids of the piece encoder are those of the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def small(tmp_path: Path) -> tokenizers.Tokenizer:
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.lists(KINDS | CHARACTERS, max_size=20).map("".join), max_size=4))
-def test_any_texts_get_the_librarys_ids(
+def test_random_texts_get_the_ids_of_the_library(
     deepseek: tokenizers.Tokenizer, by_pieces: Callable[[list[str]], list[list[int]]], texts: list[str]
 ) -> None:
     assert by_pieces(texts) == ids_of(deepseek, texts)
 
 
 @pytest.mark.parametrize("step", [101, pytest.param(1, marks=pytest.mark.long)])
-def test_every_character_gets_the_librarys_ids(
+def test_every_character_gets_the_ids_of_the_library(
     deepseek: tokenizers.Tokenizer, by_pieces: Callable[[list[str]], list[list[int]]], step: int
 ) -> None:
     texts = [chr(code) for code in range(0, sys.maxunicode + 1, step) if not 0xD800 <= code < 0xE000]
@@ -73,7 +73,7 @@ def test_the_added_characters_get_their_ids(by_pieces: Callable[[list[str]], lis
     ]
 
 
-def test_very_long_pieces_get_the_librarys_ids(
+def test_very_long_pieces_get_the_ids_of_the_library(
     deepseek: tokenizers.Tokenizer, by_pieces: Callable[[list[str]], list[list[int]]]
 ) -> None:
     texts = ["a" * (1 << 20), "数学" * (1 << 16), " " * (1 << 16), "≤" * (1 << 16), "x", ""]
@@ -83,10 +83,10 @@ def test_very_long_pieces_get_the_librarys_ids(
 def test_every_byte_has_its_character(small: tokenizers.Tokenizer) -> None:
     encoder = build_piece_encoder(small)
     assert encoder is not None
-    # Every byte that UTF-8 has stands in one of these.
+    # Every byte of UTF-8 occurs in one of these.
     codes = *range(0x800), *range(0x800, 0xD800, 0x3F), *range(0xE000, 0x10000, 0x3F), *range(0x10000, 0x110000, 0xFFF)
     texts = [chr(code) for code in codes]
-    assert len({byte for text in texts for byte in text.encode()}) == 0x100 - 13  # C0, C1, F5 to FF never stand
+    assert len({byte for text in texts for byte in text.encode()}) == 0x100 - 13  # C0, C1, F5 to FF never occur
     assert encoder.encode(texts).to_lists() == ids_of(small, texts)
 
 
@@ -98,7 +98,7 @@ def test_literals_of_special_tokens_are_plain_text(small: tokenizers.Tokenizer) 
     assert encoder.encode(texts).to_lists() == ids_of(small, texts)
 
 
-def test_what_the_engine_looks_for_in_a_text_is_named(small: tokenizers.Tokenizer) -> None:
+def test_added_literals_are_the_tokens_that_the_engine_searches_for(small: tokenizers.Tokenizer) -> None:
     small.add_tokens([AddedToken("<code>"), AddedToken("ß")])
     assert added_literals(small) == ("<code>",)
     small.encode_special_tokens = False
@@ -131,7 +131,7 @@ def shielded_character(engine: tokenizers.Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("change", [dropout, normalizer, other_model, other_chain, stripping_token, shielded_character])
-def test_what_is_not_proved_is_left_to_the_library(
+def test_unsupported_tokenizers_have_no_piece_encoder(
     small: tokenizers.Tokenizer, change: Callable[[tokenizers.Tokenizer], None]
 ) -> None:
     assert build_piece_encoder(small) is not None

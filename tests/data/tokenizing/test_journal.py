@@ -19,7 +19,7 @@ from megatron_dsmath.errors import DataError
 from megatron_dsmath.files.atomic_files import OutputFile
 from tests.support.small_tokenizer import TEXT, write_small_tokenizer
 
-# A run that notes every batch, of which it makes many.
+# A run with many small batches, each with a journal entry.
 RUN = """
 import sys
 from pathlib import Path
@@ -47,7 +47,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Documents of all lengths, the empty one too, and bad lines between them."""
+    """Documents of many lengths, some of them empty, with bad lines between them."""
     path = tmp_path / "corpus.jsonl"
     texts = [TEXT[: 7 * row % len(TEXT)] * (row % 5) for row in range(6000)]
     rows = [json.dumps({"text": text, "title": text[:9]}) for text in texts]
@@ -71,30 +71,30 @@ def write(path: Path, content: bytes) -> OutputFile:
     return file
 
 
-def test_what_a_killed_run_noted_is_read_back(tmp_path: Path) -> None:
+def test_the_entry_of_a_killed_run_is_read_back(tmp_path: Path) -> None:
     file = write(tmp_path / "out.bin", b"12345678")
     journal = Journal(tmp_path / "out", "task")
     journal.add(1, 0, np.array([3, 0]), [file])
     journal.add(2, 4, np.array([5]), [file])
-    file.write(b"behind the last entry")
+    file.write(b"after the last entry")
     file.sync()
     done = Journal(tmp_path / "out", "task").read()
     assert (done.batches, done.bad_lines, done.lengths.tolist()) == (2, 4, [3, 0, 5])
     file.close()
-    again = OutputFile(tmp_path / "out.bin", done.kept[tmp_path / "out.bin"])
+    again = OutputFile(tmp_path / "out.bin", done.partial_files[tmp_path / "out.bin"])
     again.write(b"9")
     again.sync()
     assert again.partial.read_bytes() == b"123456789"
     assert again.sha256 == "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225"  # sha256sum of 123456789
 
 
-def test_another_task_begins_anew(tmp_path: Path) -> None:
+def test_another_task_starts_from_scratch(tmp_path: Path) -> None:
     Journal(tmp_path / "out", "task").add(1, 0, np.array([3]), [write(tmp_path / "out.bin", b"1234")])
     assert Journal(tmp_path / "out", "other task").read() == EMPTY_ENTRY
 
 
 @pytest.mark.parametrize("damage", ["", "1", "12X4", "journal", "lengths", "no lengths"])
-def test_what_is_not_whole_is_begun_anew(tmp_path: Path, damage: str) -> None:
+def test_damaged_files_are_written_from_scratch(tmp_path: Path, damage: str) -> None:
     file = write(tmp_path / "out.bin", b"1234")
     Journal(tmp_path / "out", "task").add(1, 0, np.array([3]), [file])
     if damage == "journal":
@@ -118,26 +118,26 @@ def test_a_run_that_ends_leaves_no_journal(tmp_path: Path, tokenizer: Path, corp
 
 @pytest.fixture
 def command(tmp_path: Path, tokenizer: Path, corpus: Path) -> Command:
-    """The command line of a run that writes to the prefix it is given."""
+    """The command line of a run that writes to a prefix."""
     script = tmp_path / "run.py"
     script.write_text(RUN)
     return lambda out, workers, seed: [sys.executable, *map(str, (script, corpus, tokenizer, out, workers, seed))]
 
 
 @pytest.mark.parametrize(("workers", "seed"), [("1", ""), ("2", "7")])
-def test_killed_runs_go_on_to_the_same_bytes(tmp_path: Path, command: Command, workers: str, seed: str) -> None:
+def test_killed_runs_continue_to_the_same_bytes(tmp_path: Path, command: Command, workers: str, seed: str) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     subprocess.run(command(undisturbed, workers, seed), check=True)
-    noted = Path(f"{out}.journal")
+    journal = Path(f"{out}.journal")
     furthest = 0
     for _ in range(2):
         with subprocess.Popen(command(out, workers, seed)) as process:
             batches = furthest
             deadline = time.monotonic() + 60
             while batches <= furthest and process.poll() is None and time.monotonic() < deadline:
-                batches = json.loads(noted.read_bytes())["batches"] if noted.exists() else 0
+                batches = json.loads(journal.read_bytes())["batches"] if journal.exists() else 0
             process.send_signal(signal.SIGKILL)
-        batches = json.loads(noted.read_bytes())["batches"]
+        batches = json.loads(journal.read_bytes())["batches"]
         assert batches > furthest
         furthest = batches
     subprocess.run(command(out, workers, seed), check=True)
@@ -146,7 +146,7 @@ def test_killed_runs_go_on_to_the_same_bytes(tmp_path: Path, command: Command, w
 
 @pytest.mark.long
 @pytest.mark.parametrize(("workers", "seed"), [("1", ""), ("2", "7")])
-def test_a_run_killed_at_any_of_25_random_moments_goes_on_to_the_same_bytes(
+def test_a_run_killed_at_any_of_25_random_moments_continues_to_the_same_bytes(
     tmp_path: Path, command: Command, workers: str, seed: str
 ) -> None:
     undisturbed = tmp_path / "undisturbed"

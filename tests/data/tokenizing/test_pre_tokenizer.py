@@ -1,4 +1,4 @@
-"""The cuts are those of the `tokenizers` library, for DeepSeek's chain and for its relatives."""
+"""The cuts are those of the `tokenizers` library, for DeepSeek's pre-tokenizers and similar ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def chain_of(patterns: Iterable[str], *others: pre_tokenizers.PreTokenizer) -> p
     return pre_tokenizers.Sequence([*splits, *(others or (pre_tokenizers.Digits(individual_digits=True),)), *ends])
 
 
-def recognised(theirs: pre_tokenizers.PreTokenizer, isolated: str = "") -> PreTokenizerSplitter:
+def splitter_of(theirs: pre_tokenizers.PreTokenizer, isolated: str = "") -> PreTokenizerSplitter:
     ours = build_splitter(theirs, isolated)
     assert ours is not None
     return ours
@@ -40,8 +40,8 @@ def pieces(chain: PreTokenizerSplitter, text: str) -> list[str]:
     cuts = np.zeros(len(text) + 1, np.bool_)
     cuts[[0, -1]] = True
     chain.mark_cuts(np.frombuffer(text.encode("utf-32-le"), np.uint32), cuts)
-    places = np.flatnonzero(cuts).tolist()
-    return [text[begin:end] for begin, end in pairwise(places)]
+    positions = np.flatnonzero(cuts).tolist()
+    return [text[begin:end] for begin, end in pairwise(positions)]
 
 
 def their_pieces(theirs: pre_tokenizers.PreTokenizer, text: str) -> list[str]:
@@ -59,10 +59,10 @@ def theirs(request: pytest.FixtureRequest) -> pre_tokenizers.PreTokenizer:
 
 @pytest.fixture(scope="module")
 def ours(theirs: pre_tokenizers.PreTokenizer) -> PreTokenizerSplitter:
-    return recognised(theirs)
+    return splitter_of(theirs)
 
 
-def test_every_short_sequence_of_kinds_is_cut_alike(
+def test_cuts_of_short_sequences_are_those_of_the_library(
     theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter
 ) -> None:
     text = "\n".join("".join(kinds) for kinds in product(KINDS, repeat=3))
@@ -73,7 +73,7 @@ def test_every_short_sequence_of_kinds_is_cut_alike(
 
 
 @pytest.mark.long
-def test_longer_sequences_of_kinds_are_cut_alike(
+def test_cuts_of_longer_sequences_are_those_of_the_library(
     theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter
 ) -> None:
     for first in KINDS:
@@ -89,7 +89,7 @@ def neighbourhoods(step: int) -> Iterator[str]:
         yield "\n".join(f"{one}\na{one}a\n {one} \n≤{one}{one}1\n中{one}é" for one in characters)
 
 
-def test_characters_are_cut_alike_wherever_they_stand(
+def test_cuts_around_many_characters_are_those_of_the_library(
     theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter
 ) -> None:
     for text in neighbourhoods(step=97):
@@ -97,7 +97,7 @@ def test_characters_are_cut_alike_wherever_they_stand(
 
 
 @pytest.mark.long
-def test_every_character_is_cut_alike_wherever_it_stands(
+def test_cuts_around_every_character_are_those_of_the_library(
     theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter
 ) -> None:
     for text in neighbourhoods(step=1):
@@ -106,31 +106,35 @@ def test_every_character_is_cut_alike_wherever_it_stands(
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.sampled_from(KINDS) | st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_any_text_is_cut_alike(theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter, text: str) -> None:
+def test_cuts_of_random_texts_are_those_of_the_library(
+    theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter, text: str
+) -> None:
     assert pieces(ours, text) == their_pieces(theirs, text)
 
 
-def test_long_runs_are_cut_alike(theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter) -> None:
+def test_cuts_of_long_runs_are_those_of_the_library(
+    theirs: pre_tokenizers.PreTokenizer, ours: PreTokenizerSplitter
+) -> None:
     for text in ("a" * 100_000, "中" * 50_000, "1" * 10_000, "≤" + " " * 2_000, "≤ " * 10_000, "é a" * 10_000):
         assert pieces(ours, text) == their_pieces(theirs, text)
 
 
-def test_an_isolated_character_belongs_to_no_set_and_ends_what_patterns_see() -> None:
-    # By hand: ø is a letter, ÷ is none; the spaces before ø stand at the end of what the patterns see.
-    chain = recognised(chain_of(WITH_RANGES), ADDED)
+def test_an_isolated_character_is_in_no_set_and_ends_the_text_of_the_patterns() -> None:
+    # By hand: ø is a letter, ÷ is not; the spaces before ø are at the end of a text of the patterns.
+    chain = splitter_of(chain_of(WITH_RANGES), ADDED)
     assert pieces(chain, "aøb ÷≤  ø a") == ["a", "ø", "b", " ", "÷", "≤", "  ", "ø", " a"]
 
 
-def test_texts_do_not_see_each_other() -> None:
-    chain = recognised(chain_of(WITH_RANGES))
+def test_adjacent_texts_do_not_affect_each_other() -> None:
+    chain = splitter_of(chain_of(WITH_RANGES))
     texts = ["≤ ", " a", "b", "", "c  "]
     text = "".join(texts)
     cuts = np.zeros(len(text) + 1, np.bool_)
     cuts[np.cumsum([0, *map(len, texts)])] = True
     chain.mark_cuts(np.frombuffer(text.encode("utf-32-le"), np.uint32), cuts)
     alone = [piece for text in texts for piece in pieces(chain, text)]
-    places = np.flatnonzero(cuts).tolist()
-    assert [text[begin:end] for begin, end in pairwise(places)] == alone
+    positions = np.flatnonzero(cuts).tolist()
+    assert [text[begin:end] for begin, end in pairwise(positions)] == alone
 
 
 @pytest.mark.parametrize(
@@ -152,5 +156,5 @@ def test_texts_do_not_see_each_other() -> None:
         pre_tokenizers.Sequence([]),
     ],
 )
-def test_other_chains_are_not_recognised(theirs: pre_tokenizers.PreTokenizer | None) -> None:
+def test_other_pre_tokenizers_have_no_splitter(theirs: pre_tokenizers.PreTokenizer | None) -> None:
     assert build_splitter(theirs, "") is None

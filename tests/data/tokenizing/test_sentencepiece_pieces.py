@@ -1,4 +1,4 @@
-"""Ids by pieces are the ids of the `sentencepiece` library, or the library is asked."""
+"""The ids of the piece encoder are those of the `sentencepiece` library."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from megatron_dsmath.data.tokenizing.sentencepiece_pieces import (
     DUMMY_PREFIX,
     ESCAPE_WHITESPACES,
     MODEL_TYPE,
-    NEVER_JOINED,
     NORMALIZER,
     REMOVE_EXTRA_WHITESPACES,
+    SEPARATOR,
     TRAINER,
     WHITESPACE_AS_SUFFIX,
     build_piece_encoder,
@@ -78,23 +78,23 @@ Encode = Callable[[list[str]], list[list[int]]]
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.lists(KINDS | CHARACTERS, max_size=20).map("".join), max_size=4))
-def test_any_texts_get_the_librarys_ids(ours: Encode, theirs: Encode, texts: list[str]) -> None:
+def test_random_texts_get_the_ids_of_the_library(ours: Encode, theirs: Encode, texts: list[str]) -> None:
     assert ours(texts) == theirs(texts)
 
 
 @pytest.mark.parametrize("step", [101, pytest.param(1, marks=pytest.mark.long)])
-def test_every_character_gets_the_librarys_ids(ours: Encode, theirs: Encode, step: int) -> None:
+def test_every_character_gets_the_ids_of_the_library(ours: Encode, theirs: Encode, step: int) -> None:
     codes = [code for code in range(0, 0x110000, step) if not 0xD800 <= code < 0xE000]
     texts = [f"{chr(code)}a {chr(code)}{chr(code)}1{chr(code)}" for code in codes]
     assert ours(texts) == theirs(texts)
 
 
-def test_long_texts_get_the_librarys_ids(ours: Encode, theirs: Encode) -> None:
+def test_long_texts_get_the_ids_of_the_library(ours: Encode, theirs: Encode) -> None:
     texts = ["数学 is 1 + " * (BLOCK_CHARACTERS // 5), " " * BLOCK_CHARACTERS, "a" * (1 << 16), "\0" * 1000, ""]
     assert ours(texts) == theirs(texts)
 
 
-def test_the_prefix_stands_before_a_text_once(internlm: bytes) -> None:
+def test_the_prefix_is_added_to_a_text_once(internlm: bytes) -> None:
     text = "a" + "\nb" * BLOCK_CHARACTERS
     model = changed(internlm, NORMALIZER, DUMMY_PREFIX, 1)
     encoder = build_piece_encoder(model)
@@ -112,15 +112,15 @@ def test_the_prefix_stands_before_a_text_once(internlm: bytes) -> None:
         (NORMALIZER, ESCAPE_WHITESPACES, 0),
     ],
 )
-def test_other_models_are_left_to_the_library(internlm: bytes, message: int, field: int, value: int) -> None:
+def test_unsupported_models_have_no_splitter(internlm: bytes, message: int, field: int, value: int) -> None:
     assert build_splitter(internlm, ["a", "b"]) is not None
     assert build_splitter(changed(internlm, message, field, value), ["a", "b"]) is None
 
 
-def test_a_vocabulary_with_what_is_never_joined_is_left_to_the_library(internlm: bytes) -> None:
-    assert build_splitter(internlm, ["a", NEVER_JOINED]) is None
+def test_a_vocabulary_with_the_separator_has_no_splitter(internlm: bytes) -> None:
+    assert build_splitter(internlm, ["a", SEPARATOR]) is None
 
 
-def test_unigram_models_are_left_to_the_library(shared_data: Path) -> None:
+def test_unigram_models_have_no_piece_encoder(shared_data: Path) -> None:
     model = (shared_data / "tokenizer" / "sentencepiece" / "test_unigram_1000.model").read_bytes()
     assert build_piece_encoder(model) is None

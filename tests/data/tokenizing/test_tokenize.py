@@ -100,7 +100,7 @@ def test_the_output_is_the_same_for_any_number_of_workers(corpus: Path, tokenize
 
 
 @pytest.mark.parametrize(("workers", "seed"), [(1, None), (2, 3)])
-def test_several_fields_give_the_datasets_of_each_alone(
+def test_several_fields_give_the_same_datasets_as_separate_runs(
     tokenizer: Path, tmp_path: Path, workers: int, seed: int | None
 ) -> None:
     corpus = tmp_path / "corpus.jsonl"
@@ -115,7 +115,7 @@ def test_several_fields_give_the_datasets_of_each_alone(
     assert (report.documents, report.tokens) == (len(TEXTS), sum(report.tokens_of_dataset.values()))
 
 
-def test_a_line_that_lacks_one_of_the_fields_is_bad_for_all_of_them(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_line_without_one_of_the_fields_is_bad_for_all_fields(tokenizer: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"text": "a", "title": "b"}\n{"text": "a"}\n{"title": "b", "text": "a"}\n')
     fields = {"text": "_text", "title": "_title"}
@@ -156,7 +156,7 @@ def test_an_empty_text_is_an_empty_document(tokenizer: Path, tmp_path: Path) -> 
     assert IndexedDataset(tmp_path / "out").document_indices.tolist() == [0, 1, 1, 2]
 
 
-def test_bos_and_eod_stand_where_they_are_asked_for(tokenizer: Path, tmp_path: Path) -> None:
+def test_bos_and_eod_are_added_if_requested(tokenizer: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", ["a"])
     engine = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     begin, end, a = (engine.token_to_id(token) for token in (BEGIN, END, "a"))
@@ -188,7 +188,7 @@ def test_compressed_files_give_the_same_tokens(corpus: Path, tokenizer: Path, tm
     assert documents_of(tmp_path / "corpus.jsonl") == documents_of(tmp_path / "corpus.jsonl.gz")
 
 
-def test_the_sidecar_tells_what_the_data_is(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_the_sidecar_describes_the_data(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
     tokenize([corpus], tokenizer, tmp_path / "out")
     sidecar = json.loads((tmp_path / "out.json").read_text())
     ids = load_tokenizer(tokenizer)
@@ -207,7 +207,7 @@ def test_the_sidecar_tells_what_the_data_is(corpus: Path, tokenizer: Path, tmp_p
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_line_stops_the_run_and_nothing_stays(tokenizer: Path, tmp_path: Path, workers: int) -> None:
+def test_a_bad_line_stops_the_run_and_leaves_no_output(tokenizer: Path, tmp_path: Path, workers: int) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", TEXTS)
     with corpus.open("a") as file:
         file.write("{oops\n[]\n")
@@ -218,7 +218,7 @@ def test_a_bad_line_stops_the_run_and_nothing_stays(tokenizer: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_documents_and_quarantine_account_for_every_line(tokenizer: Path, tmp_path: Path, workers: int) -> None:
+def test_every_line_is_a_document_or_in_the_quarantine(tokenizer: Path, tmp_path: Path, workers: int) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_bytes(b'{"text": "a"}\n{oops\n{"text": "b"}\n\n{"text": 1}\n{"text": "c"}\n')
     report = tokenize([corpus], tokenizer, tmp_path / "out", workers=workers, bad_lines="skip")
@@ -228,14 +228,14 @@ def test_documents_and_quarantine_account_for_every_line(tokenizer: Path, tmp_pa
     assert json.loads((tmp_path / "out.json").read_text())["bad_lines"] == 3
 
 
-def test_a_quarantine_of_an_earlier_run_does_not_stay(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_the_quarantine_of_an_earlier_run_is_removed(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
     assert tokenize([corpus], tokenizer, tmp_path / "out", bad_lines="skip").bad_lines == 0
     assert (tmp_path / "out.bad_lines.jsonl").read_bytes() == b""
     tokenize([corpus], tokenizer, tmp_path / "out")
     assert not (tmp_path / "out.bad_lines.jsonl").exists()
 
 
-def test_a_shuffle_keeps_every_document_and_is_decided_by_its_seed(
+def test_a_shuffle_keeps_every_document_and_depends_only_on_the_seed(
     corpus: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
     runs = {"plain": (None, 1), "seed1": (1, 1), "again": (1, 2), "seed2": (2, 1)}
@@ -266,7 +266,7 @@ def test_progress_reaches_the_size_of_the_input(corpus: Path, tokenizer: Path, t
     assert report.input_bytes == size
 
 
-def test_wrong_requests_are_refused_and_nothing_is_written(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused_and_nothing_is_written(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
@@ -280,7 +280,7 @@ def test_wrong_requests_are_refused_and_nothing_is_written(corpus: Path, tokeniz
         (UsageError, "a dataset of its own", {"field": {}}),
         (UsageError, "a dataset of its own", {"field": {"text": "", "title": ""}}),
         (DataError, "no such file", {"files": [corpus, tmp_path / "missing.jsonl"]}),
-        (DataError, "holds no token", {"files": [empty]}),
+        (DataError, "contains no tokens", {"files": [empty]}),
         (TokenizerError, "no tokenizer found", {"tokenizer": tmp_path / "missing"}),
         (TokenizerError, "which token ends", {"tokenizer": bare}),
         (TokenizerError, "begins a document", {"tokenizer": bare, "eod_token": END, "prepend_bos": True}),
@@ -340,7 +340,7 @@ if __name__ == "__main__":
         process.kill()
 
 
-def test_a_killed_run_leaves_nothing_that_looks_whole_and_a_rerun_is_as_if_undisturbed(
+def test_a_killed_run_leaves_no_dataset_and_a_second_run_gives_the_same_bytes(
     running: subprocess.Popen[bytes], tokenizer: Path, tmp_path: Path
 ) -> None:
     workers = psutil.Process(running.pid).children(recursive=True)

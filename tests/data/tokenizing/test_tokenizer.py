@@ -63,7 +63,7 @@ def test_the_46_golden_encodings_hold(shared_data: Path, deepseek: Tokenizer) ->
     assert [deepseek.encode(text) for text in texts] == golden
 
 
-def test_deepseek_ids_of_special_tokens_are_the_models(deepseek: Tokenizer) -> None:
+def test_deepseek_special_tokens_have_the_ids_of_the_model(deepseek: Tokenizer) -> None:
     assert (deepseek.begin_of_document, deepseek.end_of_document) == (100_000, 100_001)
     assert deepseek.vocabulary_size == 100_015
 
@@ -100,7 +100,7 @@ def test_literals_of_special_tokens_are_plain_text(deepseek: Tokenizer) -> None:
     assert deepseek.decode(ids) == LITERALS
 
 
-def test_parse_special_turns_literals_into_their_ids(shared_data: Path) -> None:
+def test_parse_special_converts_literals_into_their_ids(shared_data: Path) -> None:
     parsing = load_tokenizer(shared_data / "tokenizer" / "deepseek_llm", parse_special=True)
     assert parsing.encode(f"{DEEPSEEK_BEGIN}{DEEPSEEK_END}") == [100_000, 100_001]
 
@@ -113,19 +113,19 @@ def test_sentencepiece_never_parses_control_symbols(shared_data: Path, parse_spe
     assert not {1, 2} & set(tokenizer.encode("a</s><s>b"))
 
 
-def test_texts_come_back_from_their_ids(small: Path) -> None:
+def test_decoding_gives_the_text_back(small: Path) -> None:
     tokenizer = load_tokenizer(small)
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     assert len(tokenizer.encode(TEXT)) < len(TEXT.encode())
 
 
-def test_an_id_that_no_token_has_has_no_text(shared_data: Path, deepseek: Tokenizer) -> None:
+def test_an_id_without_a_token_has_no_text(shared_data: Path, deepseek: Tokenizer) -> None:
     assert deepseek.decode([*deepseek.encode("ab"), 102_399]) == "ab"
     internlm = load_tokenizer(shared_data / "tokenizer" / "sentencepiece" / SENTENCEPIECE_MODELS[0])
     assert internlm.decode([*internlm.encode("ab"), 103_999]) == "ab"
 
 
-def test_a_folder_and_its_file_are_one_tokenizer(small: Path) -> None:
+def test_a_folder_and_its_file_give_the_same_tokenizer(small: Path) -> None:
     by_folder, by_file = load_tokenizer(small), load_tokenizer(small / "tokenizer.json")
     assert by_folder.fingerprint == by_file.fingerprint
     assert by_folder.files == by_file.files == (small / "tokenizer.json", small / "tokenizer_config.json")
@@ -159,7 +159,7 @@ def test_an_end_that_is_not_in_the_vocabulary_is_refused(small: Path, shared_dat
             load_tokenizer(path, "<nonsense>")
 
 
-def test_the_fingerprint_is_of_what_decides_the_ids(small: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_what_determines_the_ids(small: Path, tmp_path: Path) -> None:
     def changed(name: str, change: Callable[[dict[str, Any]], object]) -> str:
         content = json.loads((small / "tokenizer.json").read_text())
         change(content)
@@ -192,14 +192,16 @@ def test_the_fingerprint_of_a_sentencepiece_model_is_its_hash(shared_data: Path)
     [
         ("missing/tokenizer.json", None, "nothing at this path"),
         ("notes.txt", b"hello", "a file named notes.txt"),
-        ("tokenizer.json", b"{}", "does not load"),
-        ("tokenizer.json", b"\xff\xfe", "does not load"),
+        ("tokenizer.json", b"{}", "cannot be loaded"),
+        ("tokenizer.json", b"\xff\xfe", "cannot be loaded"),
         ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-LFS"),
-        ("spiece.model", b"not a model", "does not load"),
-        ("spiece.model", b"", "does not load"),
+        ("spiece.model", b"not a model", "cannot be loaded"),
+        ("spiece.model", b"", "cannot be loaded"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(TokenizerError, match=message):
