@@ -13,7 +13,6 @@ NAMES = (
     "_have_the_last_word",
     "named_where_it_runs_out",
     "brought_up_to",
-    "set_aside",
     "witness",
     "stations",
     "Examiner",
