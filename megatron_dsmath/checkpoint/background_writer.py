@@ -1,4 +1,4 @@
-"""A rank's side of its writer: the memory both see, the request that is under way, and the answer."""
+"""Start and control the process that writes this rank's checkpoints: shared memory, requests and answers."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _CLOSING_SECONDS = 10.0
 
 
 class Answer(NamedTuple):
-    """What became of a request: one of the two, or neither where nothing was asked."""
+    """The result of a request: one of the two, or neither if there was no request."""
 
     done: dict[str, Any] | None = None
     refused: DsmathError | None = None
 
 
 class BackgroundWriter:
-    """A process of low priority (`checkpoint.writer`) that writes what this one puts into `memory`.
+    """A process of low priority (`checkpoint.writer_process`) that writes what this one puts into `memory`.
 
-    The memory is there once, from the start: touching fresh memory takes ten times as long as copying into it.
+    The memory is allocated once: touching new memory takes ten times as long as copying into it.
     """
 
     def __init__(self, size_bytes: int) -> None:
-        """Start the process. Raises OutputError where there is no room for `size_bytes` in memory."""
+        """Start the process. Raises OutputError if `size_bytes` of memory cannot be allocated."""
         descriptor, self.memory = _shared_memory(size_bytes)
         try:
             command = [sys.executable, "-m", "megatron_dsmath.checkpoint.writer_process"]
-            with stop_signals_blocked():  # until it ignores them
-                # In the rank's own session: Linux shares the processors out by session, and only then by niceness.
+            with stop_signals_blocked():  # until the process ignores them
+                # In the rank's own session: Linux divides CPU time between sessions before it considers niceness.
                 self._process = subprocess.Popen(
                     [*command, str(os.getpid()), str(descriptor), str(size_bytes)],
                     stdin=subprocess.PIPE,
@@ -48,26 +48,26 @@ class BackgroundWriter:
                 )
         finally:
             os.close(descriptor)
-        self._is_asked = False
+        self._is_pending = False
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request is under way; never waits."""
-        return self._is_asked and not select.select([self._output], [], [], 0)[0]
+        """Whether a request is in progress; does not wait."""
+        return self._is_pending and not select.select([self._output], [], [], 0)[0]
 
     def ask(self, verb: str, **arguments: Any) -> None:
-        """Have `checkpoint.writer` do something; there is one request at a time."""
-        assert not self._is_asked
-        self._is_asked = True
+        """Send a request, a function of `checkpoint.writer_process` and its arguments; one at a time."""
+        assert not self._is_pending
+        self._is_pending = True
         line = json.dumps({"verb": verb, **arguments}) + "\n"
-        with suppress(BrokenPipeError):  # `answer` says what became of the process
+        with suppress(BrokenPipeError):  # `answer` reports the end of the process
             self._input.write(line.encode())
 
     def answer(self) -> Answer:
-        """Wait for the request that is under way."""
-        if not self._is_asked:
+        """Wait for the answer to the request in progress."""
+        if not self._is_pending:
             return Answer()
-        self._is_asked = False
+        self._is_pending = False
         line = bytearray()
         while not line.endswith(b"\n"):
             received = os.read(self._output.fileno(), 1 << 16)
@@ -78,9 +78,9 @@ class BackgroundWriter:
         return Answer(refused=_error(**found["refused"])) if "refused" in found else Answer(done=found["done"])
 
     def close(self) -> None:
-        """End the process, at once if it is busy."""
+        """End the process, immediately if it is busy."""
         self._input.close()
-        if self._is_asked:
+        if self._is_pending:
             self._process.kill()
         try:
             self._process.wait(_CLOSING_SECONDS)
@@ -99,25 +99,25 @@ class BackgroundWriter:
 
     def _ended(self) -> InternalError:
         code = self._process.wait()
-        killed = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        by_the_system = " (by the system, if memory ran out)" if code == -signal.SIGKILL else ""
+        ending = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        hint = " (by the system, if memory ran out)" if code == -signal.SIGKILL else ""
         return InternalError(
             "the process that writes checkpoints has ended",
             where=f"process {self._process.pid}",
-            found=killed + by_the_system,
-            expected="that it lives as long as the run",
-            fix="run again: the run continues from the checkpoint before",
+            found=ending + hint,
+            expected="that it runs as long as the rank",
+            fix="run again: the run continues from its newest checkpoint",
         )
 
 
 def _error(kind: str, **facts: Any) -> DsmathError:
-    """An error of the writer, of the same class here."""
+    """Recreate an error of the writer process, in the same class."""
     classes = {error.kind(): error for error in catalogue()}
     return classes[kind](**facts)
 
 
 def _shared_memory(size_bytes: int) -> tuple[int, mmap.mmap]:
-    """A file without a name, by its descriptor, and its content; in memory where the system has such files."""
+    """An unnamed file, in memory where the system supports it: its descriptor and its mapped content."""
     try:
         if sys.platform.startswith("linux"):
             descriptor = os.memfd_create("dsmath-staging")
@@ -129,7 +129,7 @@ def _shared_memory(size_bytes: int) -> tuple[int, mmap.mmap]:
         return descriptor, mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED | touch_all)
     except OSError as error:
         raise OutputError(
-            "there is no room in memory for the copy of the state that is written while the run goes on",
+            "there is not enough memory for the copy of the state that is written while training continues",
             found=error.strerror,
             expected=f"{size_bytes:,} bytes for this rank",
             fix="use more ranks, or fewer on this machine",

@@ -1,4 +1,4 @@
-"""The weights in megatron-core's shards, ours or Megatron-LM's, under Hugging Face's names."""
+"""The weights of checkpoints by Hugging Face's names: safetensors files, and megatron-core's shards."""
 
 from __future__ import annotations
 
@@ -28,43 +28,148 @@ from megatron_dsmath.files.atomic_files import sync
 from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
 from megatron_dsmath.parallel.shard_reader import ShardReader
 
-FOLDER = "weights"
+WEIGHTS_FOLDER = "weights"
+SHARDS_FOLDER = "shards"
 
 
 class WeightsCheckpoint(SafetensorsWeights):
-    """The weights of a checkpoint of the kind `weights`."""
+    """The weights of a checkpoint of kind `weights`."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        """Read the headers. Raises ConversionError when they are not those of the manifest's model."""
+        """Read the headers. Raises ConversionError if the tensors are not those of the manifest's model."""
         self.path, self.model = path, manifest.model
-        self.tokenizer_files = files_of(path, manifest)
+        self.tokenizer_files = checkpoint_tokenizer_files(path, manifest)
         self.special_token_ids = tokenizer_files.special_token_ids(self.tokenizer_files)
-        self._files = SafetensorsFiles(path / FOLDER)
+        self._files = SafetensorsFiles(path / WEIGHTS_FOLDER)
         found = {name: tensor.shape for name, tensor in self._files.tensors.items()}
         require_all(path, self.model, found)
 
 
-def files_of(checkpoint: Path, manifest: Manifest) -> tuple[Path, ...]:
-    """The tokenizer files of a checkpoint."""
-    prefix = f"{tokenizer_files.FOLDER}/"
-    return tuple(checkpoint / name for name in sorted(manifest.files) if name.startswith(prefix))
+class ShardedWeights(WeightReader):
+    """The weights in a `torch_dist` folder, written in any layout by this program or by Megatron-LM.
+
+    With `padded_vocabulary` the embedding and the output layer may have more rows than the model; these are left out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelConfig,
+        tokenizer_files: tuple[Path, ...],
+        special_token_ids: Mapping[str, Any],
+        padded_vocabulary: bool = False,
+    ) -> None:
+        """Read the metadata of the shards.
+
+        Raises CheckpointError, and ConversionError if a tensor is missing, extra or of another shape or type.
+        """
+        self.path, self.model = folder, model
+        self.tokenizer_files, self.special_token_ids = tokenizer_files, special_token_ids
+        self._shards = ShardReader(folder)
+        require_layers(folder, model, len(self._shards.shapes))
+        self._table = {name: parameter for parameter in parameters(model) for name in parameter.hf_names}
+        self._names = {parameter.name: self._stored_name(parameter.name) for parameter in parameters(model)}
+        self._check(padded_vocabulary)
+        # Query, key and value are fused; they are read one after the other, with one other parameter between them.
+        self._unfused = lru_cache(maxsize=2)(self._unfuse)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The stored type of a tensor."""
+        return self._shards.dtype(self._names[self._table[name].name])
+
+    def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
+        parameter = self._table[name]
+        return self._unfused(parameter)[parameter.hf_names.index(name)][part]
+
+    def close(self) -> None:
+        """Release the cached tensors."""
+        self._unfused.cache_clear()
+
+    def read_fused(self, parameter: Parameter) -> torch.Tensor:
+        """Read a whole parameter as the ranks wrote it, without `unfuse`, so that the logit gate can test `unfuse`."""
+        tensor = self._stored(parameter)
+        require_finite(self.path, parameter.name, tensor)
+        return tensor
+
+    def _unfuse(self, parameter: Parameter) -> tuple[torch.Tensor, ...]:
+        return parameter.unfuse(self._stored(parameter), self.model.key_value_heads)
+
+    def _stored(self, parameter: Parameter) -> torch.Tensor:
+        tensor = self._shards.read(self._names[parameter.name])
+        return tensor[: self.model.vocabulary_size] if parameter.is_vocabulary else tensor
+
+    def _stored_name(self, name: str) -> str:
+        for suffix, stored_suffix in TRANSFORMER_ENGINE_NAMES.items():
+            if name.endswith(suffix) and name not in self._shards.shapes:
+                return name.removesuffix(suffix) + stored_suffix
+        return name
+
+    def _check(self, padded_vocabulary: bool) -> None:
+        found = self._shards.shapes
+        extra = sorted(set(found) - set(self._names.values()))
+        if extra:
+            raise ConversionError(
+                f"{len(extra)} tensors do not belong to this model",
+                where=f"{self.path}: {extra[0]}",
+                found=list(found[extra[0]]),
+                expected="a LLaMA without biases, with the number of layers in the configuration",
+                fix="give the configuration of these weights",
+            )
+        for parameter in parameters(self.model):
+            shape = found.get(self._names[parameter.name])
+            expected = _fused_shape(parameter)
+            if padded_vocabulary and parameter.is_vocabulary and shape is not None and shape[0] > expected[0]:
+                shape = (expected[0], *shape[1:])
+            if shape != expected:
+                raise wrong_shape(self.path, self._names[parameter.name], shape, expected)
+            dtype = self._shards.dtype(self._names[parameter.name])
+            if dtype not in PRECISIONS:
+                raise ConversionError(
+                    "a tensor has a type that is not supported",
+                    where=f"{self.path}: {self._names[parameter.name]}",
+                    found=dtype,
+                    expected=f"one of {', '.join(map(str, PRECISIONS))}",
+                    fix="save the weights unquantized",
+                )
 
 
-def precision_of(weights: WeightReader) -> Precision:
-    """The type in which all tensors are stored, or mixed."""
-    dtypes = {weights.dtype(name) for name in weights.shapes}
-    return PRECISIONS[dtypes.pop()] if len(dtypes) == 1 else "mixed"
+def _fused_shape(parameter: Parameter) -> Shape:
+    return (sum(shape[0] for shape in parameter.hf_shapes), *parameter.hf_shapes[0][1:])
 
 
-def described(weights: WeightReader) -> Manifest:
-    """The manifest of these weights as a checkpoint of step 0, its files not yet hashed. Raises TokenizerError."""
+def write_weights_checkpoint(
+    weights: WeightReader, out: Path, compare: Callable[[Path], LogitVerdict]
+) -> tuple[Manifest, LogitVerdict]:
+    """Write a checkpoint of step 0 at `out`, tensor by tensor; returns its manifest and the result of `compare`.
+
+    `compare` gets the directory, complete but without its final name; the manifest contains its result. After any error
+    nothing is left. Raises TokenizerError, OutputError, and the errors of reading `weights` and of `compare`.
+    """
+    manifest = describe_weights(weights)
+    tensors = {name: (shape, weights.dtype(name)) for name, shape in weights.shapes.items()}
+    directories.require_absent(out)
+    store.require_space(out.absolute().parent, sum(size_bytes(*tensor) for tensor in tensors.values()))
+    with directories.atomic_directory(out) as folder:
+        (folder / WEIGHTS_FOLDER).mkdir()
+        write_safetensors(folder / WEIGHTS_FOLDER, tensors, weights.read_whole)
+        tokenizer_files.write_beside_weights(weights, folder / tokenizer_files.FOLDER)
+        manifest = _write_manifest(folder, manifest.model_copy(update={"files": store.hash_files(folder)}))
+        verdict = compare(folder)
+        return _write_manifest(folder, manifest.model_copy(update={"logit_gate": verdict})), verdict
+
+
+def describe_weights(weights: WeightReader) -> Manifest:
+    """The manifest, without files, of these weights as a checkpoint of step 0.
+
+    Raises TokenizerError, and ConversionError if the tokenizer has more tokens than the embedding has rows.
+    """
     tokenizer = tokenizer_files.load_from(weights.tokenizer_files)
     if tokenizer is not None and tokenizer.vocabulary_size > weights.model.vocabulary_size:
         raise ConversionError(
-            "the tokenizer has more words than the model",
+            "the tokenizer has more tokens than the model",
             where=tokenizer.path,
-            found=f"{tokenizer.vocabulary_size} words",
-            expected=f"at most {weights.model.vocabulary_size}, the rows of the embedding",
+            found=f"{tokenizer.vocabulary_size} tokens",
+            expected=f"at most {weights.model.vocabulary_size}, the number of rows of the embedding",
             fix="put the tokenizer that belongs to these weights into the folder",
         )
     return Manifest(
@@ -80,122 +185,19 @@ def described(weights: WeightReader) -> Manifest:
     )
 
 
-def write_weights_checkpoint(
-    weights: WeightReader, out: Path, compare: Callable[[Path], LogitVerdict]
-) -> tuple[Manifest, LogitVerdict]:
-    """Write a checkpoint of step 0 at `out`, tensor by tensor, whole or not at all; returns its manifest.
-
-    `compare` is handed the directory, complete but without its final name; what it raises leaves no checkpoint, what
-    it returns stands in the manifest. Raises TokenizerError, OutputError, and what reading `weights` raises.
-    """
-    manifest = described(weights)
-    tensors = {name: (shape, weights.dtype(name)) for name, shape in weights.shapes.items()}
-    directories.require_absent(out)
-    store.preflight(out.absolute().parent, sum(size_bytes(*tensor) for tensor in tensors.values()))
-    with directories.atomic_directory(out) as folder:
-        (folder / FOLDER).mkdir()
-        write_safetensors(folder / FOLDER, tensors, weights.read_whole)
-        tokenizer_files.write_beside_weights(weights, folder / tokenizer_files.FOLDER)
-        manifest = _written(folder, manifest.model_copy(update={"files": store.hashes(folder)}))
-        verdict = compare(folder)
-        return _written(folder, manifest.model_copy(update={"logit_gate": verdict})), verdict
+def precision_of(weights: WeightReader) -> Precision:
+    """The type of all stored tensors, or `mixed`."""
+    dtypes = {weights.dtype(name) for name in weights.shapes}
+    return PRECISIONS[dtypes.pop()] if len(dtypes) == 1 else "mixed"
 
 
-def _written(folder: Path, manifest: Manifest) -> Manifest:
+def checkpoint_tokenizer_files(checkpoint: Path, manifest: Manifest) -> tuple[Path, ...]:
+    """The tokenizer files of a checkpoint."""
+    prefix = f"{tokenizer_files.FOLDER}/"
+    return tuple(checkpoint / name for name in sorted(manifest.files) if name.startswith(prefix))
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     sync(folder / MANIFEST)
     return manifest
-
-
-FOLDER = "shards"
-
-
-class ShardedWeights(WeightReader):
-    """The weights in a `torch_dist` folder that ranks of any layout wrote.
-
-    `padded_vocabulary` allows the embedding and the output layer more rows than the model has; they are left out.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        model: ModelConfig,
-        tokenizer_files: tuple[Path, ...],
-        special_token_ids: Mapping[str, Any],
-        padded_vocabulary: bool = False,
-    ) -> None:
-        """Read the description of the shards. Raises CheckpointError, and ConversionError when a tensor is missing,
-        extra or of another shape.
-        """
-        self.path, self.model = folder, model
-        self.tokenizer_files, self.special_token_ids = tokenizer_files, special_token_ids
-        self._shards = ShardReader(folder)
-        require_layers(folder, model, len(self._shards.shapes))
-        self._table = {theirs: parameter for parameter in parameters(model) for theirs in parameter.hf_names}
-        self._names = {parameter.name: self._stored_name(parameter.name) for parameter in parameters(model)}
-        self._check(padded_vocabulary)
-        # The query, key and value of a layer lie together, and are asked for one after the other with one between.
-        self._unfused = lru_cache(maxsize=2)(self._unfuse)
-
-    def dtype(self, name: str) -> torch.dtype:
-        """What a tensor is stored in."""
-        return self._shards.dtype(self._names[self._table[name].name])
-
-    def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
-        parameter = self._table[name]
-        return self._unfused(parameter)[parameter.hf_names.index(name)][part]
-
-    def close(self) -> None:
-        """Forget the tensors read last."""
-        self._unfused.cache_clear()
-
-    def read_fused(self, parameter: Parameter) -> torch.Tensor:
-        """A whole parameter as the ranks wrote it: never taken apart, so that a forward of it shows how that went."""
-        tensor = self._stored(parameter)
-        require_finite(self.path, parameter.name, tensor)
-        return tensor
-
-    def _unfuse(self, parameter: Parameter) -> tuple[torch.Tensor, ...]:
-        return parameter.unfuse(self._stored(parameter), self.model.key_value_heads)
-
-    def _stored(self, parameter: Parameter) -> torch.Tensor:
-        tensor = self._shards.read(self._names[parameter.name])
-        return tensor[: self.model.vocabulary_size] if parameter.is_vocabulary else tensor
-
-    def _stored_name(self, ours: str) -> str:
-        for end, stored in TRANSFORMER_ENGINE_NAMES.items():
-            if ours.endswith(end) and ours not in self._shards.shapes:
-                return ours.removesuffix(end) + stored
-        return ours
-
-    def _check(self, padded_vocabulary: bool) -> None:
-        found = self._shards.shapes
-        extra = sorted(set(found) - set(self._names.values()))
-        if extra:
-            raise ConversionError(
-                f"{len(extra)} tensors belong to no part of this model",
-                where=f"{self.path}: {extra[0]}",
-                found=list(found[extra[0]]),
-                expected="a LLaMA without biases, with the number of layers of the configuration",
-                fix="give the configuration that belongs to these weights",
-            )
-        for parameter in parameters(self.model):
-            shape = found.get(self._names[parameter.name])
-            expected = _fused_shape(parameter)
-            if padded_vocabulary and parameter.is_vocabulary and shape is not None and shape[0] > expected[0]:
-                shape = (expected[0], *shape[1:])
-            if shape != expected:
-                raise wrong_shape(self.path, self._names[parameter.name], shape, expected)
-            dtype = self._shards.dtype(self._names[parameter.name])
-            if dtype not in PRECISIONS:
-                raise ConversionError(
-                    "a tensor is stored in a type that cannot be trained on",
-                    where=f"{self.path}: {self._names[parameter.name]}",
-                    found=dtype,
-                    expected=f"one of {', '.join(map(str, PRECISIONS))}",
-                    fix="save the weights unquantized",
-                )
-
-
-def _fused_shape(parameter: Parameter) -> Shape:
-    return (sum(shape[0] for shape in parameter.hf_shapes), *parameter.hf_shapes[0][1:])

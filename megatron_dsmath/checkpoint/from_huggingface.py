@@ -1,4 +1,4 @@
-"""A Hugging Face folder as weights to read, and as a checkpoint."""
+"""Read the weights of a Hugging Face folder, and import it as a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids, tokeni
 from megatron_dsmath.checkpoint.weight_reader import SafetensorsWeights, require_all
 from megatron_dsmath.errors import ConversionError
 
-# Buffers that transformers wrote until 4.31: the rotary frequencies, which follow from rope_theta.
+# Rotary frequencies, buffers that transformers wrote until 4.31; they follow from rope_theta.
 _BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 class HuggingFaceFolder(SafetensorsWeights):
-    """A folder with a `LlamaForCausalLM`: config.json, safetensors weights, tokenizer files.
+    """The weights of a folder with a `LlamaForCausalLM`: config.json, safetensors files, tokenizer files.
 
-    `skipped`: tensors of the folder that are not weights of the model (rotary frequencies of old exports).
+    `skipped`: tensors that are not weights of the model (rotary frequencies of old exports).
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the configuration and the headers of the weights. Raises ConversionError naming what is not right."""
+        """Read the configuration and the headers of the weights. Raises ConversionError if they are not valid."""
         if not path.is_dir():
             raise ConversionError(
                 "there is no such folder",
@@ -48,7 +48,7 @@ class HuggingFaceFolder(SafetensorsWeights):
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did; as text, what a user should know of it."""
+    """The result of an import; its text is printed for the user."""
 
     checkpoint: Path
     parameters: int
@@ -66,11 +66,11 @@ class Imported:
 
 
 def import_folder(folder: Path, out: Path, gate: bool = True) -> Imported:
-    """Make the checkpoint `out` (weights, step 0) of a Hugging Face folder, every value as it is.
+    """Import a Hugging Face folder as the checkpoint `out` (weights, step 0), with unchanged values.
 
-    `gate`: compare the logits of the checkpoint with those that transformers computes from the folder. Raises
-    ConversionError for a folder that is not whole or not ours or computes other logits, TokenizerError, and OutputError
-    when `out` is not empty or cannot be written. Nothing is left of an import that fails.
+    `gate`: compare the checkpoint's logits with those of transformers. Raises ConversionError for a folder that is
+    damaged, of an unsupported model, or with other logits; TokenizerError; and OutputError if `out` is not empty or
+    cannot be written. A failed import leaves nothing.
     """
 
     def compare(checkpoint: Path) -> LogitVerdict:

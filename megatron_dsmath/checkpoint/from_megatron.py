@@ -1,4 +1,4 @@
-"""A checkpoint of Megatron-LM as weights to read: `torch_dist`, GPT of LLaMA's shape, any layout."""
+"""Read and convert checkpoints of Megatron-LM: `torch_dist` format, LLaMA architecture, any layout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_dsmath.checkpoint import checkpoint_weights, logit_gate
-from megatron_dsmath.checkpoint.checkpoint_weights import ShardedWeights, described
+from megatron_dsmath.checkpoint.checkpoint_weights import ShardedWeights, describe_weights
 from megatron_dsmath.checkpoint.from_huggingface import Imported
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, model_from
 from megatron_dsmath.checkpoint.manifest import LogitVerdict
@@ -21,22 +21,22 @@ TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def open_megatron(path: Path, model_config: Path, vocabulary_size: int | None = None) -> ShardedWeights:
-    """Open the weights of an `iter_XXXXXXX` directory, or of the iteration that its parent's tracker names.
+    """Open the weights of an `iter_XXXXXXX` directory, or of the iteration in its parent's tracker file.
 
-    `model_config` is a Hugging Face config.json (or its folder, whose tokenizer files come along), since Megatron-LM
-    keeps the shape in a pickle. `vocabulary_size`, which must be that configuration's, allows rows of padding beyond
-    it to be cut off. Raises CheckpointError and ConversionError.
+    `model_config` is a Hugging Face config.json, or a folder with one and tokenizer files; Megatron-LM stores the shape
+    only in a pickle. If `vocabulary_size` is given, it must be that of the configuration, and padding rows beyond it
+    are left out. Raises CheckpointError and ConversionError.
     """
     config = config_file(model_config)
     content = read_json(config)
     model = model_from(content, config)
     if vocabulary_size not in (None, model.vocabulary_size):
         raise ConversionError(
-            "the vocabulary to keep is not the configuration's",
+            "the vocabulary size differs from the configuration",
             where=f"{config}: vocab_size",
             found=model.vocabulary_size,
-            expected=f"{vocabulary_size}, as --vocabulary-size says",
-            fix="make both say how many rows the model has without padding",
+            expected=f"{vocabulary_size}, from --vocabulary-size",
+            fix="set both to the number of rows without padding",
         )
     files = tokenizer_files(config.parent)
     ids = special_token_ids(files, content)
@@ -52,28 +52,30 @@ def convert(
     *,
     gate: bool = True,
 ) -> Imported | Exported:
-    """Make a checkpoint (`dsmath`) or a Hugging Face folder (`hf`) of a Megatron-LM checkpoint; see `open_megatron`.
+    """Convert a Megatron-LM checkpoint to a checkpoint (`dsmath`) or a Hugging Face folder (`hf`).
 
-    `gate`: compare the logits of the fused weights with those that transformers computes from what is written. Raises
-    also TokenizerError, and OutputError when `out` is not empty or cannot be written.
+    See `open_megatron` for the arguments. `gate`: compare the logits of the input with those that transformers computes
+    from the output. Also raises TokenizerError, and OutputError if `out` is not empty or cannot be written.
     """
     weights = open_megatron(path, model_config, vocabulary_size)
-    ours: list[object] = [path, "--model-config", model_config]
+    own_arguments: list[object] = [path, "--model-config", model_config]
     if vocabulary_size is not None:
-        ours += ["--vocabulary-size", vocabulary_size]
+        own_arguments += ["--vocabulary-size", vocabulary_size]
     if target == "hf":
-        return write_huggingface(weights, described(weights), out, ours if gate else None)
+        return write_huggingface(weights, describe_weights(weights), out, own_arguments if gate else None)
 
     def compare(checkpoint: Path) -> LogitVerdict:
-        theirs = checkpoint / checkpoint_weights.FOLDER, config_file(model_config)
-        return logit_gate.compare(weights, ours, *theirs) if gate else logit_gate.NOT_ASKED
+        if not gate:
+            return logit_gate.NOT_ASKED
+        folder = checkpoint / checkpoint_weights.WEIGHTS_FOLDER
+        return logit_gate.compare(weights, own_arguments, folder, config_file(model_config))
 
     manifest, verdict = checkpoint_weights.write_weights_checkpoint(weights, out, compare)
     return Imported(out, manifest.model.parameters, manifest.precision, (), verdict)
 
 
 def config_file(model_config: Path) -> Path:
-    """The config.json that is meant: itself, or the one in a folder."""
+    """The path of config.json: `model_config` itself, or the file in that folder."""
     return model_config / CONFIG if model_config.is_dir() else model_config
 
 
@@ -86,16 +88,16 @@ def _iteration(path: Path) -> Path:
             "this is not a torch_dist checkpoint of Megatron-LM",
             where=path,
             found=f"neither {METADATA} nor {TRACKER}" if path.is_dir() else "no such directory",
-            expected="an iter_XXXXXXX directory, or the directory that holds them",
-            fix="save it with --ckpt-format torch_dist (older formats are pickles of programs)",
+            expected="an iter_XXXXXXX directory, or its parent",
+            fix="save it with --ckpt-format torch_dist (older formats are pickles that can run code)",
         )
     number = tracker.read_text(encoding="utf-8", errors="replace").strip()
     if not re.fullmatch(r"\d{1,12}|release", number):
         raise CheckpointError(
-            "the tracker names no iteration",
+            "the tracker file does not contain an iteration",
             where=tracker,
             found=repr(number[:40]),
             expected="a number",
-            fix="name the iter_XXXXXXX directory itself",
+            fix="give the iter_XXXXXXX directory itself",
         )
     return path / ("release" if number == "release" else f"iter_{int(number):07}")

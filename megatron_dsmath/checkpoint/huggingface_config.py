@@ -1,4 +1,4 @@
-"""config.json of a `LlamaForCausalLM` folder to our model's configuration and back."""
+"""Convert config.json of a `LlamaForCausalLM` to our model configuration and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_dsmath.errors import ConversionError
 
 CONFIG = "config.json"
 
-# Our key, Hugging Face's, and what transformers' LlamaConfig takes where the file says nothing (None: it must say).
+# Our key, Hugging Face's key, and the default of transformers' LlamaConfig (None: the key is required).
 _SIZES: tuple[tuple[str, str, int | float | None], ...] = (
     ("layers", "num_hidden_layers", None),
     ("hidden_size", "hidden_size", None),
@@ -24,7 +24,7 @@ _SIZES: tuple[tuple[str, str, int | float | None], ...] = (
     ("norm_epsilon", "rms_norm_eps", 1e-6),
     ("initial_std", "initializer_range", 0.02),
 )
-# What this decoder cannot be, by the value that says it is not.
+# Keys of features that this decoder does not support, with the value they have without the feature.
 _MUST_BE: tuple[tuple[str, Any], ...] = (
     ("model_type", "llama"),
     ("hidden_act", "silu"),
@@ -32,22 +32,22 @@ _MUST_BE: tuple[tuple[str, Any], ...] = (
     ("mlp_bias", False),
     ("tie_word_embeddings", False),
     ("quantization_config", None),
-    ("auto_map", None),  # a program of the folder's own
+    ("auto_map", None),  # code in the folder
 )
 _TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def model_from(config: Mapping[str, Any], path: Path) -> ModelConfig:
-    """The model that the config.json at `path` describes.
+    """The model configuration for the content of the config.json at `path`.
 
-    Raises ConversionError naming the key of whatever our decoder cannot be, or that is missing or out of range.
+    Raises ConversionError with the key of an unsupported feature, or of a missing or invalid value.
     """
     if config.get("architectures", ["LlamaForCausalLM"]) != ["LlamaForCausalLM"]:
         _refuse(path, "architectures", config["architectures"], '["LlamaForCausalLM"]')
     for key, value in _MUST_BE:
         if config.get(key, value) != value:
             _refuse(path, key, config[key], value)
-    values = {ours: config.get(theirs, default) for ours, theirs, default in _SIZES}
+    values = {key: config.get(hf_key, default) for key, hf_key, default in _SIZES}
     groups = config.get("num_key_value_heads")
     values["key_value_heads"] = values["attention_heads"] if groups is None else groups
     values["rope_theta"] = _rope_theta(config, path)
@@ -55,7 +55,7 @@ def model_from(config: Mapping[str, Any], path: Path) -> ModelConfig:
         model = ModelConfig(**values, initial_weights=None, kernels="torch")
     except ValidationError as error:
         first = error.errors()[0]
-        names = {ours: theirs for ours, theirs, _ in _SIZES} | {"key_value_heads": "num_key_value_heads"}
+        names = {key: hf_key for key, hf_key, _ in _SIZES} | {"key_value_heads": "num_key_value_heads"}
         key = str(first["loc"][0])
         _refuse(path, names.get(key, key), values.get(key), first["msg"])
     _check_heads(model, config, path)
@@ -63,7 +63,7 @@ def model_from(config: Mapping[str, Any], path: Path) -> ModelConfig:
 
 
 def config_from(model: ModelConfig, precision: str, special_token_ids: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a folder with this model: the keys that transformers 4 writes, which 5 and vLLM read too."""
+    """The config.json of a model, with the keys of transformers 4, which transformers 5 and vLLM read too."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -94,7 +94,7 @@ def config_from(model: ModelConfig, precision: str, special_token_ids: Mapping[s
 
 
 def _rope_theta(config: Mapping[str, Any], path: Path) -> float:
-    """transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters` with both in it."""
+    """The base of the rotary frequencies, under the keys of transformers 4 or 5 (`rope_parameters`)."""
     rope: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
         section = config.get(key) or {}
@@ -102,7 +102,7 @@ def _rope_theta(config: Mapping[str, Any], path: Path) -> float:
             _refuse(path, key, section, "null")
         kind = section.get("rope_type", section.get("type", "default"))
         if kind != "default":
-            _refuse(path, key, f"positions scaled by {kind!r}", "null: positions as they are")
+            _refuse(path, key, f"scaled positions: {kind!r}", "null: unscaled positions")
         if section.get("partial_rotary_factor", 1.0) != 1.0:
             _refuse(path, f"{key}.partial_rotary_factor", section["partial_rotary_factor"], 1.0)
         rope |= section
@@ -118,7 +118,7 @@ def _check_heads(model: ModelConfig, config: Mapping[str, Any], path: Path) -> N
             path,
             "num_attention_heads",
             model.attention_heads,
-            f"heads that divide hidden_size ({model.hidden_size}) into even parts",
+            f"a divisor of hidden_size ({model.hidden_size}) with an even quotient",
         )
     if model.attention_heads % model.key_value_heads:
         _refuse(
@@ -133,9 +133,9 @@ def _check_heads(model: ModelConfig, config: Mapping[str, Any], path: Path) -> N
 
 def _refuse(path: Path, key: str, found: object, expected: object) -> NoReturn:
     raise ConversionError(
-        "the model of this folder is not one this decoder can be",
+        "the model of this folder is not supported",
         where=f"{path}: {key}",
         found=found,
-        expected="null, or the key left out" if expected is None else expected,
-        fix="use a plain LlamaForCausalLM; if the file is wrong about its weights, correct this key",
+        expected="null, or no such key" if expected is None else expected,
+        fix="use a plain LlamaForCausalLM; if config.json does not match the weights, correct this key",
     )

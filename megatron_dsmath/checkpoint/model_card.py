@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, what it was trained on, whose licence binds it."""
+"""README.md of an exported model: its shape, training data, scores and licence."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from megatron_dsmath.errors import ConversionError
 
 
 def model_card(title: str, manifest: Manifest, logits: LogitVerdict, scores: Mapping[str, float]) -> str:
-    """The card in Markdown, with the header that model hubs read. `scores`: by benchmark, as they were handed over."""
+    """The model card in Markdown, with the header that model hubs read. `scores`: a number per benchmark."""
     model, trained = manifest.model, manifest.kind == "training"
-    base = manifest.state.get("source") or model.initial_weights  # a path, whose folders are nobody's business
-    base = Path(str(base)).name if base else "none: first weights drawn from a seed"
+    base = manifest.state.get("source") or model.initial_weights  # only the name of the path is published
+    base = Path(str(base)).name if base else "none: initial weights drawn from a seed"
     facts = [
         ("base", base),
         ("parameters", f"{model.parameters:,}"),
         (
             "shape",
             f"{model.layers} layers, width {model.hidden_size}, feed-forward {model.ffn_hidden_size}, "
-            f"{model.attention_heads} heads ({model.key_value_heads} of keys and values), "
-            f"{model.vocabulary_size:,} words",
+            f"{model.attention_heads} heads ({model.key_value_heads} key-value heads), "
+            f"{model.vocabulary_size:,} tokens in the vocabulary",
         ),
         ("precision of training" if trained else "precision", manifest.precision),
         ("optimizer steps", f"{manifest.step:,}"),
@@ -41,23 +41,23 @@ def model_card(title: str, manifest: Manifest, logits: LogitVerdict, scores: Map
         "",
         "## Licence",
         "",
-        "These weights carry the licence of those they were trained from, and the terms of their data. DeepSeek's are",
-        "under the DeepSeek Model License, which binds copies and derivatives too: pass it on with them.",
+        "These weights have the licence of the weights they were trained from, and the terms of their data. DeepSeek's",
+        "are under the DeepSeek Model License, which also applies to copies and derivatives: include it with them.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def read_scores(path: Path) -> dict[str, float]:
-    """A number for each benchmark, of a JSON file. Raises ConversionError when it is anything else."""
+    """Read a number per benchmark from a JSON file. Raises ConversionError for any other content."""
     scores = read_json(path)
     for name, score in scores.items():
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
             raise ConversionError(
-                "a score is no number",
+                "a score is not a number",
                 where=f"{path}: {name}",
                 found=score,
-                expected='a number for each benchmark: {"gsm8k": 64.2, "math": 36.2}',
-                fix="write the scores so",
+                expected='a number per benchmark: {"gsm8k": 64.2, "math": 36.2}',
+                fix="correct this score",
             )
     return scores
 
@@ -76,11 +76,11 @@ def _scores(scores: Mapping[str, float]) -> list[str]:
 
 
 def _data(state: Mapping[str, Any]) -> list[str]:
-    """What was read of each corpus, or learned of each kind, language and source of conversations."""
+    """Tokens read per corpus, or target tokens per kind, language and source of conversations."""
     tokens, plan = state.get("tokens_by_corpus"), state.get("plan")
     if not isinstance(tokens, Mapping) or not tokens:
         return []
     of_conversations = isinstance(plan, Mapping) and "chat_template" in plan
-    told = "kind, language or source of conversations | tokens learned" if of_conversations else "corpus | tokens"
+    columns = "kind, language or source of conversations | target tokens" if of_conversations else "corpus | tokens"
     rows = (f"| {name} | {count:,} |" for name, count in tokens.items())
-    return ["", "## Data", "", f"| {told} |", "|---|---|", *rows]
+    return ["", "## Data", "", f"| {columns} |", "|---|---|", *rows]

@@ -1,7 +1,7 @@
-"""Logits as training computes them, of a checkpoint on the disk: a process of its own, for the logit gate.
+"""Compute the training decoder's logits of stored weights, in a separate process for the logit gate.
 
-A process of its own, because megatron-core wants a world of ranks and, here, to be told that there is no GPU; and
-because what calls a conversion may be a rank of another world.
+The process is separate because megatron-core needs initialized process groups and, here, no GPU, and because the caller
+of a conversion may be a rank of other process groups.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _ONE_PROCESS = ParallelConfig(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the logits of stored weights as a .npy file; returns an exit code."""
+    """Write the logits of stored weights to a .npy file; returns an exit code."""
     parser = argparse.ArgumentParser(prog="own_logits")
-    parser.add_argument("stored", type=Path, help="a checkpoint's directory, or Megatron-LM's with --model-config")
+    parser.add_argument("stored", type=Path, help="a checkpoint, or one of Megatron-LM with --model-config")
     parser.add_argument("--model-config", type=Path)
     parser.add_argument("--vocabulary-size", type=int)
-    parser.add_argument("ids", type=Path, help="JSON, a list of lists of one length")
+    parser.add_argument("ids", type=Path, help="a JSON file with a list of lists of equal length")
     parser.add_argument("logits", type=Path, help="the .npy file to write")
     options = parser.parse_args(arguments)
     try:
@@ -60,15 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @torch.no_grad()
 def own_logits(weights: WeightReader, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Logits [sequence, position, word] in fp32, whatever the precision of the stored weights.
+    """Logits [sequence, position, token] in fp32, for stored weights of any precision.
 
-    The decoder is the one that trains; its weights are those of one module at a time. Raises what reading them does.
+    Memory holds the weights of one module at a time. Raises the errors of reading weights.
     """
     from megatron_dsmath.model import decoder
     from megatron_dsmath.parallel.topology import destroy_topology, initialize_topology
 
     model = weights.model.model_copy(update={"kernels": "torch"})
-    # Data, schedule and optimizer decide nothing about a forward pass, and stored weights do not say them.
+    # Data, schedule and optimizer do not affect a forward pass and are not stored with weights.
     sections: dict[str, Any] = {"model": model, "parallel": _ONE_PROCESS, "precision": "fp32"}
     run = RunConfig.model_construct(**sections)
     topology = initialize_topology(run.parallel, seed=0)

@@ -1,4 +1,4 @@
-"""The safetensors files of a folder, laid out as Hugging Face does, read by slice."""
+"""Read tensors by slice from a folder of safetensors files as Hugging Face lays it out, and write such folders."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from megatron_dsmath.model.parameters import Shape
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+SHARD_BYTES = 5_000_000_000  # the limit of Hugging Face's own writer
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor is and what it is."""
+    """The file, shape and type of a tensor."""
 
     file: Path
     shape: Shape
@@ -31,10 +33,10 @@ class StoredTensor(NamedTuple):
 
 
 class SafetensorsFiles:
-    """The tensors of `model.safetensors`, or of the files that `model.safetensors.index.json` names.
+    """The tensors of `model.safetensors`, or of the files in `model.safetensors.index.json`.
 
-    Opening reads the headers only. Raises ConversionError for a file that is missing, damaged, outside the folder, of
-    another format (pickles), or that does not hold what the index says.
+    Opening reads only the headers. Raises ConversionError for a file that is missing, damaged, outside the folder, of
+    another format (pickles), or whose tensors differ from the index.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,18 +51,18 @@ class SafetensorsFiles:
             self._compare(index)
 
     def read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
-        """A part of a tensor, as it is stored."""
+        """Read a part of a tensor in its stored type."""
         stored = self.tensors[name]
         tensor: torch.Tensor = self._handles[stored.file].get_slice(name)[part]
         return tensor
 
     def close(self) -> None:
-        """Release the files."""
+        """Close the files."""
         self._handles.clear()
         self._open_files.close()
 
     def _index(self) -> dict[str, str] | None:
-        if (self.folder / SINGLE).exists():  # which transformers prefers as well
+        if (self.folder / SINGLE).exists():  # as transformers does
             inside(self.folder, SINGLE)
             return None
         if not (self.folder / INDEX).exists():
@@ -69,11 +71,11 @@ class SafetensorsFiles:
         if isinstance(index, dict) and index and all(isinstance(name, str) for name in index.values()):
             return index
         raise ConversionError(
-            "the index of the weights names no files",
+            "the index of the weights does not list files",
             where=f"{self.folder / INDEX}: weight_map",
             found=type(index).__name__,
             expected="a file name for each tensor",
-            fix="get the folder whole again",
+            fix="download or copy the complete folder again",
         )
 
     def _file(self, name: str) -> Path:
@@ -83,8 +85,8 @@ class SafetensorsFiles:
                 "a file of the weights is missing",
                 where=path,
                 found="no such file",
-                expected=f"every file that {INDEX} names",
-                fix="get the folder whole again",
+                expected=f"all files in {INDEX}",
+                fix="download or copy the complete folder again",
             )
         return path
 
@@ -92,29 +94,30 @@ class SafetensorsFiles:
         try:
             handle = self._open_files.enter_context(safe_open(file, framework="pt"))
             for name in handle.keys():  # noqa: SIM118 - no dictionary
-                piece = handle.get_slice(name)
-                self.tensors[name] = StoredTensor(file, tuple(piece.get_shape()), _dtype(file, name, piece.get_dtype()))
+                tensor = handle.get_slice(name)
+                dtype = _dtype(file, name, tensor.get_dtype())
+                self.tensors[name] = StoredTensor(file, tuple(tensor.get_shape()), dtype)
         except (SafetensorError, OSError) as error:
             raise ConversionError(
                 "a safetensors file cannot be read",
                 where=file,
                 found=error,
-                expected="a whole file in the safetensors format",
-                fix="get the file again: it is truncated or of another format",
+                expected="a complete file in the safetensors format",
+                fix="download or copy the file again: it is truncated or has another format",
             ) from error
         self._handles[file] = handle
 
     def _compare(self, index: Mapping[str, str]) -> None:
         for name in [*index, *self.tensors]:
-            said = index.get(name)
+            indexed = index.get(name)
             stored = self.tensors.get(name)
-            if said is None or stored is None or stored.file.name != said:
+            if indexed is None or stored is None or stored.file.name != indexed:
                 raise ConversionError(
                     "the index and the files of the weights disagree",
                     where=f"{self.folder / INDEX}: {name}",
-                    found=f"in {stored.file.name}" if stored else "in none of its files",
-                    expected=f"in {said}" if said else "in the index too",
-                    fix="get the folder whole again: its parts are of different models",
+                    found=f"in {stored.file.name}" if stored else "in no file",
+                    expected=f"in {indexed}" if indexed else "also in the index",
+                    fix="download or copy the complete folder again: its files belong to different models",
                 )
 
     def _no_weights(self) -> ConversionError:
@@ -122,37 +125,13 @@ class SafetensorsFiles:
         return ConversionError(
             "the weights are not in safetensors files",
             where=self.folder,
-            found=f"pickles, which may run any program when they are read: {pickles[0]}" if pickles else "no weights",
+            found=f"pickles, which can run any code when they are read: {pickles[0]}" if pickles else "no weights",
             expected=f"{SINGLE}, or {INDEX} and its files",
-            fix=f"get the model's safetensors files, or write them beside these where you trust them: "
+            fix=f"download the model's safetensors files or, if you trust these files, convert them: "
             f"{save_as_safetensors(self.folder)}"
             if pickles
-            else "name the folder that holds the weights",
+            else "give the folder with the weights",
         )
-
-
-def save_as_safetensors(folder: Path) -> str:
-    """The command by which transformers writes safetensors files beside the pickles of a folder."""
-    path = repr(str(folder.absolute()))
-    program = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({path}, dtype='auto')"
-    return shlex.join(["python", "-c", f"{program}.save_pretrained({path})"])
-
-
-def _dtype(file: Path, name: str, code: str) -> torch.dtype:
-    if code in DTYPES:
-        return DTYPES[code]
-    raise ConversionError(
-        "a tensor is stored in a type that cannot be trained on",
-        where=f"{file}: {name}",
-        found=code,
-        expected=f"one of {', '.join(DTYPES)}",
-        fix="use the unquantized weights",
-    )
-
-
-SHARD_BYTES = 5_000_000_000  # what Hugging Face's own writer keeps below
-
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def write_safetensors(
@@ -161,9 +140,9 @@ def write_safetensors(
     read: Callable[[str], torch.Tensor],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write `tensors` into `folder`, each file at most `shard_bytes`, holding one tensor in memory at a time.
+    """Write `tensors` into `folder` in files of at most `shard_bytes`, with one tensor in memory at a time.
 
-    `read` gives a tensor by name. Bytes equal what the safetensors library writes for the same tensors.
+    `read` returns a tensor by name. The bytes equal those of the safetensors library for the same tensors.
     """
     shards = list(_shards(tensors, shard_bytes))
     names = [
@@ -181,19 +160,63 @@ def write_safetensors(
 
 
 def size_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    """Bytes of a tensor."""
+    """The size of a tensor in bytes."""
     return torch.Size(shape).numel() * dtype.itemsize
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return `folder`/`name`. Raises ConversionError if the path or a link leads outside the folder."""
+    path = folder / name
+    if Path(name).name == name and path.resolve().is_relative_to(folder.resolve()):
+        return path
+    raise ConversionError(
+        "a file of the folder is outside it",
+        where=folder,
+        found=f"{name}, which is {path.resolve()}",
+        expected="files in the folder itself",
+        fix="copy the folder with its links resolved (cp -rL; `hf download MODEL --local-dir FOLDER` does so)",
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file. Raises ConversionError if the file is missing or contains anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _not_json(path, error) from error
+    if not isinstance(content, dict):
+        raise _not_json(path, f"a JSON {type(content).__name__}")
+    return content
+
+
+def save_as_safetensors(folder: Path) -> str:
+    """The command with which transformers converts the pickles of a folder to safetensors files."""
+    path = repr(str(folder.absolute()))
+    program = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({path}, dtype='auto')"
+    return shlex.join(["python", "-c", f"{program}.save_pretrained({path})"])
+
+
+def _dtype(file: Path, name: str, code: str) -> torch.dtype:
+    if code in DTYPES:
+        return DTYPES[code]
+    raise ConversionError(
+        "a tensor has a type that is not supported",
+        where=f"{file}: {name}",
+        found=code,
+        expected=f"one of {', '.join(DTYPES)}",
+        fix="use the unquantized weights",
+    )
 
 
 def _shards(tensors: Mapping[str, tuple[Shape, torch.dtype]], shard_bytes: int) -> Iterator[list[str]]:
     shard: list[str] = []
-    room = shard_bytes
+    free_bytes = shard_bytes
     for name, tensor in tensors.items():
-        if shard and size_bytes(*tensor) > room:
+        if shard and size_bytes(*tensor) > free_bytes:
             yield shard
-            shard, room = [], shard_bytes
+            shard, free_bytes = [], shard_bytes
         shard.append(name)
-        room -= size_bytes(*tensor)
+        free_bytes -= size_bytes(*tensor)
     yield shard
 
 
@@ -223,36 +246,11 @@ def _append(file: BinaryIO, tensor: torch.Tensor, shape: Shape, dtype: torch.dty
     file.write(tensor.contiguous().view(torch.uint8).numpy().data)
 
 
-def inside(folder: Path, name: str) -> Path:
-    """`folder`/`name`, or ConversionError where that leads out of the folder: by its path, or through a link."""
-    path = folder / name
-    if Path(name).name == name and path.resolve().is_relative_to(folder.resolve()):
-        return path
-    raise ConversionError(
-        "a file of the folder lies outside it",
-        where=folder,
-        found=f"{name}, which is {path.resolve()}",
-        expected="files in the folder itself",
-        fix="copy the folder with its links resolved (cp -rL; `hf download MODEL --local-dir FOLDER` does so)",
-    )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ConversionError when it is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _no_json(path, error) from error
-    if not isinstance(content, dict):
-        raise _no_json(path, f"a JSON {type(content).__name__}")
-    return content
-
-
-def _no_json(path: Path, found: object) -> ConversionError:
+def _not_json(path: Path, found: object) -> ConversionError:
     return ConversionError(
         "a file of the folder is missing or not JSON",
         where=path,
         found=found,
         expected="a JSON object",
-        fix="get the file again, or name the right folder",
+        fix="download or copy the file again, or give another folder",
     )

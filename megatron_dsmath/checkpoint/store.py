@@ -1,7 +1,8 @@
-"""The life of a checkpoint: begun under another name, hashed, published by one rename, verified, pruned. No torch.
+"""Find, list, verify, describe, set aside and prune the checkpoints of a run. Imports no torch.
 
-A published `step_N` is never written again, so what it holds is always one step, whole. What exists is read from the
-directory, never from the pointer `LATEST`, which is there for people. docs/checkpoints.md tells the story.
+A checkpoint is filled under another name and gets its name `step_N` by one rename (`writer_process.publish`). It is not
+written again, so it is always complete. Checkpoints are found by listing the directory; the file `LATEST` is only a
+hint for people. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,133 +24,107 @@ from megatron_dsmath.files.atomic_files import require_free_space, sync
 from megatron_dsmath.files.directories import report_write_errors
 
 LATEST = "LATEST"
-KEPT_AT_LEAST = 2  # a newest one that turns out corrupt must not have been the only one
-
+KEPT_AT_LEAST = 2  # the newest may turn out to be damaged
 _STEP = re.compile(r"step_(0|[1-9]\d*)")
 _BLOCK_BYTES = 1 << 22
 
 
-def begin(root: Path, step: int) -> Path:
-    """Create the directory that will be `root`/step_N, to be filled by all ranks; one rank calls this.
-
-    Removes what dead processes left of earlier saves, and moves a damaged checkpoint of the same step out of the way.
-    Raises OutputError when that step is published and complete, or when nothing can be written there.
-    """
-    directories.remove_leftovers(root, "step_*")
-    target = root / f"step_{step}"
-    if target.is_dir() and not _is_complete(target):
-        set_aside(target)
-    return directories.begin(target)
-
-
-def hashes(folder: Path) -> dict[str, FileEntry]:
-    """Size and sha256 of every file by its path in `folder`; each is brought to the disk. Raises as `file_entry`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_entry(path) for path in files}
-
-
-def file_entry(path: Path) -> FileEntry:
-    """Size and sha256 of a file, which is brought to the disk.
-
-    Raises OutputError when the system cannot keep what was written, which some file systems say only now.
-    """
-    with report_write_errors(path):
-        sync(path)
-    return FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
-
-
-def publish(incomplete: Path, manifest: Manifest) -> Path:
-    """Write the manifest, give the checkpoint its name and point LATEST to it; one process calls this.
-
-    The files are on the disk. Returns the published directory. Raises CheckpointError when they are not those of the
-    manifest, OutputError when the system refuses.
-    """
-    _require_sizes(incomplete, manifest)
-    path = incomplete / MANIFEST
-    with report_write_errors(path):
-        fault_point("checkpoint.before_manifest")
-        path.write_text(manifest.to_json(), encoding="utf-8")
-        sync(path)
-    fault_point("checkpoint.before_rename")
-    published = directories.publish(incomplete)
-    fault_point("checkpoint.before_pointer")
-    if _STEP.fullmatch(published.name):
-        with suppress(OSError):  # a hint: the checkpoint itself is safe
-            scratch = published.with_name(f"{LATEST}.{os.getpid()}")
-            scratch.write_text(f"{published.name}\n", encoding="utf-8")
-            scratch.replace(published.with_name(LATEST))
-    return published
-
-
-def set_aside(damaged: Path) -> Path:
-    """Give a damaged checkpoint a name that no step has, which it returns; nothing in it is changed.
-
-    Raises OutputError.
-    """
-    aside = damaged.with_name(f"{damaged.name}.damaged-{secrets.token_hex(4)}")
-    with report_write_errors(damaged):
-        damaged.rename(aside)
-        sync(aside.parent)
-    return aside
-
-
-def newest(root: Path) -> Path | None:
-    """The newest complete checkpoint in `root`; None where none was ever published.
-
-    Raises CheckpointError when there are some and none is complete: a run must not start anew over them.
-    """
-    problems = []
-    for folder in reversed(step_folders(root)):
-        try:
-            manifest_of(folder)
-        except CheckpointError as error:
-            problems.append(error)
-        else:
-            return folder
-    if problems:
-        raise problems[0]
-    return None
-
-
 def locate(path: Path) -> Path:
-    """The checkpoint that `path` names: itself, or the newest of a run's directory or of a directory of checkpoints.
+    """The checkpoint at `path`, or the newest of a run's directory or a directory of checkpoints.
 
-    Raises CheckpointError when it names none.
+    Raises CheckpointError if there is none.
     """
     if (path / MANIFEST).exists():
         return path
-    for root in (path / "checkpoints", path):
-        found = newest(root)
-        if found is not None:
-            return found
+    found = newest_checkpoint(path)
+    if found is not None:
+        return found
     raise not_a_checkpoint(path, "no checkpoint in it" if path.is_dir() else "no such directory")
 
 
-def listing(path: Path) -> list[dict[str, Any]]:
-    """A row for each published checkpoint that `path` holds (a run's directory, its checkpoints, one), oldest first.
+def newest_checkpoint(path: Path) -> Path | None:
+    """The newest complete checkpoint of a run's directory or a directory of checkpoints; None if there is none.
 
-    One whose manifest is damaged has the kind `damaged` and says its `problem`. Raises CheckpointError when there is
-    no such directory.
+    Raises CheckpointError if there are checkpoints and all are damaged.
+    """
+    return find_newest(step_folders(path))[0]
+
+
+def find_newest(
+    folders: Sequence[Path], check: Callable[[Path], object] | None = None
+) -> tuple[Path | None, dict[Path, CheckpointError]]:
+    """The last of `folders` (oldest first) that `check` accepts, and the errors of the newer ones.
+
+    `check` raises CheckpointError for a damaged checkpoint; the default reads the manifest. The result is None for no
+    folders. Raises CheckpointError if all are damaged: a run must not start from scratch over its checkpoints.
+    """
+    damaged: dict[Path, CheckpointError] = {}
+    for folder in reversed(folders):
+        try:
+            (check or read_step_manifest)(folder)
+        except CheckpointError as error:
+            damaged[folder] = error
+        else:
+            return folder, damaged
+    if damaged:
+        raise CheckpointError(
+            "the run has checkpoints, but none is complete",
+            where=folders[0].parent,
+            found="; ".join(f"{problem.what} ({problem.where})" for problem in damaged.values()),
+            fix="copy the damaged files again from their source, or start a new run: set output to another directory",
+        )
+    return None, {}
+
+
+def step_folders(path: Path) -> list[Path]:
+    """All checkpoints, complete or damaged, of a run's directory or a directory of checkpoints, oldest first."""
+    for root in (path / "checkpoints", path):
+        entries = root.iterdir() if root.is_dir() else []
+        if folders := [entry for entry in entries if entry.is_dir() and _STEP.fullmatch(entry.name)]:
+            return sorted(folders, key=_step)
+    return []
+
+
+def read_step_manifest(folder: Path) -> Manifest:
+    """Read a checkpoint's manifest, whose step must be that of the directory's name. Raises CheckpointError."""
+    manifest = read_manifest(folder)
+    if _STEP.fullmatch(folder.name) and manifest.step != _step(folder):
+        raise CheckpointError(
+            "a checkpoint has the name of another step",
+            where=folder,
+            found=f"step {manifest.step} in its {MANIFEST}",
+            expected=f"step {_step(folder)}",
+            fix=f"rename the directory to step_{manifest.step}",
+        )
+    return manifest
+
+
+def listing(path: Path) -> list[dict[str, Any]]:
+    """A row per checkpoint in `path` (a run's directory, a directory of checkpoints, or one checkpoint), oldest first.
+
+    A checkpoint with a damaged manifest has the kind `damaged` and a `problem`. Raises CheckpointError if there is no
+    such directory.
     """
     if not path.is_dir():
         raise CheckpointError(
             "there is no such directory",
             where=path,
-            expected="a run's directory, or its checkpoints",
-            fix="name the directory that `output` of the run file names",
+            expected="a run's directory, or a directory of checkpoints",
+            fix="give the directory that `output` of the run file names",
         )
     if (path / MANIFEST).exists():
         return [_row(path)]
-    return [_row(folder) for folder in step_folders(path / "checkpoints") or step_folders(path)]
+    return [_row(folder) for folder in step_folders(path)]
 
 
 def verify(path: Path, rank: int = 0, size: int = 1) -> Manifest:
-    """Compare the checkpoint that `path` names with its manifest: every file's size, this rank's share of the hashes.
+    """Compare the checkpoint at `path` (see `locate`) with its manifest, which is returned.
 
-    Ranks 0 to `size` - 1 together hash every file once. Raises CheckpointError naming the first file that differs.
+    Every rank compares all sizes; ranks 0 to `size` - 1 together compare the hash of every file once. Raises
+    CheckpointError with the first file that differs.
     """
     checkpoint = locate(path)
-    manifest = manifest_of(checkpoint)
+    manifest = read_step_manifest(checkpoint)
     _require_sizes(checkpoint, manifest)
     by_size = sorted(manifest.files.items(), key=lambda item: (-item[1].bytes, item[0]))
     for name, entry in by_size[rank::size]:
@@ -159,59 +135,89 @@ def verify(path: Path, rank: int = 0, size: int = 1) -> Manifest:
 
 
 def prune(root: Path, keep: int) -> list[Path]:
-    """Delete all complete checkpoints but the newest `keep` (never fewer than two); returns which went.
+    """Delete all complete checkpoints except the newest `keep` (at least two); returns the deleted ones.
 
-    Called after a newer one is published. Damaged ones are left for people to look at.
+    Damaged checkpoints are kept for inspection.
     """
     complete = [folder for folder in step_folders(root) if _is_complete(folder)]
-    doomed = complete[: -max(keep, KEPT_AT_LEAST)]
-    for folder in doomed:
+    old = complete[: -max(keep, KEPT_AT_LEAST)]
+    for folder in old:
         with report_write_errors(folder):
             directories.delete(folder)
-    return doomed
+    return old
 
 
-def preflight(folder: Path, needed_bytes: int) -> None:
-    """Raise OutputError, with the bytes needed and free, unless `folder` can take a checkpoint of that size."""
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Raise OutputError, with the bytes needed and free, unless `folder` can hold a checkpoint of that size."""
     require_free_space(directories.require_writable(folder, needed_bytes), needed_bytes)
 
 
-def step_folders(root: Path) -> list[Path]:
-    """What is published in `root`, whole or damaged, oldest first."""
-    if not root.is_dir():
-        return []
-    folders = [entry for entry in root.iterdir() if entry.is_dir() and _STEP.fullmatch(entry.name)]
-    return sorted(folders, key=_step)
+def set_aside(damaged: Path) -> Path:
+    """Rename a damaged checkpoint, without changing its files, and return its new path. Raises OutputError."""
+    aside = damaged.with_name(f"{damaged.name}.damaged-{secrets.token_hex(4)}")
+    with report_write_errors(damaged):
+        damaged.rename(aside)
+        sync(aside.parent)
+    return aside
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """Rename `folder` if it has no valid manifest, so that its step can be saved again. Raises OutputError."""
+    if folder.is_dir() and not _is_complete(folder):
+        set_aside(folder)
+
+
+def hash_files(folder: Path) -> dict[str, FileEntry]:
+    """Sync every file in `folder` to disk; returns size and sha256 by relative path. Raises as `hash_file`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Sync a file to disk; returns its size and sha256.
+
+    Raises OutputError if the system cannot store the content, which some file systems report only at the sync.
+    """
+    with report_write_errors(path):
+        sync(path)
+    return FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write and sync the manifest of a checkpoint whose files are on disk.
+
+    Raises CheckpointError if the files do not have the sizes in the manifest, OutputError if the system refuses.
+    """
+    _require_sizes(folder, manifest)
+    path = folder / MANIFEST
+    with report_write_errors(path):
+        fault_point("checkpoint.before_manifest")
+        path.write_text(manifest.to_json(), encoding="utf-8")
+        sync(path)
+
+
+def write_latest(published: Path) -> None:
+    """Write the name of a published checkpoint into `LATEST`; errors are ignored, since the file is only a hint."""
+    with suppress(OSError):
+        scratch = published.with_name(f"{LATEST}.{os.getpid()}")
+        scratch.write_text(f"{published.name}\n", encoding="utf-8")
+        scratch.replace(published.with_name(LATEST))
 
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def manifest_of(folder: Path) -> Manifest:
-    """Read a checkpoint's manifest, which must be of the step that its name says. Raises CheckpointError."""
-    manifest = read_manifest(folder)
-    if _STEP.fullmatch(folder.name) and manifest.step != _step(folder):
-        raise CheckpointError(
-            "a checkpoint bears the name of another step",
-            where=folder,
-            found=f"step {manifest.step} in its {MANIFEST}",
-            expected=f"step {_step(folder)}",
-            fix=f"rename the directory to step_{manifest.step}",
-        )
-    return manifest
-
-
 def _is_complete(folder: Path) -> bool:
     with suppress(CheckpointError):
-        manifest_of(folder)
+        read_step_manifest(folder)
         return True
     return False
 
 
 def _row(folder: Path) -> dict[str, Any]:
     try:
-        manifest = manifest_of(folder)
+        manifest = read_step_manifest(folder)
     except CheckpointError as error:
         step = _step(folder) if _STEP.fullmatch(folder.name) else None
         facts: dict[str, Any] = {"step": step, "kind": "damaged", "tokens": None, "size_bytes": None}
@@ -237,11 +243,11 @@ def _require_sizes(checkpoint: Path, manifest: Manifest) -> None:
 
 def _differs(path: Path, found: str, expected: str) -> CheckpointError:
     return CheckpointError(
-        "a file of the checkpoint is not what was saved",
+        "a file of the checkpoint differs from what was saved",
         where=path,
         found=found,
-        expected=f"{expected}, as {MANIFEST} says",
-        fix="copy the file again from where it came, or use another checkpoint",
+        expected=f"{expected}, from {MANIFEST}",
+        fix="copy the file again from its source, or use another checkpoint",
     )
 
 

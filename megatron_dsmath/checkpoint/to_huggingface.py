@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face folder that transformers and vLLM load with no edit."""
+"""Export a checkpoint as a Hugging Face folder that transformers and vLLM load unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export did."""
+    """The result of an export; its text is printed for the user."""
 
     folder: Path
     step: int
@@ -40,9 +40,9 @@ class Exported:
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.parameters:,} parameters in {self.precision}, of step {self.step:,}"]
         if self.tokenizer is None:
-            lines.append("tokenizer: none was with the weights")
+            lines.append("tokenizer: there is none with the weights")
         elif self.tokenizer.endswith(".model"):
-            lines.append(f"tokenizer: {self.tokenizer}, for sentencepiece itself; transformers may give other ids")
+            lines.append(f"tokenizer: {self.tokenizer}, for sentencepiece; transformers may give other ids")
         lines.append(f"logits: {self.logits}")
         return "\n".join(lines)
 
@@ -55,20 +55,20 @@ def export(
     gate: bool = True,
     scores: Path | None = None,
 ) -> Exported:
-    """Make the Hugging Face folder `out` of a checkpoint, or of the newest one of a run; None keeps the precision.
+    """Export a checkpoint, or the newest of a run, as the Hugging Face folder `out`; None keeps the precision.
 
-    `gate`: compare the logits that transformers computes from the folder with the checkpoint's, unless `precision`
-    rounds its values. `scores`: a JSON file with a number for each benchmark, for the model card. Raises
-    CheckpointError for a checkpoint that is not whole, ConversionError where logits differ, and OutputError when `out`
-    is not empty or cannot be written. Nothing is left of an export that fails.
+    `gate`: compare transformers' logits of the folder with the checkpoint's, unless `precision` rounds its values.
+    `scores`: a JSON file with a number per benchmark, for the model card. Raises CheckpointError for a damaged
+    checkpoint, ConversionError if logits differ, and OutputError if `out` is not empty or cannot be written. A failed
+    export leaves nothing.
     """
     directories.require_absent(out)
     by_benchmark = read_scores(scores) if scores else {}
     found = store.locate(checkpoint)
     weights = open_weights(found)
     try:
-        ours = [found] if gate else None
-        return write_huggingface(weights, read_manifest(found), out, ours, precision, by_benchmark)
+        own_arguments = [found] if gate else None
+        return write_huggingface(weights, read_manifest(found), out, own_arguments, precision, by_benchmark)
     finally:
         weights.close()
 
@@ -77,22 +77,22 @@ def write_huggingface(
     weights: WeightReader,
     manifest: Manifest,
     out: Path,
-    ours: Sequence[object] | None,
+    own_arguments: Sequence[object] | None,
     precision: Precision | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> Exported:
-    """Write `weights` as a Hugging Face folder whose card tells what `manifest` says; as `export`, which see.
+    """Write `weights` as a Hugging Face folder with a model card from `manifest`; raises as `export`.
 
-    `ours`: what names the weights to `own_logits`; None compares no logits.
+    `own_arguments`: the arguments of `own_logits` for these weights; None compares no logits.
     """
     dtype = None if precision is None else DTYPES[precision]
     tensors = {name: (shape, dtype or weights.dtype(name)) for name, shape in weights.shapes.items()}
     kept = precision or precision_of(weights)
-    store.preflight(out.absolute().parent, sum(size_bytes(*tensor) for tensor in tensors.values()))
+    store.require_space(out.absolute().parent, sum(size_bytes(*tensor) for tensor in tensors.values()))
 
     def converted(name: str) -> torch.Tensor:
         tensor = weights.read_whole(name).to(tensors[name][1])
-        require_finite(weights.path, f"{name} in {kept}", tensor)  # fp16 ends at 65,504
+        require_finite(weights.path, f"{name} in {kept}", tensor)  # the largest fp16 value is 65,504
         return tensor
 
     with directories.atomic_directory(out) as folder:
@@ -100,14 +100,14 @@ def write_huggingface(
         write_beside_weights(weights, folder, _chat(manifest))
         config = config_from(weights.model, kept, weights.special_token_ids)
         _write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-        verdict = _verdict(weights, tensors, folder, ours)
+        verdict = _verdict(weights, tensors, folder, own_arguments)
         _write(folder / "README.md", model_card(out.absolute().name, manifest, verdict, scores or {}))
     engine = tokenizer_file(weights.tokenizer_files)
     return Exported(out, manifest.step, weights.model.parameters, kept, engine.name if engine else None, verdict)
 
 
 def _chat(manifest: Manifest) -> Chat | None:
-    """How the conversations were written that the model was trained on; None where there were none."""
+    """The chat template of the conversations that the model was trained on; None without conversations."""
     plan = manifest.state.get("plan")
     if not isinstance(plan, Mapping) or "chat_template" not in plan:
         return None
@@ -115,13 +115,16 @@ def _chat(manifest: Manifest) -> Chat | None:
 
 
 def _verdict(
-    weights: WeightReader, tensors: Mapping[str, tuple[Shape, torch.dtype]], folder: Path, ours: Sequence[object] | None
+    weights: WeightReader,
+    tensors: Mapping[str, tuple[Shape, torch.dtype]],
+    folder: Path,
+    own_arguments: Sequence[object] | None,
 ) -> LogitVerdict:
-    if ours is None:
+    if own_arguments is None:
         return logit_gate.NOT_ASKED
     if any(dtype not in (weights.dtype(name), torch.float32) for name, (_, dtype) in tensors.items()):
         return LogitVerdict(skipped="its values were rounded to another precision")
-    return logit_gate.compare(weights, ours, folder, folder / CONFIG)
+    return logit_gate.compare(weights, own_arguments, folder, folder / CONFIG)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The files beside the weights that make a model usable: its tokenizer, its template, its generation settings."""
+"""The files next to a model's weights: its tokenizer, its chat template and its generation settings."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class Chat(NamedTuple):
-    """How a model that was taught conversations speaks: a template in Jinja, and the token that ends an answer."""
+    """The format of a model trained on conversations: a Jinja template, and the token that ends an answer."""
 
     template: str
     end_of_answer: int
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
-    """Those of a folder that travel with a model. Raises ConversionError for a link that leads out of the folder."""
+    """The tokenizer files of a model's folder. Raises ConversionError for a link to outside the folder."""
     names = [*HUGGING_FACE_FILES, GENERATION, *sorted(path.name for path in folder.glob("*.model"))]
     return tuple(inside(folder, name) for name in dict.fromkeys(names) if (folder / name).is_file())
 
 
 def tokenizer_file(files: Sequence[Path]) -> Path | None:
-    """The one of `files` (of one folder) that a tokenizer is loaded from."""
+    """The file among `files` (of one folder) from which the tokenizer is loaded; None if there is none."""
     engines = [file for file in files if file.name == "tokenizer.json"]
     engines += [file for file in files if file.suffix == ".model"]
     return engines[0] if engines else None
 
 
 def load_from(files: Sequence[Path]) -> Tokenizer | None:
-    """The tokenizer that is among `files`; None where none is. Raises TokenizerError."""
+    """Load the tokenizer from `files`; None if there is none. Raises TokenizerError."""
     file = tokenizer_file(files)
     return None if file is None else load_tokenizer(file)
 
 
 def special_token_ids(files: Sequence[Path], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """BOS, EOS and padding ids: as the generation settings say, else config.json, else the tokenizer."""
+    """BOS, EOS and padding ids from the generation settings, else from config.json, else from the tokenizer."""
     settings = [read_json(file) for file in files if file.name == GENERATION]
     for source in [*settings, config or {}]:
         found = {key: source[key] for key in _SPECIAL if source.get(key) is not None}
@@ -59,9 +59,9 @@ def special_token_ids(files: Sequence[Path], config: Mapping[str, Any] | None = 
 
 
 def write_beside_weights(weights: WeightReader, folder: Path, chat: Chat | None = None) -> None:
-    """Copy the tokenizer files of `weights` into `folder`; generation settings are written where none came along.
+    """Copy the tokenizer files of `weights` into `folder`, and write generation settings if there are none.
 
-    What `chat` says takes the place of the tokenizer's own template, and generation stops where its answers end.
+    `chat` replaces the tokenizer's template, and its end of an answer is added to the tokens that stop generation.
     """
     folder.mkdir(exist_ok=True)
     for file in weights.tokenizer_files:
@@ -79,16 +79,16 @@ def write_beside_weights(weights: WeightReader, folder: Path, chat: Chat | None 
 
 
 def _with_template(folder: Path, template: str) -> dict[str, str]:
-    """The file that holds the template: tokenizer_config.json, which most programs read, else one of its own."""
+    """Name and content of the file with the template: tokenizer_config.json, else chat_template.jinja."""
     config, alone = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     if not config.exists():
         return {alone.name: template}
-    alone.unlink(missing_ok=True)  # it would be preferred
+    alone.unlink(missing_ok=True)  # programs would prefer it
     return {config.name: _as_json(read_json(config) | {"chat_template": template})}
 
 
 def _with_end(known: Any, end_of_answer: int) -> Any:
-    """The tokens at which generation stops: those `known`, one or several, and before them the end of an answer."""
+    """The tokens that stop generation: the end of an answer, then the `known` ones (one, several or None)."""
     ids = known if isinstance(known, list) else [] if known is None else [known]
     if end_of_answer in ids:
         return known

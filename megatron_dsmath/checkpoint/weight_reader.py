@@ -1,4 +1,4 @@
-"""What weights come from, whatever they are stored in: one tensor at a time under Hugging Face's names."""
+"""The interface of stored weights: one tensor at a time by Hugging Face's names, in any storage format."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class WeightReader(ABC):
-    """Stored weights of one model. A tensor is read when it is asked for; memory is bounded by one parameter.
+    """Stored weights of a model. Tensors are read on request, so that memory is bounded by one parameter.
 
-    `path`: where they are stored. `model`: its shape and numbers. `tokenizer_files`: what lies with them of a
-    tokenizer, generation settings included. `special_token_ids`: BOS, EOS and padding where known, as config.json
-    names them.
+    `path`: where the weights are stored. `model`: the model's configuration. `tokenizer_files`: the tokenizer's files
+    and generation settings next to the weights. `special_token_ids`: BOS, EOS and padding, if known, by config.json's
+    keys.
     """
 
     path: Path
@@ -40,16 +40,16 @@ class WeightReader(ABC):
 
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
-        """What the tensor `name` is stored in."""
+        """The stored type of the tensor `name`."""
 
     @abstractmethod
     def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
-        """A part of the tensor `name`, as it is stored."""
+        """Read a part of the tensor `name` in its stored type."""
 
     def read(self, name: str, shape: Shape, part: tuple[slice, ...]) -> torch.Tensor:
-        """A part of the tensor `name`, whose whole shape must be `shape`, on the CPU as it is stored.
+        """Read a part of the tensor `name`, whose whole shape must be `shape`, in its stored type on the CPU.
 
-        Raises ConversionError when it has another shape, or holds NaN or infinity.
+        Raises ConversionError if it has another shape, or contains NaN or infinity.
         """
         if self.shapes.get(name) != shape:
             raise wrong_shape(self.path, name, self.shapes.get(name), shape)
@@ -58,38 +58,38 @@ class WeightReader(ABC):
         return tensor
 
     def read_whole(self, name: str) -> torch.Tensor:
-        """The whole tensor `name`; raises what `read` does."""
+        """Read the whole tensor `name`; raises as `read`."""
         shape = self.shapes[name]
         return self.read(name, shape, tuple(slice(None) for _ in shape))
 
     def read_fused(self, parameter: Parameter) -> torch.Tensor:
-        """A whole parameter as the decoder holds it; raises what `read` does."""
+        """Read a whole parameter in the decoder's fused form; raises as `read`."""
         return parameter.fuse([self.read_whole(name) for name in parameter.hf_names], self.model.key_value_heads)
 
     @abstractmethod
     def close(self) -> None:
-        """Release what is open."""
+        """Close files and release memory."""
 
 
 class SafetensorsWeights(WeightReader):
-    """Weights in safetensors files under Hugging Face's names."""
+    """Weights in safetensors files by Hugging Face's names."""
 
     _files: SafetensorsFiles
 
     def dtype(self, name: str) -> torch.dtype:
-        """What a tensor is stored in."""
+        """The stored type of a tensor."""
         return self._files.tensors[name].dtype
 
     def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
         return self._files.read(name, part)
 
     def close(self) -> None:
-        """Release the files."""
+        """Close the files."""
         self._files.close()
 
 
 def tensor_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """Every tensor of the model under Hugging Face's name, in the order of the forward pass."""
+    """The shapes of all tensors of the model by Hugging Face's names, in the order of the forward pass."""
     return {
         name: shape
         for parameter in parameters(model)
@@ -98,19 +98,19 @@ def tensor_shapes(model: ModelConfig) -> dict[str, Shape]:
 
 
 def require_layers(path: Path, model: ModelConfig, tensors: int) -> None:
-    """Raise ConversionError when a model says it has more layers than there are tensors, before they are all named."""
+    """Raise ConversionError if there are fewer tensors than layers; this bounds the work for a wrong config.json."""
     if model.layers > tensors:
         raise ConversionError(
             "tensors are missing",
             where=path,
             found=f"{tensors} tensors",
             expected=f"those of {model.layers} layers",
-            fix="get the folder whole again, or correct the number of layers in config.json",
+            fix="download or copy the complete folder again, or correct the number of layers in config.json",
         )
 
 
 def require_all(path: Path, model: ModelConfig, found: Mapping[str, Shape]) -> None:
-    """Raise ConversionError unless `found` is exactly what the model has: none missing, none extra, each its shape."""
+    """Raise ConversionError unless `found` has exactly the model's tensors and shapes."""
     require_layers(path, model, len(found))
     expected = tensor_shapes(model)
     missing = [name for name in expected if name not in found]
@@ -120,12 +120,12 @@ def require_all(path: Path, model: ModelConfig, found: Mapping[str, Shape]) -> N
             f"{len(missing)} tensors are missing",
             where=path,
             found=_some(missing),
-            expected=f"all {len(expected)} tensors that the model's shape asks for",
-            fix="get the folder whole again, or correct the number of layers in config.json",
+            expected=f"all {len(expected)} tensors of the model",
+            fix="download or copy the complete folder again, or correct the number of layers in config.json",
         )
     if extra:
         raise ConversionError(
-            f"{len(extra)} tensors belong to no part of this model",
+            f"{len(extra)} tensors do not belong to this model",
             where=path,
             found=_some(extra),
             expected=f"only the {len(expected)} tensors of a LLaMA without biases",
@@ -137,27 +137,27 @@ def require_all(path: Path, model: ModelConfig, found: Mapping[str, Shape]) -> N
 
 
 def wrong_shape(path: Path, name: str, found: Shape | None, expected: Shape) -> ConversionError:
-    """The error for a tensor of another shape than the model's."""
+    """The error for a tensor whose shape is not that of the model."""
     return ConversionError(
-        "a tensor has another shape than the model's",
+        "a tensor does not have the shape of the model",
         where=f"{path}: {name}",
         found=list(found) if found is not None else "no such tensor",
         expected=list(expected),
-        fix="use the weights that belong to this configuration, or correct its sizes",
+        fix="use the weights of this configuration, or correct its sizes",
     )
 
 
 def require_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
-    """Raise ConversionError when a tensor holds NaN or infinity."""
-    # NaN and infinity reach the extremes, and looking for those takes no memory, unlike isfinite() of every value.
+    """Raise ConversionError if a tensor contains NaN or infinity."""
+    # aminmax propagates NaN and infinity and needs no memory, unlike isfinite of every value.
     if not all(extreme.isfinite() for extreme in tensor.aminmax()):
         bad = int((~torch.isfinite(tensor)).sum())
         raise ConversionError(
-            "a tensor holds NaN or infinity",
+            "a tensor contains NaN or infinity",
             where=f"{path}: {name}",
             found=f"{bad:,} of {tensor.numel():,} values are not finite",
             expected="finite numbers",
-            fix="use weights from before the model diverged, or get the file again",
+            fix="use weights from before the model diverged, or download or copy the file again",
         )
 
 

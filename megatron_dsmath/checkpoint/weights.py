@@ -1,11 +1,11 @@
-"""Weights by path: a Hugging Face folder, a checkpoint, or the newest checkpoint of a run."""
+"""Open weights by path: a Hugging Face folder, a checkpoint, or the newest checkpoint of a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from megatron_dsmath.checkpoint import checkpoint_weights, store
-from megatron_dsmath.checkpoint.checkpoint_weights import WeightsCheckpoint, files_of
+from megatron_dsmath.checkpoint.checkpoint_weights import WeightsCheckpoint, checkpoint_tokenizer_files
 from megatron_dsmath.checkpoint.from_huggingface import HuggingFaceFolder
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG
 from megatron_dsmath.checkpoint.manifest import Manifest
@@ -14,8 +14,8 @@ from megatron_dsmath.checkpoint.weight_reader import WeightReader
 from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.errors import CheckpointError
 
-# What must agree for weights to mean the same; lengths, starting values and kernels may be chosen anew.
-_DECIDES_THE_MODEL = (
+# Fields that must agree for weights to fit; lengths, initial values and kernels may differ.
+_ARCHITECTURE = (
     "layers",
     "hidden_size",
     "ffn_hidden_size",
@@ -28,10 +28,10 @@ _DECIDES_THE_MODEL = (
 
 
 def open_weights(path: Path, rank: int = 0, size: int = 1) -> WeightReader:
-    """Open the weights that `path` names.
+    """Open the weights at `path`.
 
-    A checkpoint is compared with its manifest first; ranks 0 to `size` - 1 share that work. Raises CheckpointError
-    and ConversionError for what is not whole or not a model of ours.
+    A checkpoint is first compared with its manifest, by ranks 0 to `size` - 1 together. Raises CheckpointError and
+    ConversionError for weights that are damaged or of an unsupported model.
     """
     if (path / CONFIG).exists():
         return HuggingFaceFolder(path)
@@ -40,25 +40,25 @@ def open_weights(path: Path, rank: int = 0, size: int = 1) -> WeightReader:
 
 
 def open_checkpoint(checkpoint: Path, manifest: Manifest) -> WeightReader:
-    """Open the weights of a checkpoint that was compared with its manifest. Raises ConversionError, CheckpointError."""
+    """Open the weights of a verified checkpoint. Raises ConversionError and CheckpointError."""
     if manifest.kind == "weights":
         return WeightsCheckpoint(checkpoint, manifest)
-    files = files_of(checkpoint, manifest)
-    folder = checkpoint / checkpoint_weights.FOLDER
+    files = checkpoint_tokenizer_files(checkpoint, manifest)
+    folder = checkpoint / checkpoint_weights.SHARDS_FOLDER
     return checkpoint_weights.ShardedWeights(folder, manifest.model, files, special_token_ids(files))
 
 
 def check_same_model(found: ModelConfig, run_model: ModelConfig, where: Path | None = None) -> None:
-    """Raise CheckpointError, naming every key that differs, unless weights of `found` fit the run's model.
+    """Raise CheckpointError, with every key that differs, unless weights of the model `found` fit the run's model.
 
-    `where`: the checkpoint that the error names.
+    `where`: the checkpoint to name in the error.
     """
-    differing = [key for key in _DECIDES_THE_MODEL if getattr(found, key) != getattr(run_model, key)]
+    differing = [key for key in _ARCHITECTURE if getattr(found, key) != getattr(run_model, key)]
     if differing:
         raise CheckpointError(
-            "the weights are of another model than the run's",
+            "the weights belong to another model than the run's",
             where=where or ", ".join(f"model.{key}" for key in differing),
             found=", ".join(f"{key} {getattr(found, key)}" for key in differing),
             expected=", ".join(f"{key} {getattr(run_model, key)}" for key in differing),
-            fix="set these keys of the run file to what was found, or name other weights",
+            fix="set these keys of the run file to the values found, or give other weights",
         )

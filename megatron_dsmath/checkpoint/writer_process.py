@@ -1,7 +1,7 @@
-"""The process that writes a rank's part of a checkpoint while the rank trains on: `python -m` this module. No torch.
+"""The process that writes a rank's part of a checkpoint while the rank trains: `python -m` this module. No torch.
 
-It gives way to the rank (`nice`), and ends with it. A line of JSON on its input is a request, a line on its output the
-answer: what `write` and `publish` return, or the error that they raised.
+It has a lower priority than the rank (`nice`) and ends with it. Each line of JSON on its input is a request, and each
+line on its output an answer: the result of `write` or `publish`, or the error that they raised.
 """
 
 from __future__ import annotations
@@ -22,45 +22,50 @@ from typing import Any
 
 from megatron_dsmath.errors import DsmathError, InternalError
 from megatron_dsmath.fault_injection import fault_point
-from megatron_dsmath.files import atomic_files, directories
+from megatron_dsmath.files import directories
+from megatron_dsmath.files.atomic_files import sync as sync_file
 from megatron_dsmath.files.processes import STOP_SIGNALS, end_with_parent
 
-NICENESS = 10  # a tenth of a processor that the rank wants too, all of one that nobody wants
+NICENESS = 10  # about a tenth of a core that the rank uses too, all of an idle core
 _BLOCK_BYTES = 1 << 22
-_PAST_THE_CACHE = getattr(os, "O_DIRECT", 0)  # a copy less, and no work for the system's own writers, who are not nice
+_DIRECT = getattr(os, "O_DIRECT", 0)  # saves a copy, and the kernel's write-back, which is not niced
 
-Entry = dict[str, int | str]  # size and sha256, as a manifest has them
+Entry = dict[str, int | str]  # size and sha256, as in a manifest
 
 
 def write(memory: memoryview, folder: str, staged: Mapping[str, int], present: Sequence[str]) -> dict[str, Entry]:
-    """Bring this rank's files of `folder` to the disk; returns size and sha256 of each.
+    """Write this rank's files of `folder` to disk; returns size and sha256 of each.
 
-    `staged`: those that lie in `memory`, one after the other, and their sizes; `present`: those that are written
-    already. Raises OutputError.
+    `staged`: names and sizes of the files in `memory`, one after the other. `present`: names of files that exist
+    already and are only synced and hashed. Raises OutputError.
     """
     entries, start = {}, 0
     for name, size_bytes in staged.items():
         entries[name] = _write(Path(folder, name), memory[start : start + size_bytes])
         start += size_bytes
     if present:
-        from megatron_dsmath.checkpoint.store import file_entry
+        from megatron_dsmath.checkpoint.store import hash_file
 
-        entries |= {name: file_entry(Path(folder, name)).model_dump() for name in present}
+        entries |= {name: hash_file(Path(folder, name)).model_dump() for name in present}
     return entries
 
 
 def publish(_: memoryview, folder: str, manifest: str, keep: int, sync: Sequence[str]) -> Mapping[str, Any]:
-    """Give the checkpoint its name, once the files in `sync` are on the disk, and delete what is older than `keep`.
+    """Sync the files in `sync`, publish the checkpoint in `folder`, and delete all but the newest `keep` checkpoints.
 
-    Raises OutputError, and CheckpointError when the files are not those of the manifest.
+    Raises OutputError, and CheckpointError if the files differ from the manifest.
     """
     from megatron_dsmath.checkpoint import store
     from megatron_dsmath.checkpoint.manifest import Manifest
 
     for path in map(Path, sync):
         with directories.report_write_errors(path):
-            atomic_files.sync(path)
-    published = store.publish(Path(folder), Manifest.model_validate_json(manifest))
+            sync_file(path)
+    store.write_manifest(Path(folder), Manifest.model_validate_json(manifest))
+    fault_point("checkpoint.before_rename")
+    published = directories.publish(Path(folder))
+    fault_point("checkpoint.before_pointer")
+    store.write_latest(published)
     fault_point("checkpoint.before_prune")
     store.prune(published.parent, keep)
     return {}
@@ -70,7 +75,7 @@ def _write(path: Path, content: memoryview) -> Entry:
     digest = hashlib.sha256()
     fault_point("writer.before_file")
     with directories.report_write_errors(path, len(content)), path.open("wb", buffering=0) as file:
-        _pass_the_cache(file.fileno(), True)
+        _set_direct(file.fileno(), True)
         for start in range(0, len(content), _BLOCK_BYTES):
             block = content[start : start + _BLOCK_BYTES]
             if start <= len(content) // 2 < start + len(block):
@@ -88,25 +93,25 @@ def _write_all(descriptor: int, block: memoryview) -> None:
         try:
             block = block[os.write(descriptor, block) :]
         except OSError as error:
-            if error.errno != errno.EINVAL or not _pass_the_cache(descriptor, False):
-                raise  # else it was not whole pages, as at the end of a file, or the file system wants its cache
+            if error.errno != errno.EINVAL or not _set_direct(descriptor, False):
+                raise  # else O_DIRECT was refused: at the end of a file, or by the file system
 
 
-def _pass_the_cache(descriptor: int, wanted: bool) -> bool:
-    """Write to the disk itself, or to the system's cache of it; whether that changed anything."""
+def _set_direct(descriptor: int, wanted: bool) -> bool:
+    """Turn O_DIRECT on or off, where the file system supports it; returns whether the flags were different before."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    asked = flags | _PAST_THE_CACHE if wanted else flags & ~_PAST_THE_CACHE
-    with suppress(OSError):  # a file system may know its cache only
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, asked)
-    return asked != flags
+    new_flags = flags | _DIRECT if wanted else flags & ~_DIRECT
+    with suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, new_flags)
+    return new_flags != flags
 
 
 def main() -> None:
-    """Serve the process that started this one, given its id, the descriptor of the staging buffer, and its size."""
-    for number in STOP_SIGNALS:  # blocked since before this process began
-        signal.signal(number, signal.SIG_IGN)  # a run that is asked to stop still writes its last checkpoint
+    """Answer the requests of the parent process. Arguments: its id, the staging buffer's descriptor, and its size."""
+    for number in STOP_SIGNALS:  # blocked by the parent since before this process started
+        signal.signal(number, signal.SIG_IGN)  # a run that is asked to stop still saves
     parent, descriptor, size_bytes = map(int, sys.argv[1:])
-    end_with_parent(parent)  # a checkpoint that is not published by then never is
+    end_with_parent(parent)  # an unpublished checkpoint then stays unpublished
     os.nice(NICENESS)
     memory = memoryview(mmap.mmap(descriptor, size_bytes))
     verbs: dict[str, Callable[..., Mapping[str, Any]]] = {"write": write, "publish": publish}
@@ -116,8 +121,8 @@ def main() -> None:
             answer = {"done": verbs[request.pop("verb")](memory, **request)}
         except DsmathError as error:
             answer = {"refused": _facts(error)}
-        except Exception as error:  # the rank says it, in one error for all of the run
-            answer = {"refused": _facts(_unforeseen(error))}
+        except Exception as error:  # reported by the rank
+            answer = {"refused": _facts(_unexpected(error))}
         print(json.dumps(answer), flush=True)
 
 
@@ -127,13 +132,13 @@ def _facts(error: DsmathError) -> dict[str, str | None]:
     return {"kind": error.kind(), "what": error.what, **texts}
 
 
-def _unforeseen(error: Exception) -> InternalError:
-    place = traceback.extract_tb(error.__traceback__)[-1]
+def _unexpected(error: Exception) -> InternalError:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
     return InternalError(
         "the process that writes checkpoints has failed",
-        where=f"{place.filename}:{place.lineno} in {place.name}",
+        where=f"{frame.filename}:{frame.lineno} in {frame.name}",
         found=f"{type(error).__name__}: {error}",
-        fix="run again: the run continues from the checkpoint before",
+        fix="run again: the run continues from its newest checkpoint",
     )
 
 

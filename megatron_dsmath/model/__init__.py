@@ -1,1 +1,1 @@
-"""THE DECODER: what it is made of, what it loses, and how its parameters are named."""
+"""The decoder, its loss, and the table of its parameters."""

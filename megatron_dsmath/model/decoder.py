@@ -1,4 +1,4 @@
-"""This rank's model chunks of the decoder, their parameters by name, and where their weights come from."""
+"""Build this rank's model chunks of the decoder, name their parameters, and load or gather their weights."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _NAMES_BY_TRANSFORMER_ENGINE = {stored: name for name, stored in TRANSFORMER_ENG
 
 
 class WeightSource(Protocol):
-    """Where weights come from: a Hugging Face folder, a checkpoint, or a seed. Names are Hugging Face's."""
+    """A source of weights by Hugging Face's names: a Hugging Face folder, a checkpoint, or a seed."""
 
     def read(self, name: str, shape: Shape, part: tuple[slice, ...]) -> torch.Tensor:
-        """One rank's part of the tensor `name`, whose whole shape must be `shape`."""
+        """Read one rank's part of the tensor `name`, whose whole shape must be `shape`."""
 
 
 class WeightsFromSeed:
-    """Weights drawn anew: the same in every layout, since each whole tensor has a generator of its own."""
+    """Random weights, equal in every layout because each whole tensor has its own generator."""
 
     def __init__(self, model: ModelConfig, seed: int) -> None:
         self.std, self.seed = model.initial_std, seed
 
     def read(self, name: str, shape: Shape, part: tuple[slice, ...]) -> torch.Tensor:
-        """Normal with the model's initial standard deviation (DeepSeek LLM, section 2.3); norms are 1."""
+        """Draw from a normal distribution with the deviation `initial_std` (DeepSeek LLM, section 2.3); norms are 1."""
         if len(shape) == 1:
             return torch.ones(shape)
         digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
@@ -40,19 +40,19 @@ class WeightsFromSeed:
 
 
 def build(run: RunConfig, topology: Topology) -> list[transformer.Decoder]:
-    """This rank's model chunks of the decoder, one for each virtual stage, their weights not yet set."""
+    """Build this rank's model chunks, one per virtual stage; their weights are not initialized."""
     model_chunks = transformer.build(run, topology.device)
     table = {parameter.name: parameter for parameter in parameters(run.model)}
     for name, tensor in named_parameters(model_chunks):
         split = table[name].split
         if split is not None:
-            # megatron-core counts a tensor without these once over the tensor-parallel ranks, as it should a norm.
+            # In the gradient norm, megatron-core counts unmarked tensors once over the tensor-parallel ranks, as norms.
             transformer.mark_tensor_parallel(tensor, split)
     return model_chunks
 
 
 def named_parameters(model_chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Each parameter this rank holds with the name it has in the whole model (`Parameter.name`)."""
+    """Each parameter of this rank with its name in the whole model (`Parameter.name`)."""
     for chunk in model_chunks:
         decoder = transformer.unwrap_decoder(chunk)
         numbers = [layer.layer_number - 1 for layer in decoder.decoder.layers]
@@ -68,33 +68,33 @@ def named_parameters(model_chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[
 def load_weights(
     model_chunks: Sequence[torch.nn.Module], model: ModelConfig, topology: Topology, source: WeightSource
 ) -> None:
-    """Fill this rank's parameters from `source`, one tensor at a time."""
+    """Load this rank's parameters from `source`, one tensor at a time."""
     table = {parameter.name: parameter for parameter in parameters(model)}
     groups = model.key_value_heads // topology.tensor_size
     for name, tensor in named_parameters(model_chunks):
-        tensor.copy_(_this_rank(table[name], topology, source, groups))
+        tensor.copy_(_read_fused(table[name], topology, source, groups))
 
 
 @torch.no_grad()
 def gather_weights(
     model_chunks: Sequence[torch.nn.Module], model: ModelConfig, topology: Topology
 ) -> dict[str, torch.Tensor]:
-    """A copy of every weight by its Hugging Face name, whole on every rank; all ranks must call this together."""
+    """Copies of all whole weights by Hugging Face name, on every rank; all ranks must call this together."""
     held, groups = dict(named_parameters(model_chunks)), model.key_value_heads // topology.tensor_size
     dtype = next(iter(held.values())).dtype
     whole = {}
     for parameter in parameters(model):
         is_copy = topology.data_rank > 0 or (parameter.split is None and topology.tensor_rank > 0)
         parts = () if is_copy or parameter.name not in held else parameter.unfuse(held[parameter.name], groups)
-        for place, (name, shape) in enumerate(zip(parameter.hf_names, parameter.hf_shapes, strict=True)):
+        for index, (name, shape) in enumerate(zip(parameter.hf_names, parameter.hf_shapes, strict=True)):
             whole[name] = torch.zeros(shape, dtype=dtype, device=topology.device)
             if parts:
-                whole[name][parameter.part(shape, topology.tensor_rank, topology.tensor_size)] = parts[place]
-            all_reduce_sum(whole[name])  # exact: one rank has the value, and all others nothing
+                whole[name][parameter.part(shape, topology.tensor_rank, topology.tensor_size)] = parts[index]
+            all_reduce_sum(whole[name])  # exact: one rank adds the value, all others add zero
     return whole
 
 
-def _this_rank(parameter: Parameter, topology: Topology, source: WeightSource, groups: int) -> torch.Tensor:
+def _read_fused(parameter: Parameter, topology: Topology, source: WeightSource, groups: int) -> torch.Tensor:
     parts = [
         source.read(name, shape, parameter.part(shape, topology.tensor_rank, topology.tensor_size))
         for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True)

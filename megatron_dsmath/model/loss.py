@@ -1,6 +1,7 @@
-"""What a batch loses: a sum of nats and a count of tokens, whole and by group; dividing comes last.
+"""The loss of a microbatch as a sum of nats and a number of target tokens, in total and by group.
 
-Means of means depend on how a batch is cut; sums and counts do not (Megatron-LM issues 673, 936, 4590).
+The division comes last: means of means depend on how a batch is split, sums and counts do not (Megatron-LM issues 673,
+936, 4590).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from megatron_dsmath.parallel.pipeline import DeviceBatch
 def sum_by_group(
     nats: torch.Tensor, batch: DeviceBatch, groups: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum of nats, the number of target tokens, and both for each of `groups`.
+    """The sum of nats, the number of target tokens, and both for each of `groups` groups.
 
     nats: [microbatch, sequence]. Returns a scalar to differentiate, an integer scalar, and [groups, 2] in fp64.
     """

@@ -1,8 +1,8 @@
-"""ONE table of the decoder's parameters: our name, Hugging Face's names, and how tensor-parallel ranks share them.
+"""The table of the decoder's parameters: megatron-core's names, Hugging Face's names, and the split over ranks.
 
-Everything that moves weights reads this table: import, export, initial weights from a seed, counting, checking.
-Hugging Face's unfused tensors are the canonical form on disk. megatron-core fuses three of them into one matrix for
-attention (query, key and value rows of each group together) and two for the feed-forward (gate above up).
+Import, export, initial weights from a seed, counts and checks all use this table. On disk, weights have the form of
+Hugging Face's unfused tensors. megatron-core fuses three of them into one matrix for attention (the query, key and
+value rows of each group together) and two for the feed-forward (gate above up).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Join = Literal["alone", "grouped", "stacked"]
 
-# TransformerEngine keeps a norm's weight in the linear layer that follows it: our ending to its.
+# TransformerEngine stores a norm's weight in the linear layer that follows it: suffix here to suffix there.
 TRANSFORMER_ENGINE_NAMES = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
@@ -28,37 +28,38 @@ TRANSFORMER_ENGINE_NAMES = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor of ours and the Hugging Face tensors it is made of."""
+    """One parameter of the decoder and the Hugging Face tensors it consists of."""
 
     name: str
+    """The name in the whole model, as megatron-core gives it."""
     hf_names: tuple[str, ...]
     hf_shapes: tuple[Shape, ...]
     """Whole shapes of `hf_names`."""
     split: int | None
-    """The dimension that tensor-parallel ranks share; None: each has a copy."""
+    """The dimension that is split over tensor-parallel ranks; None: each has a copy."""
     join: Join = "alone"
 
     @property
     def is_norm(self) -> bool:
-        """Norm weights start at 1 and are never decayed."""
+        """Whether this is a norm weight, which starts at 1 and is not decayed."""
         return self.split is None
 
     @property
     def is_vocabulary(self) -> bool:
-        """One row a word: Megatron-LM pads these."""
+        """Whether there is one row per token of the vocabulary, to which Megatron-LM adds padding."""
         return self.name in ("embedding.word_embeddings.weight", "output_layer.weight")
 
     def part(self, shape: Shape, rank: int, size: int) -> tuple[slice, ...]:
-        """The part of one of `hf_names` that tensor-parallel rank `rank` of `size` holds."""
+        """The part of a Hugging Face tensor of `shape` that tensor-parallel rank `rank` of `size` holds."""
         if self.split is None:
             return tuple(slice(None) for _ in shape)
         share = shape[self.split] // size
-        whole = [slice(None) for _ in shape]
-        whole[self.split] = slice(rank * share, (rank + 1) * share)
-        return tuple(whole)
+        part = [slice(None) for _ in shape]
+        part[self.split] = slice(rank * share, (rank + 1) * share)
+        return tuple(part)
 
     def fuse(self, tensors: Sequence[torch.Tensor], groups: int) -> torch.Tensor:
-        """Theirs to ours: the whole tensors, or one rank's parts with the `groups` of key-value heads it holds."""
+        """Fuse the Hugging Face tensors, whole or one rank's parts; `groups`: the key-value heads they contain."""
         import torch
 
         if self.join == "alone":
@@ -69,7 +70,7 @@ class Parameter:
         return torch.cat([tensor.reshape(groups, -1, columns) for tensor in tensors], dim=1).reshape(-1, columns)
 
     def unfuse(self, tensor: torch.Tensor, groups: int) -> tuple[torch.Tensor, ...]:
-        """Ours to theirs, the inverse of `fuse`."""
+        """Split a fused tensor into Hugging Face's tensors: the inverse of `fuse`."""
         if self.join == "alone":
             return (tensor,)
         if self.join == "stacked":
@@ -97,32 +98,39 @@ def parameters(model: ModelConfig) -> list[Parameter]:
 def _layer(model: ModelConfig, layer: int) -> list[Parameter]:
     hidden, inner = model.hidden_size, model.ffn_hidden_size
     queries, keys = model.attention_heads * model.head_size, model.key_value_heads * model.head_size
-    ours, theirs = f"decoder.layers.{layer}", f"model.layers.{layer}"
-    attention, feed_forward = f"{theirs}.self_attn", f"{theirs}.mlp"
+    prefix, hf_prefix = f"decoder.layers.{layer}", f"model.layers.{layer}"
+    attention, feed_forward = f"{hf_prefix}.self_attn", f"{hf_prefix}.mlp"
     return [
-        Parameter(f"{ours}.input_layernorm.weight", (f"{theirs}.input_layernorm.weight",), ((hidden,),), split=None),
         Parameter(
-            f"{ours}.self_attention.linear_qkv.weight",
+            f"{prefix}.input_layernorm.weight", (f"{hf_prefix}.input_layernorm.weight",), ((hidden,),), split=None
+        ),
+        Parameter(
+            f"{prefix}.self_attention.linear_qkv.weight",
             tuple(f"{attention}.{letter}_proj.weight" for letter in "qkv"),
             ((queries, hidden), (keys, hidden), (keys, hidden)),
             split=0,
             join="grouped",
         ),
         Parameter(
-            f"{ours}.self_attention.linear_proj.weight",
+            f"{prefix}.self_attention.linear_proj.weight",
             (f"{attention}.o_proj.weight",),
             ((hidden, queries),),
             split=1,
         ),
         Parameter(
-            f"{ours}.pre_mlp_layernorm.weight", (f"{theirs}.post_attention_layernorm.weight",), ((hidden,),), split=None
+            f"{prefix}.pre_mlp_layernorm.weight",
+            (f"{hf_prefix}.post_attention_layernorm.weight",),
+            ((hidden,),),
+            split=None,
         ),
         Parameter(
-            f"{ours}.mlp.linear_fc1.weight",
+            f"{prefix}.mlp.linear_fc1.weight",
             (f"{feed_forward}.gate_proj.weight", f"{feed_forward}.up_proj.weight"),
             ((inner, hidden), (inner, hidden)),
             split=0,
             join="stacked",
         ),
-        Parameter(f"{ours}.mlp.linear_fc2.weight", (f"{feed_forward}.down_proj.weight",), ((hidden, inner),), split=1),
+        Parameter(
+            f"{prefix}.mlp.linear_fc2.weight", (f"{feed_forward}.down_proj.weight",), ((hidden, inner),), split=1
+        ),
     ]

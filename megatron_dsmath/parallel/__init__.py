@@ -1,6 +1,6 @@
-"""MEGATRON-CORE AT ARM'S LENGTH: the only room that imports it.
+"""Process groups, layers, schedules, optimizer and sharded state: the only room that imports megatron-core.
 
-Batch first at every door; megatron-core's [sequence, batch, hidden] stays inside.
+Public functions take tensors batch first; megatron-core's [sequence, batch, hidden] is internal.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import torch
 
 
 @contextmanager
-def _quick_and_quiet() -> Iterator[None]:
-    """Without a GPU nothing of megatron-core's is compiled, so its decorators need not load torch's compiler.
+def _faster_imports() -> Iterator[None]:
+    """Import without warnings and, where there is no GPU, without torch's compiler.
 
-    That is two of five CPU seconds. Its warnings name optional packages, which `dsmath doctor` reports.
+    megatron-core's decorators call `torch.compile`, and loading the compiler takes two of five CPU seconds. The
+    warnings name optional packages, which `dsmath doctor` reports.
     """
-    compile_of_torch = torch.compile
+    original_compile = torch.compile
     if not torch.cuda.is_available():
         torch.compile = lambda model=None, **_: model if model is not None else (lambda function: function)  # type: ignore[assignment]
     try:
@@ -26,14 +27,14 @@ def _quick_and_quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch.compile = compile_of_torch
+        torch.compile = original_compile
 
 
-# What megatron-core 0.16.1 does that newer torch and its own authors frown upon is nothing a user could change.
-_SPEAKERS = r"torch\.distributed|megatron\.core|megatron_dsmath\.parallel\.cpu"  # the last passes torch's calls on
+# megatron-core 0.16.1 uses deprecated functions of torch and of itself; users cannot change that.
+_WARNING_MODULES = r"torch\.distributed|megatron\.core|megatron_dsmath\.parallel\.cpu"  # `cpu` forwards torch's calls
 for _category in (FutureWarning, UserWarning):
-    warnings.filterwarnings("ignore", category=_category, module=_SPEAKERS)
-with _quick_and_quiet():
+    warnings.filterwarnings("ignore", category=_category, module=_WARNING_MODULES)
+with _faster_imports():
     import megatron.core.dist_checkpointing
     import megatron.core.models.gpt.gpt_layer_specs
     import megatron.core.optimizer

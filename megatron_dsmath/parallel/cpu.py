@@ -1,8 +1,10 @@
-"""The answers megatron-core 0.16.1 needs to run on CPU over gloo. Imported only where there is no CUDA device.
+"""Replacements for CUDA calls with which megatron-core 0.16.1 runs on a CPU over gloo.
 
-megatron-core asks torch for CUDA in four ways: device names ("cuda", `current_device()`), `.cuda()` methods, tensor
-type names that it compares as strings, and the CUDA random state. Each question is answered with the CPU's
-equivalent, so that its schedules, optimizers and collectives run unchanged.
+Imported only where there is no CUDA device.
+
+megatron-core uses CUDA in four ways: device names ("cuda", `current_device()`), `.cuda()` methods, tensor type names
+that it compares as strings, and the CUDA random state. Each is replaced with its CPU equivalent, so that schedules,
+optimizers and collectives run unchanged.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ _CUDA_TYPE_NAMES = {
 }
 
 
-class CudaAnsweredOnCpu(TorchFunctionMode):
-    """Every torch call that names a CUDA device runs on the CPU."""
+class CudaOnCpu(TorchFunctionMode):
+    """A mode in which every torch call that names a CUDA device runs on the CPU."""
 
     def __torch_function__(
         self,
@@ -51,21 +53,21 @@ def _names_cuda(device: object) -> bool:
 
 
 class _Stream:
-    """A CPU runs what it is told in order, so waiting for a stream is done already."""
+    """Replaces a CUDA stream; a CPU runs operations in order, so there is nothing to wait for."""
 
     def wait_stream(self, _other: object) -> None:
         return None
 
 
-_mode: CudaAnsweredOnCpu | None = None
+_mode: CudaOnCpu | None = None
 
 
 def install() -> None:
-    """Answer megatron-core's CUDA questions on the CPU for the rest of this process; twice is once."""
+    """Replace the CUDA functions that megatron-core calls, for the rest of this process; repeated calls do nothing."""
     global _mode
     if _mode is not None:
         return
-    # Each name gets a function of its own: torch's compiler refuses one function under two names.
+    # One function per name: torch's compiler refuses one function under two names.
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.set_device = lambda *_: None
@@ -77,5 +79,5 @@ def install() -> None:
     torch.cuda.default_stream = lambda *_: _Stream()  # type: ignore[assignment]
     megatron_random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-    _mode = CudaAnsweredOnCpu()
+    _mode = CudaOnCpu()
     _mode.__enter__()

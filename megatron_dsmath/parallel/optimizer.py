@@ -1,4 +1,4 @@
-"""Gradients reduced, clipped and applied by megatron-core, with an AdamW that it can save and load."""
+"""Reduce, clip and apply gradients with megatron-core, and an AdamW whose state it can save and load."""
 
 from __future__ import annotations
 
@@ -22,9 +22,92 @@ from torch.optim.adamw import adamw
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel.transformer import DTYPES, Decoder
 
+DataParallelChunk: TypeAlias = DistributedDataParallel  # a model chunk with its gradient buffers
+Optimizer: TypeAlias = MegatronOptimizer
+
+
+def wrap_data_parallel(run: RunConfig, model_chunks: list[Decoder], data_size: int) -> list[DataParallelChunk]:
+    """Wrap this rank's model chunks so that their fp32 gradients are summed over the data-parallel ranks."""
+    parallel = run.parallel
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_communication,
+        overlap_param_gather=parallel.overlap_communication,
+        average_in_collective=False,
+    )
+    reduced = [
+        DistributedDataParallel(config=chunk.config, ddp_config=settings, module=chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(model_chunks)
+    ]
+    if data_size == 1 and not parallel.overlap_communication:
+        for group in (group for chunk in reduced for group in chunk.bucket_groups):
+            # With one rank megatron-core would copy every gradient and every parameter onto itself.
+            group.start_grad_sync = group.start_param_sync = _do_nothing
+    return reduced
+
+
+def build(run: RunConfig, model_chunks: list[DataParallelChunk]) -> Optimizer:
+    """Build the optimizer of this rank's model chunks: fp32 master weights and moments, no decay of norm weights.
+
+    Also sets the functions by which the pipeline schedule reduces gradients.
+    """
+    settings = OptimizerConfig(
+        optimizer="adam",
+        lr=run.schedule.peak_learning_rate,
+        min_lr=0.0,
+        weight_decay=run.optimizer.weight_decay,
+        adam_beta1=run.optimizer.beta1,
+        adam_beta2=run.optimizer.beta2,
+        adam_eps=run.optimizer.epsilon,
+        clip_grad=run.optimizer.gradient_clip,
+        bf16=run.precision == "bf16",
+        params_dtype=DTYPES[run.precision],
+        use_distributed_optimizer=run.parallel.distributed_optimizer,
+        overlap_param_gather=run.parallel.overlap_communication,
+    )
+    _replace_megatron_adam()
+    optimizer = get_megatron_optimizer(settings, model_chunks, use_gloo_process_groups=torch.cuda.is_available())
+    config = model_chunks[0].config
+    config.grad_scale_func = optimizer.scale_loss
+    config.finalize_model_grads_func = finalize_model_grads
+    config.no_sync_func = _one_or_all([chunk.no_sync for chunk in model_chunks])
+    if run.parallel.overlap_communication:
+        config.grad_sync_func = _one_or_all([chunk.start_grad_sync for chunk in model_chunks])
+        config.param_sync_func = _one_or_all([chunk.start_param_sync for chunk in model_chunks])
+    return optimizer
+
+
+def gradient_norm(optimizer: Optimizer) -> float:
+    """The norm of all gradients before clipping; parameters are unchanged.
+
+    With the distributed optimizer it is the same on every rank; without it, on the ranks of one model replica.
+    """
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
+
+
+def apply_gradients(optimizer: Optimizer, norm: float, learning_rate: float, weight_decay: float) -> None:
+    """Clip the gradients to their norm `norm` and update the parameters: the second half of megatron-core's `step`."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        # megatron-core gives norms a multiplier of 0; its own scheduler, which we do not use, would apply it.
+        group["weight_decay"] = weight_decay * group["wd_mult"]
+    for part in optimizer.chained_optimizers:
+        if part.config.clip_grad > 0 and not part.is_stub_optimizer:
+            clip_grads.clip_grad_by_total_norm_fp32(part.get_parameters(), part.config.clip_grad, norm)
+    optimizer.step_with_ready_grads()
+
+
+def weights_are_finite(optimizer: Optimizer) -> bool:
+    """Whether all weights that this rank updates are finite; with the distributed optimizer, those of its shard."""
+    # A sum propagates NaN and infinity at the speed of the memory; isfinite on each value takes ten times as long.
+    sums = [parameter.detach().sum() for parameter in optimizer.get_parameters()]
+    return not sums or bool(torch.stack(sums).isfinite().all())
+
 
 def gather_gradients(model_chunks: Sequence[DataParallelChunk]) -> None:
-    """After a backward pass, fill in what the other data-parallel ranks hold of each parameter's `main_grad`."""
+    """After a backward pass, gather the other data-parallel ranks' shards of each parameter's `main_grad`."""
     for group in (group for chunk in model_chunks for group in chunk.bucket_groups):
         if not group.ddp_config.use_distributed_optimizer:
             continue
@@ -35,14 +118,23 @@ def gather_gradients(model_chunks: Sequence[DataParallelChunk]) -> None:
             dist.all_gather(list(shards), own, group=ranks)
 
 
-DataParallelChunk: TypeAlias = DistributedDataParallel  # a model chunk with the buffers its gradients are summed in
-Optimizer: TypeAlias = MegatronOptimizer
+@contextmanager
+def gathered_parameters(model_chunks: Sequence[DataParallelChunk]) -> Iterator[None]:
+    """A context in which all parameters are gathered; overlapped gathers otherwise wait for the next forward pass."""
+    overlapped = [chunk for chunk in model_chunks if chunk.ddp_config.overlap_param_gather]
+    for chunk in overlapped:
+        chunk.disable_forward_pre_hook(param_sync=True)
+    try:
+        yield
+    finally:
+        for chunk in overlapped:
+            chunk.enable_forward_pre_hook()
 
 
 class AdamW(torch.optim.AdamW):
-    """AdamW on torch's fused kernel, with apex's state: the step counts in the group, not in each parameter.
+    """AdamW with torch's fused kernel and apex's state: `step` is in the parameter group, not in each parameter.
 
-    megatron-core's sharded checkpoints expect that shape; loading torch's own AdamW fails with `KeyError: 'step'`.
+    megatron-core's sharded checkpoints need it there; loading torch's own AdamW fails with `KeyError: 'step'`.
     """
 
     def __init__(
@@ -60,7 +152,7 @@ class AdamW(torch.optim.AdamW):
             group["step"] = 0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # torch's AdamW would look for a step in each parameter's state.
+        # torch's AdamW expects `step` in each parameter's state.
         torch.optim.Optimizer.__setstate__(self, state)
 
     @torch.no_grad()
@@ -76,7 +168,7 @@ class AdamW(torch.optim.AdamW):
                     self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
             if not parameters:
                 continue
-            # torch counts the step up itself, in tensors on the parameters' device.
+            # The kernel increments the step itself, in tensors on the parameters' device.
             steps = [torch.full((), float(group["step"] - 1), device=parameter.device) for parameter in parameters]
             adamw(
                 parameters,
@@ -96,79 +188,19 @@ class AdamW(torch.optim.AdamW):
             )
 
 
-def wrap_data_parallel(run: RunConfig, model_chunks: list[Decoder], data_size: int) -> list[DataParallelChunk]:
-    """Wrap this rank's model chunks so that fp32 gradients are summed over the data-parallel ranks."""
-    parallel = run.parallel
-    settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        use_distributed_optimizer=parallel.distributed_optimizer,
-        overlap_grad_reduce=parallel.overlap_communication,
-        overlap_param_gather=parallel.overlap_communication,
-        average_in_collective=False,
-    )
-    reduced = [
-        DistributedDataParallel(config=chunk.config, ddp_config=settings, module=chunk, disable_bucketing=index > 0)
-        for index, chunk in enumerate(model_chunks)
-    ]
-    if data_size == 1 and not parallel.overlap_communication:
-        for group in (group for chunk in reduced for group in chunk.bucket_groups):
-            # megatron-core would copy every gradient and every parameter to where it is already.
-            group.start_grad_sync = group.start_param_sync = _nothing_to_do
-    return reduced
-
-
-def build(run: RunConfig, model_chunks: list[DataParallelChunk]) -> Optimizer:
-    """The optimizer over this rank's model chunks: fp32 master weights and moments, no decay on norm weights.
-
-    Sets the hooks through which the pipeline schedule finishes the gradients.
-    """
-    settings = OptimizerConfig(
-        optimizer="adam",
-        lr=run.schedule.peak_learning_rate,
-        min_lr=0.0,
-        weight_decay=run.optimizer.weight_decay,
-        adam_beta1=run.optimizer.beta1,
-        adam_beta2=run.optimizer.beta2,
-        adam_eps=run.optimizer.epsilon,
-        clip_grad=run.optimizer.gradient_clip,
-        bf16=run.precision == "bf16",
-        params_dtype=DTYPES[run.precision],
-        use_distributed_optimizer=run.parallel.distributed_optimizer,
-        overlap_param_gather=run.parallel.overlap_communication,
-    )
-    _stand_in_for_apex()
-    optimizer = get_megatron_optimizer(settings, model_chunks, use_gloo_process_groups=torch.cuda.is_available())
-    config = model_chunks[0].config
-    config.grad_scale_func = optimizer.scale_loss
-    config.finalize_model_grads_func = finalize_model_grads
-    config.no_sync_func = _one_or_all([chunk.no_sync for chunk in model_chunks])
-    if run.parallel.overlap_communication:
-        config.grad_sync_func = _one_or_all([chunk.start_grad_sync for chunk in model_chunks])
-        config.param_sync_func = _one_or_all([chunk.start_param_sync for chunk in model_chunks])
-    return optimizer
-
-
-def _nothing_to_do(*_: Any, **__: Any) -> None:
+def _do_nothing(*_: Any, **__: Any) -> None:
     return None
 
 
 def _one_or_all(functions: list[Any]) -> Any:
-    """megatron-core wants a function for one model chunk, and a list for several."""
+    """One function for one model chunk, a list for several, as megatron-core expects."""
     return functions[0] if len(functions) == 1 else functions
 
 
-def _scale_in_place(_chunk: int, _overflow: object, tensors: list[list[torch.Tensor]], scale: float) -> None:
-    """Clipping's multiplication on lists of tensors; megatron-core's own fall-back makes a new one of each."""
-    sources, targets = tensors
-    if not all(source.data_ptr() == target.data_ptr() for source, target in zip(sources, targets, strict=True)):
-        torch._foreach_copy_(targets, sources)
-    torch._foreach_mul_(targets, scale)
+def _replace_megatron_adam() -> None:
+    """Make megatron-core use `AdamW` where it would use torch's.
 
-
-def _stand_in_for_apex() -> None:
-    """Let megatron-core build and save our AdamW where it would fall back to torch's.
-
-    TransformerEngine's and apex' fused optimizers stay where one of them is installed.
+    If TransformerEngine or apex is installed, its fused optimizer is kept.
     """
     if megatron_optimizer.USING_PYTORCH_OPTIMIZER:
         megatron_optimizer.Adam, megatron_optimizer.USING_PYTORCH_OPTIMIZER = AdamW, False
@@ -177,42 +209,9 @@ def _stand_in_for_apex() -> None:
         clip_grads.multi_tensor_scale_impl = _scale_in_place
 
 
-def gradient_norm(optimizer: Optimizer) -> float:
-    """The norm of all gradients together, before clipping; no parameter has changed yet.
-
-    With the distributed optimizer the same on every rank; without it, on the ranks that share a copy of the model.
-    """
-    optimizer.prepare_grads()
-    return float(optimizer.get_grad_norm())
-
-
-def apply_gradients(optimizer: Optimizer, norm: float, learning_rate: float, weight_decay: float) -> None:
-    """Clip the gradients, whose norm is `norm`, and make one update with them: the second half of mcore's `step`."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-        # megatron-core marks norms with a multiplier of 0 and leaves the multiplying to its own scheduler.
-        group["weight_decay"] = weight_decay * group["wd_mult"]
-    for part in optimizer.chained_optimizers:
-        if part.config.clip_grad > 0 and not part.is_stub_optimizer:
-            clip_grads.clip_grad_by_total_norm_fp32(part.get_parameters(), part.config.clip_grad, norm)
-    optimizer.step_with_ready_grads()
-
-
-def weights_are_finite(optimizer: Optimizer) -> bool:
-    """Whether every weight that this rank updates is a number: with the distributed optimizer, its own share."""
-    # A sum keeps every NaN and Inf and runs at the speed of the memory; isfinite on each value takes ten times as long.
-    sums = [parameter.detach().sum() for parameter in optimizer.get_parameters()]
-    return not sums or bool(torch.stack(sums).isfinite().all())
-
-
-@contextmanager
-def gathered_parameters(model_chunks: Sequence[DataParallelChunk]) -> Iterator[None]:
-    """Within, every parameter is whole: nothing still waits to be gathered behind the next forward pass."""
-    overlapped = [chunk for chunk in model_chunks if chunk.ddp_config.overlap_param_gather]
-    for chunk in overlapped:
-        chunk.disable_forward_pre_hook(param_sync=True)
-    try:
-        yield
-    finally:
-        for chunk in overlapped:
-            chunk.enable_forward_pre_hook()
+def _scale_in_place(_chunk: int, _overflow: object, tensors: list[list[torch.Tensor]], scale: float) -> None:
+    """Multiply lists of tensors in place, for clipping; megatron-core's own fallback allocates new tensors."""
+    sources, targets = tensors
+    if not all(source.data_ptr() == target.data_ptr() for source, target in zip(sources, targets, strict=True)):
+        torch._foreach_copy_(targets, sources)
+    torch._foreach_mul_(targets, scale)

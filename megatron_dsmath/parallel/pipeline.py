@@ -1,4 +1,4 @@
-"""Forward and backward over a step's microbatches, through megatron-core's schedules."""
+"""Forward and backward passes over a step's microbatches with megatron-core's pipeline schedules."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class DeviceBatch(NamedTuple):
     loss_mask: torch.Tensor
     """[microbatch, sequence], 1.0 where the target counts in the loss."""
     groups: torch.Tensor
-    """The groups of each target (`model.loss`): int64 [microbatch, sequence or 1, groups of each]."""
+    """The groups of each target (`model.loss`): int64 [microbatch, sequence or 1, groups per target]."""
     samples: torch.Tensor
-    """[microbatch], the numbers of the sequences in the run."""
+    """[microbatch], the index of each sequence in the run."""
     document_bounds: torch.Tensor | None
-    """As `parallel.attention.document_bounds` returns them; None where attention crosses documents."""
+    """From `parallel.attention.document_bounds`; None if attention crosses documents."""
 
 
-# (nats [microbatch, sequence], microbatch) -> (sum of nats, target tokens, what to report of them)
+# (nats [microbatch, sequence], microbatch) -> (sum of nats, number of target tokens, report)
 LossOf = Callable[[torch.Tensor, DeviceBatch], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
@@ -36,15 +36,16 @@ def run_microbatches(
     *,
     backward: bool,
 ) -> list[torch.Tensor]:
-    """Run each microbatch through the pipeline; gradients are the mean over the global batch's target tokens.
+    """Run all microbatches through the pipeline and return the report of `loss_of` for each.
 
-    Returns what `loss_of` reports for each microbatch; empty on all but the last pipeline stage.
+    The list is empty on all but the last pipeline stage. Gradients are those of the mean over the global batch's target
+    tokens.
     """
     first = microbatches[0].tokens
     with torch.set_grad_enabled(backward):  # megatron-core's forward-only schedules keep the activations
         reports: list[torch.Tensor] = get_forward_backward_func()(
             forward_step_func=partial(_forward, loss_of),
-            # Each virtual stage walks the microbatches on its own.
+            # Each virtual stage iterates over the microbatches independently.
             data_iterator=[iter(microbatches) for _ in model_chunks] if len(model_chunks) > 1 else iter(microbatches),
             model=list(model_chunks),
             num_microbatches=len(microbatches),
@@ -57,7 +58,7 @@ def run_microbatches(
 
 def _forward(loss_of: LossOf, microbatches: Iterator[DeviceBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     microbatch = next(microbatches)
-    # Every stage reads the bounds from its own copy of the microbatch. Attention is causal by its kernel and knows the
-    # positions: neither a mask nor ids are needed.
+    # Every stage reads the bounds from its own copy of the microbatch. The attention kernel is causal and computes the
+    # positions, so neither a mask nor position ids are passed.
     output = chunk(microbatch.tokens[:, :-1], None, microbatch.document_bounds, labels=microbatch.tokens[:, 1:])
     return output, lambda nats: loss_of(nats, microbatch)

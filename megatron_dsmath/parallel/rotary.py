@@ -1,4 +1,4 @@
-"""Rotary positions in LLaMA's convention: channel i turns with channel i + channels / 2."""
+"""Rotary position embedding in LLaMA's convention: channel i is rotated with channel i + channels / 2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rotary_table(
 
 
 def rotate(states: torch.Tensor, theta: float, positions: torch.Tensor | None = None) -> torch.Tensor:
-    """Turn [sequence, batch, heads, channels] by the angles of `positions` [sequence, batch]; None counts from 0."""
+    """Rotate [sequence, batch, heads, channels] by the angles of `positions` [sequence, batch]; None: from 0."""
     cosines, sines = rotary_table(states.size(0), states.size(3), theta, states.device, states.dtype)
     if positions is not None:
         cosines, sines = cosines[:, 0][positions], sines[:, 0][positions]
@@ -28,23 +28,23 @@ def rotate(states: torch.Tensor, theta: float, positions: torch.Tensor | None = 
 
 
 class _Rotation(torch.autograd.Function):
-    """Four passes over half the channels where the textbook form takes five over all; the backward turns back."""
+    """Rotation in four passes over half the channels, where the usual form takes five over all channels."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cosines, sines)
-        return _turned(states, cosines, sines, 1)
+        return _rotate(states, cosines, sines, 1)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cosines, sines = ctx.saved_tensors
-        return _turned(gradient, cosines, sines, -1), None, None
+        return _rotate(gradient, cosines, sines, -1), None, None
 
 
-def _turned(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, direction: int) -> torch.Tensor:
+def _rotate(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, direction: int) -> torch.Tensor:
     first, second = states.chunk(2, dim=-1)
-    turned = torch.empty_like(states)
-    left, right = turned.chunk(2, dim=-1)
+    rotated = torch.empty_like(states)
+    left, right = rotated.chunk(2, dim=-1)
     torch.mul(first, cosines, out=left).addcmul_(second, sines, value=-direction)
     torch.mul(second, cosines, out=right).addcmul_(first, sines, value=direction)
-    return turned
+    return rotated

@@ -1,7 +1,7 @@
-"""The file that a rank adds to a checkpoint, laid out in memory byte by byte, so that saving is copying.
+"""The byte layout of a rank's file in a checkpoint. It is fixed in advance, so that a save only copies values.
 
-torch's distributed checkpoints hold each box of a tensor as `torch.save` writes it: a head, the values, a tail. Heads
-and tails depend on type and sizes alone, so they are set in place once, and each save copies the values between them.
+torch's distributed checkpoints store each box of a tensor as `torch.save` writes it: a header, the values, a trailer.
+Headers and trailers depend only on type and sizes, so they are written once; each save copies the values between them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_dsmath.parallel.state_parts import Box, Part
 
-ALIGNMENT_BYTES = 64  # torch's own for values within an archive
+ALIGNMENT_BYTES = 64  # torch's own alignment of values in an archive
 
 
 class Entry(NamedTuple):
-    """What stands where in the files of a checkpoint; `dtype` and `shape` are those of the whole tensor."""
+    """The location of a box in the files of a checkpoint; `dtype` and `shape` are those of the whole tensor."""
 
     key: str
-    dtype: torch.dtype | None  # None: no tensor
+    dtype: torch.dtype | None  # None for an object that is not a tensor
     shape: tuple[int, ...]
     box: Box
     file: str
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 
 class ShardFile:
-    """The layout of one rank's file: `entries`, and `size_bytes` in all."""
+    """The layout of one rank's file: its `entries` and its size, `size_bytes`."""
 
     def __init__(self, name: str, parts: Sequence[Part], objects: dict[str, bytes]) -> None:
         self.name, self.size_bytes = name, 0
@@ -55,69 +55,69 @@ class ShardFile:
             self._add(key, None, (), Box((), ()), len(content))
         for part in parts:
             dtype, sizes = part.values.dtype, part.box.sizes
-            head, tail = _frame(dtype, sizes)
-            length = len(head) + prod(sizes) * dtype.itemsize + len(tail)
+            header, trailer = _header_and_trailer(dtype, sizes)
+            length = len(header) + prod(sizes) * dtype.itemsize + len(trailer)
             self._add(part.key, dtype, part.shape, part.box, length)
-            self._values_start.append(self.entries[-1].start_bytes + len(head))
+            self._values_start.append(self.entries[-1].start_bytes + len(header))
 
     def _add(self, key: str, dtype: torch.dtype | None, shape: tuple[int, ...], box: Box, length: int) -> None:
         self.entries.append(Entry(key, dtype, shape, box, self.name, self.size_bytes, length))
         self.size_bytes += -(-length // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
-    def frame(self, memory: torch.Tensor) -> None:
-        """Set into `memory` (bytes, at least `size_bytes` of zeros) all that is the same at every save."""
+    def write_constant_bytes(self, memory: torch.Tensor) -> None:
+        """Write all bytes that are equal in every save into `memory`, at least `size_bytes` zero bytes."""
         for entry in self.entries:
             if entry.dtype is None:
-                _set(memory, entry.start_bytes, self._objects[entry.key])
+                _write(memory, entry.start_bytes, self._objects[entry.key])
                 continue
-            head, tail = _frame(entry.dtype, entry.box.sizes)
-            _set(memory, entry.start_bytes, head)
-            _set(memory, entry.start_bytes + entry.length_bytes - len(tail), tail)
+            header, trailer = _header_and_trailer(entry.dtype, entry.box.sizes)
+            _write(memory, entry.start_bytes, header)
+            _write(memory, entry.start_bytes + entry.length_bytes - len(trailer), trailer)
 
-    def fill(self, memory: torch.Tensor, parts: Sequence[Part]) -> None:
-        """Copy the values of `parts`, those that the file was laid out for, into `memory`."""
-        assert self._is_for(parts), "the state has another shape than at the first save"
+    def write_values(self, memory: torch.Tensor, parts: Sequence[Part]) -> None:
+        """Copy the values of `parts` into `memory`; their keys, types and boxes must be those of the layout."""
+        assert self._matches(parts), "the state has another shape than at the first save"
         for part, start in zip(parts, self._values_start, strict=True):
-            place = memory[start : start + part.values.nbytes]
-            place.view(part.values.dtype).view(part.values.shape).copy_(part.values, non_blocking=True)
+            target = memory[start : start + part.values.nbytes]
+            target.view(part.values.dtype).view(part.values.shape).copy_(part.values, non_blocking=True)
         if any(part.values.is_cuda for part in parts):
             torch.cuda.synchronize()
 
-    def _is_for(self, parts: Sequence[Part]) -> bool:
-        laid_out = [(entry.key, entry.dtype, entry.box) for entry in self.entries if entry.dtype is not None]
-        return laid_out == [(part.key, part.values.dtype, part.box) for part in parts]
+    def _matches(self, parts: Sequence[Part]) -> bool:
+        expected = [(entry.key, entry.dtype, entry.box) for entry in self.entries if entry.dtype is not None]
+        return expected == [(part.key, part.values.dtype, part.box) for part in parts]
 
 
 def describe(entries: Iterable[Entry]) -> bytes:
-    """`.metadata`: what is where, of all ranks' entries, as torch's loader wants it."""
+    """The content of `.metadata`, which torch's loader reads: the locations of all ranks' entries."""
     chunks: dict[str, list[ChunkStorageMetadata]] = defaultdict(list)
     described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-    places = {}
+    locations = {}
     for entry in entries:
-        place = _StorageInfo(entry.file, entry.start_bytes, entry.length_bytes)
+        location = _StorageInfo(entry.file, entry.start_bytes, entry.length_bytes)
         if entry.dtype is None:
             described[entry.key] = BytesStorageMetadata()
-            places[MetadataIndex(entry.key)] = place
+            locations[MetadataIndex(entry.key)] = location
             continue
         offsets, sizes = torch.Size(entry.box.offsets), torch.Size(entry.box.sizes)
         chunks[entry.key].append(ChunkStorageMetadata(offsets, sizes))
         properties = TensorProperties(dtype=entry.dtype)
         described[entry.key] = TensorStorageMetadata(properties, torch.Size(entry.shape), chunks[entry.key])
-        places[MetadataIndex(entry.key, offsets)] = place
+        locations[MetadataIndex(entry.key, offsets)] = location
     for key, tensor in described.items():
         if isinstance(tensor, TensorStorageMetadata):
             held = sum(prod(chunk.sizes) for chunk in tensor.chunks)
             assert held == prod(tensor.size), f"{key}: {held:,} values of {prod(tensor.size):,} would be saved"
-    metadata = Metadata(described, storage_data=places, storage_meta=StorageMeta())
+    metadata = Metadata(described, storage_data=locations, storage_meta=StorageMeta())
     metadata.version = "1.0.0"
     return pickle.dumps(metadata)
 
 
 @cache
-def _frame(dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[bytes, bytes]:
-    """What `torch.save` writes before and after the values of such a tensor.
+def _header_and_trailer(dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """The bytes that `torch.save` writes before and after the values of a tensor.
 
-    Without the archive's own checksums, which torch does not look at when it loads; MANIFEST.json has better ones.
+    They are without the archive's checksums, which torch does not check when it loads; MANIFEST.json has sha256.
     """
     file = io.BytesIO()
     with_checksums = torch.serialization.get_crc32_options()
@@ -132,5 +132,5 @@ def _frame(dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[bytes, bytes]:
     return bytes(saved[:start]), bytes(saved[start + prod(sizes) * dtype.itemsize :])
 
 
-def _set(memory: torch.Tensor, start: int, content: bytes) -> None:
+def _write(memory: torch.Tensor, start: int, content: bytes) -> None:
     memory[start : start + len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)

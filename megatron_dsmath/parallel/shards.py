@@ -1,4 +1,4 @@
-"""A training state in megatron-core's sharded format: each rank writes its part, any layout reads it."""
+"""Training state in megatron-core's sharded format: each rank writes its own shard, and any layout can read them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from megatron_dsmath.parallel.transformer import unwrap_decoder
 
 
 class ShardSerializer:
-    """Copies of this rank's part of a state, each laid out as the bytes of `file_name` in a checkpoint.
+    """Writes this rank's part of the training state into memory, as the bytes of the file `file_name` of a checkpoint.
 
-    Every rank makes one, once the optimizer has done a step, and calls the methods alike. `size_bytes`: of the file.
+    All ranks create one after the first optimizer step and call its methods together. `size_bytes`: the file's size.
     """
 
     def __init__(self, model_chunks: Sequence[DataParallelChunk], optimizer: Optimizer, topology: Topology) -> None:
@@ -39,14 +39,14 @@ class ShardSerializer:
         self._description = describe(entry for rank in entries for entry in rank) if self._is_first else b""
 
     def prepare(self, memory: mmap) -> None:
-        """Make `memory`, fresh and of `size_bytes`, ready for `serialize`."""
-        self._file.frame(_bytes_of(memory))
+        """Prepare `memory`, zeros of at least `size_bytes`, for `serialize`."""
+        self._file.write_constant_bytes(_bytes_of(memory))
 
     def serialize(self, memory: mmap) -> dict[str, bytes]:
-        """Copy the state into `memory`; returns the small files that rank 0 adds, by name, and on others none."""
+        """Copy the state into `memory`; returns the contents of small files that rank 0 adds, by name (else empty)."""
         with gathered_parameters(self._model_chunks):
             parts = state_parts(self._model_chunks, self._optimizer)
-            self._file.fill(_bytes_of(memory), parts.tensors)
+            self._file.write_values(_bytes_of(memory), parts.tensors)
         if not self._is_first:
             return {}
         common = io.BytesIO()
@@ -56,22 +56,23 @@ class ShardSerializer:
 
 
 def load(folder: Path, model_chunks: Sequence[torch.nn.Module], optimizer: Optimizer) -> None:
-    """Read weights and optimizer state of any layout into this rank's; every rank calls it. Raises CheckpointError.
+    """Load this rank's weights and optimizer state from shards of any layout; all ranks call it together.
 
-    Moments, master weights and the step count come from the checkpoint, the optimizer's numbers from the run.
+    Moments, master weights and the step count come from the checkpoint, betas and epsilon from the run. Raises
+    CheckpointError.
     """
     check_metadata(folder)
-    numbers = {key: optimizer.param_groups[0][key] for key in ("betas", "eps")}
-    state = dist_checkpointing.load(_places(model_chunks, optimizer), str(folder))
+    settings = {key: optimizer.param_groups[0][key] for key in ("betas", "eps")}
+    state = dist_checkpointing.load(_load_targets(model_chunks, optimizer), str(folder))
     for index, chunk in enumerate(model_chunks):
         unwrap_decoder(chunk).load_state_dict(state[f"piece{index}"])
     optimizer.load_state_dict(state["optimizer"])
     for group in optimizer.param_groups:
-        group.update(numbers)
+        group.update(settings)
 
 
-def _places(model_chunks: Sequence[torch.nn.Module], optimizer: Optimizer) -> dict[str, Any]:
-    """Where what is read belongs; this also creates the moments."""
+def _load_targets(model_chunks: Sequence[torch.nn.Module], optimizer: Optimizer) -> dict[str, Any]:
+    """The tensors to load into; creates the moments."""
     weights = {
         f"piece{index}": unwrap_decoder(chunk).sharded_state_dict(metadata=SHARDING)
         for index, chunk in enumerate(model_chunks)

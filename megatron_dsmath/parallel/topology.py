@@ -1,4 +1,4 @@
-"""Which process holds what: ranks, groups and the device, set up once at the start of a run."""
+"""The topology of a run: this process' ranks, process groups and device, initialized once at the start."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch._C._distributed_c10d import HashStore
 
 from megatron_dsmath.config.sections import ParallelConfig
 
-RENDEZVOUS = "DSMATH_RENDEZVOUS"  # a file shared by the local ranks that `--nproc` starts; torchrun has its own way
+RENDEZVOUS = "DSMATH_RENDEZVOUS"  # names the file through which the ranks of `--nproc` meet; torchrun needs none
 
 
 @dataclass(frozen=True)
 class Topology:
-    """This process' place in the layout. A `size` of 1 means that kind of parallelism is off."""
+    """This process' rank in each kind of parallelism. A `size` of 1 means that the kind is off."""
 
     rank: int
     world_size: int
@@ -34,7 +34,7 @@ class Topology:
 
     @property
     def coordinates(self) -> str:
-        """Its place in each kind of parallelism that is on, for people: `pipeline stage 1 of 2, data 0 of 4`."""
+        """The ranks in each kind of parallelism that is on, as text: `pipeline stage 1 of 2, data 0 of 4`."""
         kinds = (
             ("tensor", self.tensor_rank, self.tensor_size),
             ("pipeline stage", self.pipeline_rank, self.pipeline_size),
@@ -44,20 +44,20 @@ class Topology:
 
     @property
     def is_first_stage(self) -> bool:
-        """Holds the embedding, and so reads tokens."""
+        """Whether this rank holds the embedding and therefore reads tokens."""
         return self.pipeline_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Holds the output layer, and so computes the loss."""
+        """Whether this rank holds the output layer and therefore computes the loss."""
         return self.pipeline_rank == self.pipeline_size - 1
 
 
 def initialize_topology(parallel: ParallelConfig, seed: int, timeout_minutes: float = 30.0) -> Topology:
-    """Join the processes, form the groups of `parallel` and seed them.
+    """Join the other processes, form the groups of `parallel` and seed the random states.
 
-    The world is torchrun's or SLURM's (`RANK`, `WORLD_SIZE`, ...), that of `--nproc`, or this one process.
-    The layout must divide the world; `config.load` has checked it.
+    The processes are those of torchrun or SLURM (`RANK`, `WORLD_SIZE`, ...), those of `--nproc`, or this one alone.
+    The layout must divide their number, which `config.load` checks.
     """
     on_gpu = torch.cuda.is_available()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -82,7 +82,7 @@ def initialize_topology(parallel: ParallelConfig, seed: int, timeout_minutes: fl
 
 
 def form_groups(parallel: ParallelConfig, seed: int, device: torch.device) -> Topology:
-    """Form megatron-core's groups over the processes that have already joined."""
+    """Form megatron-core's groups over the processes, which have joined already."""
     virtual = parallel.virtual_stages
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
@@ -105,14 +105,14 @@ def form_groups(parallel: ParallelConfig, seed: int, device: torch.device) -> To
 
 
 def destroy_topology() -> None:
-    """Leave the groups and the world; the process may start another."""
+    """Leave all process groups; the process may initialize another topology."""
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _rendezvous(world_size: int) -> dict[str, Any]:
-    """Where the processes find each other: the file of `--nproc`, torchrun's address, or nowhere for one alone."""
+    """Arguments by which the processes find each other: the file of `--nproc`, torchrun's address, or one process."""
     if RENDEZVOUS in os.environ:
         return {"init_method": Path(os.environ[RENDEZVOUS]).absolute().as_uri()}
     return {"store": HashStore()} if world_size == 1 else {"init_method": "env://"}

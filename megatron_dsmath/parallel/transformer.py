@@ -1,4 +1,4 @@
-"""A LLaMA-shaped decoder out of megatron-core's parts, in this rank's model chunks."""
+"""A LLaMA decoder built from megatron-core's layers: the model chunks of this rank, its norm and its loss."""
 
 from __future__ import annotations
 
@@ -26,62 +26,34 @@ from megatron.core.utils import get_attr_wrapped_model
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel.attention import CoreAttention
 
-
-class CrossEntropy(torch.autograd.Function):
-    """-log softmax(logits)[label] in fp32. What the forward keeps, the backward turns into the gradient in place.
-
-    logits: [rows, vocabulary]; labels: [rows]; returns [rows]. The backward may run once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Nats [rows]."""
-        log_probabilities = torch.log_softmax(logits, 1, dtype=torch.float32)
-        ctx.dtype = logits.dtype
-        ctx.save_for_backward(log_probabilities, labels)
-        return -log_probabilities.gather(1, labels[:, None])[:, 0]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """softmax - 1 at the label, times the gradient of each row."""
-        log_probabilities, labels = ctx.saved_tensors
-        probabilities = log_probabilities.detach().exp_()
-        probabilities.scatter_add_(1, labels[:, None], probabilities.new_full((len(labels), 1), -1.0))
-        return probabilities.mul_(gradient[:, None]).to(ctx.dtype), None
-
-
-class RMSNorm(torch.nn.Module):
-    """Root-mean-square norm with a learned scale (LLaMA; megatron-core's own refuses sequence parallelism)."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
-        super().__init__()
-        self.shape, self.epsilon = (hidden_size,), eps
-        device = None if config.use_cpu_initialization else torch.cuda.current_device()
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
-        # Each rank sees a part of the sequence, so megatron-core must sum this weight's gradient over them.
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scale each position of [sequence, batch, hidden] to a mean square of 1."""
-        return F.rms_norm(hidden, self.shape, self.weight, self.epsilon)
-
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Decoder(GPTModel):
-    """megatron-core's GPT model; a rank that holds the whole vocabulary needs no communication for the loss."""
-
-    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Nats [batch, sequence] of labels [batch, sequence] under logits [sequence, batch, vocabulary share]."""
-        if parallel_state.get_tensor_model_parallel_world_size() > 1:
-            return super().compute_language_model_loss(labels, logits)
-        nats: torch.Tensor = CrossEntropy.apply(logits.flatten(0, 1), labels.t().flatten())
-        return nats.view(labels.size(1), labels.size(0)).t()
+def build(run: RunConfig, device: torch.device) -> list[Decoder]:
+    """Build this rank's model chunks, one per virtual stage; their weights are not initialized."""
+    config = transformer_config(run, device)
+    stages = run.parallel.virtual_stages
+    return [
+        Decoder(
+            config=config,
+            transformer_layer_spec=_layers(run, config, stage if stages > 1 else None),
+            vocab_size=run.model.vocabulary_size,
+            max_sequence_length=run.model.max_position_embeddings,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
+            parallel_output=True,
+            share_embeddings_and_output_weights=False,
+            # `CoreAttention` rotates queries and keys itself.
+            position_embedding_type="none" if run.model.kernels == "torch" else "rope",
+            rotary_base=run.model.rope_theta,
+            vp_stage=stage if stages > 1 else None,
+        )
+        for stage in range(stages)
+    ]
 
 
 def transformer_config(run: RunConfig, device: torch.device) -> TransformerConfig:
-    """The run in megatron-core's terms; what is left out here keeps its default there."""
+    """megatron-core's configuration for a run; omitted fields keep megatron-core's defaults."""
     model, parallel = run.model, run.parallel
     on_gpu = device.type == "cuda"
     interleaved = parallel.virtual_stages > 1
@@ -99,7 +71,7 @@ def transformer_config(run: RunConfig, device: torch.device) -> TransformerConfi
         add_bias_linear=False,
         attention_dropout=0.0,
         hidden_dropout=0.0,
-        # Weights come from `initial_weights` or, layout-independent, from the seed; megatron-core draws none.
+        # `model.decoder` loads the weights or draws them from the seed, so megatron-core does not initialize them.
         perform_initialization=False,
         use_cpu_initialization=not on_gpu,
         params_dtype=DTYPES[run.precision],
@@ -109,8 +81,8 @@ def transformer_config(run: RunConfig, device: torch.device) -> TransformerConfi
         sequence_parallel=parallel.sequence,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_stages if interleaved else None,
-        pipeline_model_parallel_layout=_written_out(parallel.stage_layers),
-        # gloo has no batched point-to-point; the interleaved schedule then needs the overlapped one.
+        pipeline_model_parallel_layout=_pipeline_layout(parallel.stage_layers),
+        # gloo has no batched point-to-point communication; interleaving then needs the overlapped kind.
         batch_p2p_comm=on_gpu and not interleaved,
         overlap_p2p_comm=interleaved,
         gradient_accumulation_fusion=False,  # apex's kernel
@@ -125,49 +97,66 @@ def transformer_config(run: RunConfig, device: torch.device) -> TransformerConfi
     )
 
 
-def build(run: RunConfig, device: torch.device) -> list[Decoder]:
-    """This rank's model chunks of the decoder, one for each virtual stage, their weights not yet set."""
-    config = transformer_config(run, device)
-    stages = run.parallel.virtual_stages
-    return [
-        Decoder(
-            config=config,
-            transformer_layer_spec=_layers(run, config, stage if stages > 1 else None),
-            vocab_size=run.model.vocabulary_size,
-            max_sequence_length=run.model.max_position_embeddings,
-            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
-            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
-            parallel_output=True,
-            share_embeddings_and_output_weights=False,
-            # Our attention turns queries and keys itself.
-            position_embedding_type="none" if run.model.kernels == "torch" else "rope",
-            rotary_base=run.model.rope_theta,
-            vp_stage=stage if stages > 1 else None,
-        )
-        for stage in range(stages)
-    ]
+class Decoder(GPTModel):
+    """megatron-core's GPT model, with a loss without communication where a rank holds the whole vocabulary."""
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The nats of labels [batch, sequence], in that shape, given logits [sequence, batch, vocabulary share]."""
+        if parallel_state.get_tensor_model_parallel_world_size() > 1:
+            return super().compute_language_model_loss(labels, logits)
+        nats: torch.Tensor = CrossEntropy.apply(logits.flatten(0, 1), labels.t().flatten())
+        return nats.view(labels.size(1), labels.size(0)).t()
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square norm with a learned scale; megatron-core's own does not support sequence parallelism."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.shape, self.epsilon = (hidden_size,), eps
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
+        # Each rank sees a part of the sequence, so megatron-core must sum this weight's gradient over the ranks.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scale each position of [sequence, batch, hidden] to a mean square of 1."""
+        return F.rms_norm(hidden, self.shape, self.weight, self.epsilon)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """-log softmax(logits)[label] in fp32; the backward overwrites the saved log-probabilities with the gradient.
+
+    logits: [rows, vocabulary]; labels: [rows]; returns [rows]. The backward may run only once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the nats of each row: [rows]."""
+        log_probabilities = torch.log_softmax(logits, 1, dtype=torch.float32)
+        ctx.dtype = logits.dtype
+        ctx.save_for_backward(log_probabilities, labels)
+        return -log_probabilities.gather(1, labels[:, None])[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the gradient of the logits: softmax minus 1 at the label, times the gradient of each row."""
+        log_probabilities, labels = ctx.saved_tensors
+        probabilities = log_probabilities.detach().exp_()
+        probabilities.scatter_add_(1, labels[:, None], probabilities.new_full((len(labels), 1), -1.0))
+        return probabilities.mul_(gradient[:, None]).to(ctx.dtype), None
 
 
 def mark_tensor_parallel(tensor: torch.Tensor, dimension: int) -> None:
-    """Tell megatron-core that tensor-parallel ranks hold different parts of `tensor`, cut along `dimension`."""
+    """Mark `tensor` as split along `dimension` over the tensor-parallel ranks, as megatron-core expects it."""
     set_tensor_model_parallel_attributes(tensor, True, dimension, 1)
 
 
 def unwrap_decoder(chunk: torch.nn.Module) -> Decoder:
-    """The decoder inside what reduces its gradients."""
+    """The decoder inside its data-parallel wrapper."""
     decoder = get_attr_wrapped_model(chunk, "decoder", return_model_obj=True)
     assert isinstance(decoder, Decoder)
     return decoder
-
-
-def _written_out(stage_layers: tuple[int, ...] | None) -> list[list[str]] | None:
-    """[7, 8, 8, 7] as megatron-core writes a split: what each stage holds, embedding and loss included."""
-    if stage_layers is None:
-        return None
-    stages = [["decoder"] * layers for layers in stage_layers]
-    stages[0].insert(0, "embedding")
-    stages[-1].append("loss")
-    return stages
 
 
 def _layers(run: RunConfig, config: TransformerConfig, stage: int | None) -> ModuleSpec | TransformerBlockSubmodules:
@@ -191,6 +180,16 @@ def _layers(run: RunConfig, config: TransformerConfig, stage: int | None) -> Mod
         mlp=ModuleSpec(module=MLP, submodules=feed_forward),
         mlp_bda=get_bias_dropout_add,
     )
-    # The final norm is named here: a bare layer spec would fall back to a norm that refuses sequence parallelism.
+    # The final norm is given because megatron-core's default does not support sequence parallelism.
     layers = [ModuleSpec(module=TransformerLayer, submodules=layer)] * get_num_layers_to_build(config, stage)
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
+
+
+def _pipeline_layout(stage_layers: tuple[int, ...] | None) -> list[list[str]] | None:
+    """Convert layers per stage, as [7, 8, 8, 7], to megatron-core's lists of layer names per stage."""
+    if stage_layers is None:
+        return None
+    stages = [["decoder"] * layers for layers in stage_layers]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages

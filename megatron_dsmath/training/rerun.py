@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from megatron_dsmath.errors import InternalError
 from megatron_dsmath.files.atomic_files import append_row
 from megatron_dsmath.parallel.collectives import gather_objects
-from megatron_dsmath.parallel.exchanges import ExchangeRecorder, Results, checksum, first_difference, read
+from megatron_dsmath.parallel.exchanges import ExchangeRecorder, Exchanges, checksum, first_difference, read_checksums
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.training.guard import Judgement, judge
 from megatron_dsmath.training.job import Job
@@ -86,16 +86,16 @@ def _second_opinion(
     return sums, judgement._replace(computed_again=again)
 
 
-def _observed(job: Job, batches: Sequence[DeviceBatch]) -> tuple[StepSums, Results]:
-    with ExchangeRecorder(job.model_chunks) as exchanges:
+def _observed(job: Job, batches: Sequence[DeviceBatch]) -> tuple[StepSums, Exchanges]:
+    with ExchangeRecorder(job.model_chunks) as recorder:
         sums = forward_backward(job, batches)
-    return sums, {**exchanges.results(), **_end_results(job, sums, gradients_are_own=True)}
+    return sums, {**recorder.exchanges(), **_end_results(job, sums, gradients_are_own=True)}
 
 
-def _end_results(job: Job, sums: StepSums, *, gradients_are_own: bool) -> Results:
+def _end_results(job: Job, sums: StepSums, *, gradients_are_own: bool) -> Exchanges:
     """What a computation has come to on this rank: its losses, and the gradients as they are to be applied."""
     gradients = [parameter.grad for parameter in job.optimizer.get_parameters() if parameter.grad is not None]
-    return read(
+    return read_checksums(
         {
             ("losses", 0, 1): (True, checksum(sums.reports)),
             ("gradients", 0, 1): (gradients_are_own, checksum(gradients)),
@@ -103,7 +103,7 @@ def _end_results(job: Job, sums: StepSums, *, gradients_are_own: bool) -> Result
     )
 
 
-def _deviations(job: Job, one: Results, other: Results) -> list[Deviation]:
+def _deviations(job: Job, one: Exchanges, other: Exchanges) -> list[Deviation]:
     """The ranks that erred between two computations; where that is not known, all that saw it. The same everywhere."""
     found = first_difference(one, other)
     place = job.topology

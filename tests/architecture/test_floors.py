@@ -112,8 +112,6 @@ TESTED_BY = {
     "grading.symbolic": "grading/test_grade.py",
     "grading.units": "grading/test_strict.py",
     "parallel.shard_file": "parallel/test_shards.py",
-    "parallel.state_parts": "parallel/test_flat_ranges.py",
-    "parallel.transformer": "model/test_decoder.py",
     "quickstart.plain_texts": "quickstart/test_corpora.py",
     "report.plots": "report/test_page.py",
     "report.summary": "report/test_page.py",

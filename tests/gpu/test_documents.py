@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_dsmath.parallel.attention import attention_within, document_by_document, kernel_takes
+from megatron_dsmath.parallel.attention import can_use_flash, document_attention, loop_attention
 
 pytestmark = pytest.mark.gpu
 SEQUENCE, BATCH, CHANNELS = 512, 2, 64
@@ -26,8 +26,8 @@ def test_the_kernel_gives_the_values_and_gradients_of_fp32_on_a_cpu(groups: int)
     for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float32)):
         query, key, value = states = [tensor.to(device, dtype).requires_grad_() for tensor in drawn]
         bounds = torch.tensor(BOUNDS, dtype=torch.int32, device=device)
-        assert kernel_takes(query.flatten(0, 1), key.flatten(0, 1)) is (device == "cuda")
-        output = attention_within(query, key, value, bounds)
+        assert can_use_flash(query.flatten(0, 1), key.flatten(0, 1)) is (device == "cuda")
+        output = document_attention(query, key, value, bounds)
         gradients = torch.autograd.grad(output, states, slope.to(device, dtype))
         found.append([tensor.float().cpu() for tensor in (output, *gradients)])
     for ours, theirs in zip(*found, strict=True):
@@ -39,7 +39,7 @@ def test_fp32_goes_document_by_document_to_the_same_values() -> None:
         pytest.fail("no CUDA device here: this test is for a machine that has one")
     query, key, value = torch.randn(3, 1024, 8, CHANNELS, generator=torch.Generator().manual_seed(0))
     bounds = torch.tensor(BOUNDS, dtype=torch.int32)
-    ours = document_by_document(query.cuda(), key.cuda(), value.cuda(), bounds.cuda())
-    theirs = document_by_document(query, key, value, bounds)
+    ours = loop_attention(query.cuda(), key.cuda(), value.cuda(), bounds.cuda())
+    theirs = loop_attention(query, key, value, bounds)
     # Kernels that sum in another order; TF32 is off unless a run asks for it.
     torch.testing.assert_close(ours.cpu(), theirs, atol=1e-5, rtol=0)

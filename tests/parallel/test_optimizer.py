@@ -8,7 +8,7 @@ import torch
 
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
-from megatron_dsmath.parallel.optimizer import AdamW, apply_gradients, gradient_norm
+from megatron_dsmath.parallel.optimizer import AdamW, apply_gradients, gather_gradients, gradient_norm
 from tests.support import training
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
@@ -181,3 +181,28 @@ def test_bf16_weights_follow_fp32_masters(is_distributed: bool) -> None:
     np.testing.assert_allclose(after[large], expected[large], rtol=2**-7)
     assert (after[large] == expected[large]).mean() > 0.99
     assert (after[large] != before[large]).mean() > 0.9
+
+
+Gradients = dict[str, np.ndarray]
+
+
+def gradients_before_and_after_gathering(run: RunConfig) -> tuple[Gradients, Gradients]:
+    opened = training.start(run)
+    opened.accumulate(0)
+
+    def copies() -> Gradients:
+        named = decoder.named_parameters(opened.model_chunks)
+        return {name: tensor.main_grad.numpy().copy() for name, tensor in named}  # type: ignore[attr-defined]
+
+    before = copies()
+    gather_gradients(opened.model_chunks)
+    return before, copies()
+
+
+@pytest.mark.parametrize("layout", [{}, {"parallel__overlap_communication": True}])
+def test_gathered_gradients_are_those_of_plain_data_parallelism(layout: dict[str, bool]) -> None:
+    plain_run = run_config(parallel__distributed_optimizer=False)
+    plain = run_ranks(2, gradients_before_and_after_gathering, plain_run)[0][1]
+    for before, after in run_ranks(2, gradients_before_and_after_gathering, run_config(**layout)):
+        assert all(np.allclose(after[name], plain[name], rtol=0, atol=1e-7) for name in plain)  # sums of two: one order
+        assert not all(np.allclose(before[name], plain[name], rtol=0, atol=1e-7) for name in plain)  # only a shard

@@ -151,7 +151,7 @@ def test_a_path_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> No
             place.relative_path = "../elsewhere"
 
     edit(folder, lead_out)
-    assert "no plain file" in refusal(folder)
+    assert "not a plain file" in refusal(folder)
 
 
 @pytest.mark.parametrize("size", [(1 << 60, 3, 4), (2, 3, 1 << 60), (-2, 3, 4), (2, 3)])
@@ -183,7 +183,7 @@ def test_a_part_of_another_tensor_is_refused(folder: Path) -> None:
         first.length, second.length = second.length, first.length
 
     edit(folder, exchange)
-    assert "not what the description says" in refusal(folder)
+    assert "not what .metadata describes" in refusal(folder)
 
 
 def test_what_no_part_covers_is_not_a_number(folder: Path) -> None:
