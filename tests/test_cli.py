@@ -188,4 +188,4 @@ def test_checkpoints_are_listed_and_verified(inputs: Path, tmp_path: Path, capsy
     shard = next((checkpoint / "shards").glob("*.distcp"))
     shard.write_bytes(shard.read_bytes()[:-1])
     assert cli.main(["checkpoint", "verify", str(checkpoint)]) == 1
-    assert "error[checkpoint]: a file of the checkpoint is not what was saved" in capsys.readouterr().err
+    assert "error[checkpoint]: a file of the checkpoint differs from what was saved" in capsys.readouterr().err

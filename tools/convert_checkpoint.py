@@ -15,7 +15,7 @@ from megatron_dsmath.errors import EXIT_DONE, DsmathError, UsageError, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert; returns 0, or 78 with one error."""
+    """Convert; returns 0, or 78 after printing one error."""
     options = _parser().parse_args(arguments)
     try:
         print(_convert(options))
@@ -28,10 +28,10 @@ def _convert(options: argparse.Namespace) -> object:
     way = (options.source, options.target)
     if options.source != "megatron" and (options.model_config or options.vocabulary_size is not None):
         raise UsageError(
-            "the source knows its model's shape",
+            "the input contains its model's shape",
             where="--model-config, --vocabulary-size",
-            expected="these only with --from megatron",
-            fix="leave them away",
+            expected="these flags only with --from megatron",
+            fix="omit them",
         )
     if way == ("hf", "dsmath"):
         from megatron_dsmath.checkpoint.from_huggingface import import_folder
@@ -44,7 +44,7 @@ def _convert(options: argparse.Namespace) -> object:
     if options.source == "megatron":
         return _from_megatron(options)
     raise UsageError(
-        "there is nothing to convert", where="--from, --to", found=" to ".join(way), fix="name two different formats"
+        "there is nothing to convert", where="--from, --to", found=" to ".join(way), fix="give two different formats"
     )
 
 
@@ -75,15 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="source", required=True, choices=("hf", "dsmath", "megatron"))
     parser.add_argument("--to", dest="target", required=True, choices=("hf", "dsmath"))
     parser.add_argument("--input", type=Path, required=True, help="a Hugging Face folder, checkpoint, run or iteration")
-    parser.add_argument("--output", type=Path, required=True, help="a directory that is not there yet")
+    parser.add_argument("--output", type=Path, required=True, help="a directory that does not exist yet")
     parser.add_argument("--model-config", type=Path, help="with --from megatron: config.json, or a folder with one")
     parser.add_argument(
         "--vocabulary-size",
         type=int,
         metavar="N",
-        help="with --from megatron: keep N rows of the embedding, cut off padding",
+        help="with --from megatron: rows of the embedding without padding",
     )
-    parser.add_argument("--no-gate", action="store_true", help="compare no logits with transformers, and record that")
+    parser.add_argument("--no-gate", action="store_true", help="skip the comparison of logits and record that")
     return parser
 
 

@@ -1,1 +1,1 @@
-"""WHAT A RUN LEAVES AND STARTS FROM: checkpoints that are whole or absent, and Hugging Face folders in and out."""
+"""Checkpoints, and the conversion from and to Hugging Face folders and Megatron-LM checkpoints."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from megatron_dsmath.checkpoint import store, tokenizer_files
-from megatron_dsmath.checkpoint.manifest import MANIFEST, LogitVerdict, Manifest, Precision
+from megatron_dsmath.checkpoint.manifest import LogitVerdict, Manifest, Precision
 from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles, size_bytes, write_safetensors
 from megatron_dsmath.checkpoint.weight_reader import (
     PRECISIONS,
@@ -24,7 +24,6 @@ from megatron_dsmath.checkpoint.weight_reader import (
 from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.errors import ConversionError
 from megatron_dsmath.files import directories
-from megatron_dsmath.files.atomic_files import sync
 from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
 from megatron_dsmath.parallel.shard_reader import ShardReader
 
@@ -153,9 +152,12 @@ def write_weights_checkpoint(
         (folder / WEIGHTS_FOLDER).mkdir()
         write_safetensors(folder / WEIGHTS_FOLDER, tensors, weights.read_whole)
         tokenizer_files.write_beside_weights(weights, folder / tokenizer_files.FOLDER)
-        manifest = _write_manifest(folder, manifest.model_copy(update={"files": store.hash_files(folder)}))
+        manifest = manifest.model_copy(update={"files": store.hash_files(folder)})
+        store.write_manifest(folder, manifest)  # `compare` opens the folder as a checkpoint
         verdict = compare(folder)
-        return _write_manifest(folder, manifest.model_copy(update={"logit_gate": verdict})), verdict
+        manifest = manifest.model_copy(update={"logit_gate": verdict})
+        store.write_manifest(folder, manifest)
+    return manifest, verdict
 
 
 def describe_weights(weights: WeightReader) -> Manifest:
@@ -195,9 +197,3 @@ def checkpoint_tokenizer_files(checkpoint: Path, manifest: Manifest) -> tuple[Pa
     """The tokenizer files of a checkpoint."""
     prefix = f"{tokenizer_files.FOLDER}/"
     return tuple(checkpoint / name for name in sorted(manifest.files) if name.startswith(prefix))
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    sync(folder / MANIFEST)
-    return manifest

@@ -50,8 +50,22 @@ def newest_checkpoint(path: Path) -> Path | None:
     return find_newest(step_folders(path))[0]
 
 
+def read_step_manifest(folder: Path) -> Manifest:
+    """Read a checkpoint's manifest, whose step must be that of the directory's name. Raises CheckpointError."""
+    manifest = read_manifest(folder)
+    if _STEP.fullmatch(folder.name) and manifest.step != _step(folder):
+        raise CheckpointError(
+            "a checkpoint has the name of another step",
+            where=folder,
+            found=f"step {manifest.step} in its {MANIFEST}",
+            expected=f"step {_step(folder)}",
+            fix=f"rename the directory to step_{manifest.step}",
+        )
+    return manifest
+
+
 def find_newest(
-    folders: Sequence[Path], check: Callable[[Path], object] | None = None
+    folders: Sequence[Path], check: Callable[[Path], object] = read_step_manifest
 ) -> tuple[Path | None, dict[Path, CheckpointError]]:
     """The last of `folders` (oldest first) that `check` accepts, and the errors of the newer ones.
 
@@ -61,7 +75,7 @@ def find_newest(
     damaged: dict[Path, CheckpointError] = {}
     for folder in reversed(folders):
         try:
-            (check or read_step_manifest)(folder)
+            check(folder)
         except CheckpointError as error:
             damaged[folder] = error
         else:
@@ -83,20 +97,6 @@ def step_folders(path: Path) -> list[Path]:
         if folders := [entry for entry in entries if entry.is_dir() and _STEP.fullmatch(entry.name)]:
             return sorted(folders, key=_step)
     return []
-
-
-def read_step_manifest(folder: Path) -> Manifest:
-    """Read a checkpoint's manifest, whose step must be that of the directory's name. Raises CheckpointError."""
-    manifest = read_manifest(folder)
-    if _STEP.fullmatch(folder.name) and manifest.step != _step(folder):
-        raise CheckpointError(
-            "a checkpoint has the name of another step",
-            where=folder,
-            found=f"step {manifest.step} in its {MANIFEST}",
-            expected=f"step {_step(folder)}",
-            fix=f"rename the directory to step_{manifest.step}",
-        )
-    return manifest
 
 
 def listing(path: Path) -> list[dict[str, Any]]:
@@ -198,6 +198,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def write_latest(published: Path) -> None:
     """Write the name of a published checkpoint into `LATEST`; errors are ignored, since the file is only a hint."""
+    fault_point("checkpoint.before_pointer")
     with suppress(OSError):
         scratch = published.with_name(f"{LATEST}.{os.getpid()}")
         scratch.write_text(f"{published.name}\n", encoding="utf-8")

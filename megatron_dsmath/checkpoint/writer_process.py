@@ -64,7 +64,6 @@ def publish(_: memoryview, folder: str, manifest: str, keep: int, sync: Sequence
     store.write_manifest(Path(folder), Manifest.model_validate_json(manifest))
     fault_point("checkpoint.before_rename")
     published = directories.publish(Path(folder))
-    fault_point("checkpoint.before_pointer")
     store.write_latest(published)
     fault_point("checkpoint.before_prune")
     store.prune(published.parent, keep)

@@ -119,14 +119,15 @@ def data_merge(options: argparse.Namespace) -> int:
 
 def data_blend(options: argparse.Namespace) -> int:
     """Print the planned mixture of a run: what it draws of each corpus, and whether that was shuffled."""
+    from megatron_dsmath.checkpoint.store import newest_checkpoint
     from megatron_dsmath.config import load
     from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
     from megatron_dsmath.data.mixture.planned_corpora import planned_corpora
     from megatron_dsmath.tables import print_table
-    from megatron_dsmath.training.inputs import newest_checkpoint, open_inputs
+    from megatron_dsmath.training.inputs import open_inputs
 
     run = load(options.run, options.set)
-    batches = open_inputs(run, newest_checkpoint(run)).batches
+    batches = open_inputs(run, newest_checkpoint(Path(run.output))).batches
     if not isinstance(batches, MixtureBatches):
         raise UsageError(
             "the run reads no mixture",

@@ -105,7 +105,7 @@ class ShardReader:
                 where=f"{path}: {name}",
                 found=f"{found[0]} {list(found[1])}",
                 expected=f"{stored.dtype} {list(chunk.sizes)}",
-                fix="get the folder whole again, or use another checkpoint",
+                fix="download or copy the complete folder again, or use another checkpoint",
             )
         return tensor
 
@@ -145,7 +145,7 @@ def damaged(path: Path, found: object) -> CheckpointError:
         where=path,
         found=found,
         expected="what megatron-core's torch_dist format writes",
-        fix="get the folder whole again, or use another checkpoint",
+        fix="download or copy the complete folder again, or use another checkpoint",
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_dsmath.checkpoint.store import newest_checkpoint
 from megatron_dsmath.config import load
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.errors import (
@@ -32,7 +33,7 @@ from megatron_dsmath.supervision.out_of_memory import report_out_of_memory
 from megatron_dsmath.supervision.stop_request import StopRequest
 from megatron_dsmath.supervision.watchdog import Watchdog
 from megatron_dsmath.training.goodput import Goodput
-from megatron_dsmath.training.inputs import Resume, newest_checkpoint, open_inputs, require_room
+from megatron_dsmath.training.inputs import Resume, open_inputs, require_room
 from megatron_dsmath.training.run_directory import RunDirectory, Status
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _STATES: dict[int, Status] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_R
 def check_run(path: str, overrides: Sequence[str], world_size: int | None) -> RunConfig:
     """Everything that can be known to be wrong without torch and without a second process."""
     run = load(path, overrides, world_size)
-    directory, checkpoint = RunDirectory(Path(run.output)), newest_checkpoint(run)
+    directory, checkpoint = RunDirectory(Path(run.output)), newest_checkpoint(Path(run.output))
     require_free(directory)
     open_inputs(run, checkpoint)
     require_progress(directory, checkpoint)
@@ -146,7 +147,7 @@ def _take_part(
     """Train until the run is done or all ranks agree to stop."""
     if rank == 0:
         with suppress(CheckpointError):  # refused once the others, who would wait for this rank, have joined
-            begin_attempt(directory, newest_checkpoint(run))
+            begin_attempt(directory, newest_checkpoint(directory.root))
         directory.write_status("running", None, directory.last_step())
     watchdog.start()
     from megatron_dsmath.parallel import collectives

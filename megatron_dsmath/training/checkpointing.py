@@ -162,8 +162,9 @@ class Saver:
         """The directory to fill, made on one rank; or why there can be none."""
         root, folder = self._job.directory.checkpoints, None
         try:
-            store.preflight(root, self._job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
-            folder = store.begin(root, state.step)
+            store.require_space(root, self._job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
+            store.set_aside_damaged(root / f"step_{state.step}")
+            folder = directories.begin(root / f"step_{state.step}")
             with directories.report_write_errors(folder):
                 fault_point("checkpoint.begun", state.step)
                 (folder / SHARDS).mkdir()

@@ -122,11 +122,6 @@ def require_room(run: RunConfig) -> None:
         ) from error
 
 
-def newest_checkpoint(run: RunConfig) -> Path | None:
-    """The newest whole checkpoint of the run; None where it never saved."""
-    return store.newest(RunDirectory(Path(run.output)).checkpoints)
-
-
 def _saved_state(checkpoint: Path, run: RunConfig, tokenizer: Tokenizer) -> State:
     manifest = read_manifest(checkpoint)
     if manifest.kind != "training":

@@ -17,40 +17,30 @@ from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.checkpointing import SHARDS, layout, machine, resume_differences
 from megatron_dsmath.training.inputs import Resume
 from megatron_dsmath.training.job import Job
-from megatron_dsmath.training.run_directory import RunDirectory, keep_rows_until
+from megatron_dsmath.training.run_directory import keep_rows_until
 from megatron_dsmath.training.state import State
 
 
-def newest(run: RunConfig, topology: Topology, resume: Resume = "newest") -> Path | None:
-    """The checkpoint to go on from, on every rank; None where the run never saved.
+def choose_checkpoint(run: RunConfig, topology: Topology, resume: Resume = "newest") -> Path | None:
+    """The checkpoint to resume from, on every rank; None if the run has never saved.
 
-    Says which newer ones are passed over, and why; with `last-good`, also of whose files one is not what was saved,
-    and these are set aside. Raises CheckpointError on all ranks where there are checkpoints and none will do: a run
-    must not start anew over them.
+    With `newest` a checkpoint counts as complete if its manifest is valid; with `last-good` all its files must match
+    the manifest, and newer checkpoints are set aside. Rank 0 prints which newer ones are damaged. Raises
+    CheckpointError on all ranks if all are damaged.
     """
-    root = RunDirectory(Path(run.output)).checkpoints
-    passed_over: dict[Path, CheckpointError] = {}
-    folders: list[Path] = broadcast_object(store.step_folders(root) if topology.rank == 0 else None)
-    for folder in reversed(folders):
-        try:
-            _verified(folder, topology) if resume == "last-good" else _on_all(topology, store.manifest_of, folder)
-        except CheckpointError as error:
-            passed_over[folder] = error
-            continue
-        if topology.rank == 0:
-            for damaged, problem in passed_over.items():
-                fate = f"set aside as {store.set_aside(damaged).name}" if resume == "last-good" else "passed over"
-                print(f"{damaged} is {fate}: {problem.what} ({problem.where}: {problem.found})", flush=True)
-        return folder
-    if passed_over:
-        raise CheckpointError(
-            "the run has checkpoints, and none is whole",
-            where=root,
-            found="; ".join(f"{problem.what} ({problem.where})" for problem in passed_over.values()),
-            fix="copy the damaged files again from where they came, or begin a new run: set output to another "
-            "directory",
-        )
-    return None
+
+    def check(folder: Path) -> Manifest:
+        if resume == "last-good":
+            return _verified(folder, topology)
+        return _on_all(topology, store.read_step_manifest, folder)
+
+    folders: list[Path] = broadcast_object(store.step_folders(Path(run.output)) if topology.rank == 0 else None)
+    checkpoint, damaged = store.find_newest(folders, check)
+    if topology.rank == 0:
+        for folder, problem in damaged.items():
+            action = f"set aside as {store.set_aside(folder).name}" if resume == "last-good" else "passed over"
+            print(f"{folder} is {action}: {problem.what} ({problem.where}: {problem.found})", flush=True)
+    return checkpoint
 
 
 def restore(job: Job, checkpoint: Path | None) -> State:

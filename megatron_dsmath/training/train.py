@@ -17,7 +17,7 @@ from megatron_dsmath.training.inputs import Resume
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.rank_progress import HERE, enter
 from megatron_dsmath.training.rerun import compute_step
-from megatron_dsmath.training.resuming import newest, restore
+from megatron_dsmath.training.resuming import choose_checkpoint, restore
 from megatron_dsmath.training.state import State
 from megatron_dsmath.training.tokens_hash import hash_of_step, record
 from megatron_dsmath.training.tracking import open_tracker
@@ -36,7 +36,7 @@ def train(
     """
     place = initialize_topology(run.parallel, run.seed)
     HERE.topology = place.coordinates
-    checkpoint = newest(run, place, resume)
+    checkpoint = choose_checkpoint(run, place, resume)
     job = open_job(run, place, checkpoint)
     state = restore(job, checkpoint)
     with open_tracker(job, state) as tracker, Saver(job, tracker.save_failed) as saver:

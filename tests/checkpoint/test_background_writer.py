@@ -1,4 +1,4 @@
-"""The process that writes while its parent goes on: what it writes, how it fails, and when it ends."""
+"""The process that writes checkpoints: the files it writes, its errors, and its end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.background_writer import BackgroundWriter
 from megatron_dsmath.checkpoint.writer_process import NICENESS
 from megatron_dsmath.errors import CheckpointError, InternalError
+from megatron_dsmath.files import directories
 from tests.checkpoint.test_store import manifest
 
-CONTENT = os.urandom(10_000_019)  # more than two blocks, and no whole number of them
+CONTENT = os.urandom(10_000_019)  # more than two blocks, and not a multiple of a block
 SMALL = b"present already"
 
 
@@ -36,7 +36,7 @@ def process_of(writer: BackgroundWriter) -> psutil.Process:
     return psutil.Process(writer._process.pid)
 
 
-def test_what_lies_in_memory_is_written_and_everything_is_hashed(writer: BackgroundWriter, tmp_path: Path) -> None:
+def test_staged_files_are_written_and_all_files_are_hashed(writer: BackgroundWriter, tmp_path: Path) -> None:
     (tmp_path / "small").write_bytes(SMALL)
     for _ in range(2):  # the same memory serves every save
         writer.ask("write", folder=str(tmp_path), staged={"a": 7, "b": len(CONTENT) - 7}, present=["small"])
@@ -50,7 +50,7 @@ def test_what_lies_in_memory_is_written_and_everything_is_hashed(writer: Backgro
         }
 
 
-def test_a_file_of_whole_pages_and_a_rest_is_written_to_its_last_byte(writer: BackgroundWriter, tmp_path: Path) -> None:
+def test_a_file_that_ends_within_a_page_is_written_completely(writer: BackgroundWriter, tmp_path: Path) -> None:
     writer.ask(
         "write", folder=str(tmp_path), staged={"a": len(CONTENT)}, present=[]
     )  # past the cache, but for the rest
@@ -58,7 +58,7 @@ def test_a_file_of_whole_pages_and_a_rest_is_written_to_its_last_byte(writer: Ba
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
-def test_the_parent_never_waits_to_know_whether_it_is_busy(writer: BackgroundWriter, tmp_path: Path) -> None:
+def test_is_busy_does_not_wait(writer: BackgroundWriter, tmp_path: Path) -> None:
     assert not writer.is_busy
     assert writer.answer() == (None, None)
     process_of(writer).suspend()
@@ -69,7 +69,7 @@ def test_the_parent_never_waits_to_know_whether_it_is_busy(writer: BackgroundWri
     assert not writer.is_busy
 
 
-def test_it_gives_way_to_its_parent_and_imports_no_torch(writer: BackgroundWriter, tmp_path: Path) -> None:
+def test_the_process_has_low_priority_and_imports_no_torch(writer: BackgroundWriter, tmp_path: Path) -> None:
     (tmp_path / "small").write_bytes(SMALL)
     writer.ask("write", folder=str(tmp_path), staged={"a": 9}, present=["small"])
     writer.answer()
@@ -78,7 +78,7 @@ def test_it_gives_way_to_its_parent_and_imports_no_torch(writer: BackgroundWrite
     assert not [entry.path for entry in process_of(writer).memory_maps() if "torch" in entry.path]
 
 
-def test_what_cannot_be_written_is_the_parents_output_error(writer: BackgroundWriter, tmp_path: Path) -> None:
+def test_a_failed_write_is_an_output_error_of_the_parent(writer: BackgroundWriter, tmp_path: Path) -> None:
     writer.ask("write", folder=str(tmp_path / "absent"), staged={"a": 9}, present=[])
     refused = writer.answer().refused
     assert refused is not None
@@ -95,7 +95,7 @@ def test_a_full_disk_names_the_bytes_needed_and_free(writer: BackgroundWriter, t
     assert f"at least {len(CONTENT):,} bytes for a" in str(refused.expected)
 
 
-def test_a_writer_that_is_killed_is_named_with_its_signal(writer: BackgroundWriter, tmp_path: Path) -> None:
+def test_the_error_of_a_killed_writer_contains_the_signal(writer: BackgroundWriter, tmp_path: Path) -> None:
     process_of(writer).suspend()
     writer.ask("write", folder=str(tmp_path), staged={"a": 9}, present=[])
     process_of(writer).kill()
@@ -105,7 +105,7 @@ def test_a_writer_that_is_killed_is_named_with_its_signal(writer: BackgroundWrit
     assert "SIGKILL" in str(refused.found)
 
 
-def test_what_nobody_foresaw_is_one_error_of_the_parent_and_no_traceback(
+def test_an_unexpected_exception_is_one_error_of_the_parent_without_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DSMATH_FAULT", "raise:writer.before_file:count=1")
@@ -114,17 +114,15 @@ def test_what_nobody_foresaw_is_one_error_of_the_parent_and_no_traceback(
     refused = writer.answer().refused
     assert isinstance(refused, InternalError)
     assert "InjectedFaultError" in str(refused.found)
-    assert "faults.py:" in str(refused.where)
+    assert "fault_injection.py:" in str(refused.where)
     writer.ask("write", folder=str(tmp_path), staged={"a": 9}, present=[])
     assert writer.answer().refused is None
     writer.close()
     assert capfd.readouterr().err == ""
 
 
-def test_files_that_are_not_those_of_the_manifest_are_no_fault_of_the_disk(
-    writer: BackgroundWriter, tmp_path: Path
-) -> None:
-    incomplete = store.begin(tmp_path, 4)
+def test_files_that_differ_from_the_manifest_are_a_checkpoint_error(writer: BackgroundWriter, tmp_path: Path) -> None:
+    incomplete = directories.begin(tmp_path / "step_4")
     (incomplete / "a").write_bytes(b"1")
     facts = manifest(4, incomplete).to_json()
     (incomplete / "a").write_bytes(b"12")
@@ -133,10 +131,10 @@ def test_files_that_are_not_those_of_the_manifest_are_no_fault_of_the_disk(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_it_outlives_the_signals_that_ask_a_run_to_stop(
+def test_signals_that_stop_a_run_do_not_end_the_process(
     number: signal.Signals, writer: BackgroundWriter, tmp_path: Path
 ) -> None:
-    for _ in range(2):  # as it is born, and once it listens
+    for _ in range(2):  # during its start, and later
         process_of(writer).send_signal(number)
         writer.ask("write", folder=str(tmp_path), staged={"a": 9}, present=[])
         assert writer.answer().refused is None
@@ -152,7 +150,7 @@ input()
 """
 
 
-def test_it_dies_with_its_parent(tmp_path: Path) -> None:
+def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))

@@ -32,7 +32,7 @@ def run_of(folder: Path, **overrides: Any) -> Any:
     return run_config(**shape, **overrides)
 
 
-def their_logits(folder: Path, tokens: list[list[int]]) -> torch.Tensor:
+def transformers_logits(folder: Path, tokens: list[list[int]]) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
     with torch.no_grad():
@@ -52,17 +52,17 @@ def test_logits_of_an_import_equal_those_of_transformers(tmp_path: Path, shape: 
     folder = write_llama(tmp_path / "hf", **shape)
     import_folder(folder, tmp_path / "checkpoint", gate=False)
     (ours,) = run_ranks(1, logits, run_of(folder), tmp_path / "checkpoint", TOKENS)
-    theirs = their_logits(folder, TOKENS)
+    theirs = transformers_logits(folder, TOKENS)
     assert theirs.std() > 0.1
     torch.testing.assert_close(torch.from_numpy(ours), theirs, atol=TOLERANCE, rtol=0)
 
 
-def test_two_tensor_parallel_ranks_hold_halves_of_the_same_logits(tmp_path: Path) -> None:
+def test_two_tensor_parallel_ranks_compute_halves_of_the_same_logits(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "hf", vocab_size=98)
     import_folder(folder, tmp_path / "checkpoint", gate=False)
     halves = run_ranks(2, logits, run_of(folder, parallel__tensor=2), tmp_path / "checkpoint", TOKENS)
     ours = torch.cat([torch.from_numpy(half) for half in halves], dim=-1)
-    torch.testing.assert_close(ours, their_logits(folder, TOKENS), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(ours, transformers_logits(folder, TOKENS), atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -78,7 +78,7 @@ def test_a_part_of_a_tensor_is_read_alone(whole: Path) -> None:
     assert torch.equal(part, tensors_of(whole)[QUERY][8:16])
 
 
-def test_deepseeks_configuration_is_the_paper_model(shared_data: Path) -> None:
+def test_deepseeks_configuration_is_that_of_the_paper(shared_data: Path) -> None:
     path = shared_data / "model" / "deepseek_math_7b_config.json"
     model = model_from(json.loads(path.read_text()), path)
     assert model.vocabulary_size == 102400
@@ -93,7 +93,7 @@ def test_the_buffers_of_old_exports_are_left_out_and_reported(folder: Path, tmp_
     assert "inv_freq" in str(report)
 
 
-def test_special_ids_of_the_configuration_survive_without_generation_settings(folder: Path, tmp_path: Path) -> None:
+def test_special_ids_of_the_configuration_are_kept_without_generation_settings(folder: Path, tmp_path: Path) -> None:
     (folder / "generation_config.json").unlink()
     edit_config(folder, bos_token_id=11, eos_token_id=[12, 13])
     import_folder(folder, tmp_path / "checkpoint", gate=False)
@@ -101,7 +101,7 @@ def test_special_ids_of_the_configuration_survive_without_generation_settings(fo
     assert (settings["bos_token_id"], settings["eos_token_id"]) == (11, [12, 13])
 
 
-def test_a_folder_in_parts_is_read_as_one(in_parts: Path, whole: Path) -> None:
+def test_a_folder_with_several_files_is_read_as_one(in_parts: Path, whole: Path) -> None:
     weights = HuggingFaceFolder(in_parts)
     assert same_bits({name: weights.read_whole(name) for name in tensor_shapes(weights.model)}, tensors_of(whole))
 

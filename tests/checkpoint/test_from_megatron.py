@@ -44,7 +44,7 @@ def save(folder: Path, out: Path, name: str = "local names") -> Path:
 
 
 @pytest.mark.parametrize("name", SAVES)
-def test_weights_are_those_that_megatron_was_given(folder: Path, tmp_path: Path, name: str) -> None:
+def test_weights_equal_those_that_megatron_saved(folder: Path, tmp_path: Path, name: str) -> None:
     weights = open_megatron(save(folder, tmp_path / "iter_0000040", name), folder)
     read = {name: weights.read_whole(name) for name in tensor_shapes(weights.model)}
     assert same_bits(read, tensors_of(folder))
@@ -64,7 +64,7 @@ def test_the_iteration_of_the_tracker_becomes_a_huggingface_folder(folder: Path,
     assert HuggingFaceFolder(tmp_path / "out").model == HuggingFaceFolder(folder).model
 
 
-def test_it_becomes_a_checkpoint_of_ours(folder: Path, saved: Path, tmp_path: Path) -> None:
+def test_it_is_converted_to_a_checkpoint(folder: Path, saved: Path, tmp_path: Path) -> None:
     convert(saved, tmp_path / "out", "dsmath", folder, gate=False)
     assert store.verify(tmp_path / "out").kind == "weights"
     assert same_bits(tensors_of(tmp_path / "out/weights"), tensors_of(folder))
@@ -78,18 +78,18 @@ def unpadded(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "unpadded"
 
 
-def test_padding_of_the_vocabulary_is_cut_off_when_that_is_said(folder: Path, saved: Path, unpadded: Path) -> None:
+def test_padding_of_the_vocabulary_is_removed_with_the_flag(folder: Path, saved: Path, unpadded: Path) -> None:
     weights = open_megatron(saved, unpadded, vocabulary_size=91)
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
         assert same_bits({name: weights.read_whole(name)}, {name: tensors_of(folder)[name][:91]})
 
 
-def test_padding_is_not_cut_off_by_guess(saved: Path, unpadded: Path) -> None:
+def test_padding_is_refused_without_the_flag(saved: Path, unpadded: Path) -> None:
     with pytest.raises(ConversionError, match=r"embedding.*\n.*\[96, 48\]\n.*\[91, 48\]"):
         open_megatron(saved, unpadded)
 
 
-def test_a_vocabulary_other_than_the_configurations_is_refused(saved: Path, folder: Path) -> None:
+def test_another_vocabulary_size_than_in_the_configuration_is_refused(saved: Path, folder: Path) -> None:
     with pytest.raises(ConversionError, match="vocab_size"):
         open_megatron(saved, folder, vocabulary_size=91)
 
@@ -131,7 +131,7 @@ def test_a_tracker_that_points_nowhere_is_refused(folder: Path, tmp_path: Path) 
         open_megatron(tmp_path, folder)
 
 
-def test_a_folder_of_another_format_is_refused_with_the_remedy(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_format_is_refused_with_a_fix(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mp_rank_00").mkdir()
     with pytest.raises(CheckpointError, match="--ckpt-format torch_dist"):
         open_megatron(tmp_path, folder)

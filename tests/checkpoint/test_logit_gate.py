@@ -14,7 +14,7 @@ import torch
 from megatron_dsmath.checkpoint import checkpoint_weights, from_huggingface, logit_gate, to_huggingface
 from megatron_dsmath.checkpoint.from_huggingface import HuggingFaceFolder, import_folder
 from megatron_dsmath.checkpoint.from_megatron import convert
-from megatron_dsmath.checkpoint.logit_gate import their_logits
+from megatron_dsmath.checkpoint.logit_gate import transformers_logits
 from megatron_dsmath.checkpoint.manifest import read_manifest
 from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.config.sections import ModelConfig
@@ -50,33 +50,33 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logit_gate, "run_own_logits", run_forked)
 
 
-def run_forked(ours: Sequence[object], ids: list[list[int]], plant: str | None = None) -> torch.Tensor:
-    return torch.from_numpy(run_ranks(1, ranks.gate_logits, list(map(str, ours)), ids, plant)[0])
+def run_forked(own_arguments: Sequence[object], ids: list[list[int]], plant: str | None = None) -> torch.Tensor:
+    return torch.from_numpy(run_ranks(1, ranks.gate_logits, list(map(str, own_arguments)), ids, plant)[0])
 
 
-def test_an_import_says_in_its_manifest_how_its_logits_compare(folder: Path, tmp_path: Path) -> None:
+def test_the_manifest_of_an_import_contains_the_comparison(folder: Path, tmp_path: Path) -> None:
     report = import_folder(folder, tmp_path / "checkpoint")
     verdict = read_manifest(tmp_path / "checkpoint").logit_gate
     assert verdict == report.logits and verdict.skipped is None
     assert verdict.positions == verdict.equal_next_tokens == 5 * logit_gate.LENGTH
     assert 0 < verdict.largest_difference < verdict.tolerance < 0.01
-    assert "the next token equal at 160 of 160 positions" in str(report)
+    assert "same next token at 160 of 160 positions" in str(report)
 
 
-def test_an_export_says_in_its_card_how_its_logits_compare(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_card_of_an_export_contains_the_comparison(checkpoint: Path, tmp_path: Path) -> None:
     report = export(checkpoint, tmp_path / "out")
     assert report.logits.equal_next_tokens == report.logits.positions == 160
     assert f"| logits | {report.logits} |" in (tmp_path / "out/README.md").read_text()
 
 
-def test_their_logits_are_those_of_the_model_that_transformers_loads(folder: Path) -> None:
+def test_transformers_logits_are_those_of_the_model_that_transformers_loads(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         whole = model(torch.tensor(IDS)).logits
     # One program over weights that lie elsewhere in memory, which decides the order of some fp32 sums.
-    torch.testing.assert_close(their_logits(folder, folder / "config.json", IDS), whole, atol=2e-6, rtol=0)
+    torch.testing.assert_close(transformers_logits(folder, folder / "config.json", IDS), whole, atol=2e-6, rtol=0)
 
 
 class Fault(NamedTuple):
@@ -124,7 +124,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, module: Any, fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_an_import_that_would_compute_something_else_is_not_written(
+def test_an_import_with_other_logits_is_not_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     plant(monkeypatch, checkpoint_weights, FAULTS[name])
@@ -134,7 +134,7 @@ def test_an_import_that_would_compute_something_else_is_not_written(
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_an_export_that_would_compute_something_else_is_not_written(
+def test_an_export_with_other_logits_is_not_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     plant(monkeypatch, to_huggingface, FAULTS[name])
@@ -148,11 +148,11 @@ def test_an_export_that_would_compute_something_else_is_not_written(
 
 
 @pytest.mark.parametrize("fault", ["keys before queries", "up above gate"])
-def test_a_wrong_table_is_found_by_an_import(
+def test_an_import_detects_a_wrong_parameter_table(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """The mistake is in how the decoder's matrices are joined, so the files are right and training is not."""
-    monkeypatch.setattr(logit_gate, "run_own_logits", lambda ours, ids: run_forked(ours, ids, fault))
+    monkeypatch.setattr(logit_gate, "run_own_logits", lambda own_arguments, ids: run_forked(own_arguments, ids, fault))
     refused(lambda: import_folder(folder, tmp_path / "checkpoint"), tmp_path)
 
 
@@ -161,15 +161,15 @@ def run_directory(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return training_run(folder, tmp_path_factory.mktemp("run"), parallel__tensor=2, precision="bf16")
 
 
-def test_a_run_is_exported_as_its_shards_compute(run_directory: Path, tmp_path: Path) -> None:
+def test_the_export_of_a_run_has_the_logits_of_its_shards(run_directory: Path, tmp_path: Path) -> None:
     assert export(run_directory, tmp_path / "out").logits.equal_next_tokens == 160
 
 
 @pytest.mark.parametrize("join", ["grouped", "stacked"])
-def test_a_wrong_way_back_from_shards_is_found_by_an_export(
+def test_an_export_detects_a_wrong_split_of_fused_matrices(
     run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, join: str
 ) -> None:
-    """Taking fused matrices apart wrongly and joining them as wrongly gives the same: ours reads them whole."""
+    """Splitting and fusing matrices with the same error cancels; our decoder reads them fused."""
     unfuse = Parameter.unfuse
 
     def wrong(self: Parameter, tensor: torch.Tensor, groups: int) -> tuple[torch.Tensor, ...]:
@@ -197,7 +197,7 @@ def test_no_gate_is_recorded(folder: Path, tmp_path: Path) -> None:
     assert "| logits | not compared with transformers: --no-gate |" in (tmp_path / "out/README.md").read_text()
 
 
-def test_without_transformers_the_conversion_says_so(
+def test_without_transformers_the_conversion_reports_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(package: str) -> str:
@@ -207,7 +207,7 @@ def test_without_transformers_the_conversion_says_so(
     assert "pip install 'megatron_dsmath[hf]'" in str(import_folder(folder, tmp_path / "checkpoint"))
 
 
-def test_without_memory_the_conversion_says_what_it_would_take(
+def test_without_memory_the_conversion_reports_the_bytes_needed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Memory(NamedTuple):
@@ -215,7 +215,7 @@ def test_without_memory_the_conversion_says_what_it_would_take(
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(1_000_000_000))
     report = import_folder(folder, tmp_path / "checkpoint")
-    assert report.logits.skipped == "not enough memory: needs 1.5 GB, free are 1.0 GB"
+    assert report.logits.skipped == "not enough memory: 1.5 GB needed, 1.0 GB free"
 
 
 def test_an_export_rounded_to_another_precision_is_not_compared(checkpoint: Path, tmp_path: Path) -> None:
@@ -233,21 +233,21 @@ def test_a_folder_without_a_tokenizer_is_compared_on_ids_spread_over_the_vocabul
     assert len(logit_gate.fixed_ids(HuggingFaceFolder(folder))) == len(logit_gate.TEXTS) + 1
 
 
-def test_each_text_fills_its_row_with_deepseeks_tokenizer(shared_data: Path) -> None:
+def test_each_text_has_enough_tokens_of_deepseeks_tokenizer(shared_data: Path) -> None:
     from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 
     rows = load_tokenizer(shared_data / "tokenizer" / "deepseek_llm").encode_batch(logit_gate.TEXTS)
     assert [len(row) for row in rows if len(row) < logit_gate.LENGTH] == []
 
 
-def test_logits_that_are_no_numbers_are_as_far_apart_as_can_be() -> None:
-    theirs = torch.randn(1, 4, 9)
-    ours = theirs.clone()
-    ours[0, 2, 3] = float("nan")
-    assert logit_gate.judge(ours, theirs, "5").largest_difference == sys.float_info.max
+def test_nan_logits_have_the_largest_difference() -> None:
+    reference = torch.randn(1, 4, 9)
+    own = reference.clone()
+    own[0, 2, 3] = float("nan")
+    assert logit_gate.compare_logits(own, reference, "5").largest_difference == sys.float_info.max
 
 
-def test_our_side_runs_alone_even_inside_a_world_of_ranks(
+def test_our_decoder_runs_in_one_process_inside_process_groups(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logit_gate, "run_own_logits", IN_A_PROCESS_OF_ITS_OWN)
@@ -256,7 +256,7 @@ def test_our_side_runs_alone_even_inside_a_world_of_ranks(
     assert import_folder(folder, tmp_path / "checkpoint").logits.equal_next_tokens == 160
 
 
-def test_a_forward_that_fails_is_one_error_with_its_words(
+def test_a_failed_forward_pass_is_one_error_with_its_message(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logit_gate, "run_own_logits", IN_A_PROCESS_OF_ITS_OWN)
@@ -270,7 +270,7 @@ def test_a_forward_that_fails_is_one_error_with_its_words(
 
 
 def refused(convert: Callable[[], object], tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="does not compute what transformers computes") as caught:
+    with pytest.raises(ConversionError, match="computes other logits than transformers") as caught:
         convert()
     assert "--no-gate" in caught.value.text() and caught.value.exit_code == 78
     assert list(tmp_path.iterdir()) == []

@@ -48,19 +48,19 @@ def written() -> dict[str, Any]:
         ({"files": {MANIFEST: {"bytes": 1, "sha256": HASH}}}, f"files.{MANIFEST}"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_by_its_key(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+def test_an_invalid_value_is_refused_with_its_key(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps(written() | changes))
     with pytest.raises(CheckpointError) as caught:
         read_manifest(tmp_path)
     assert str(caught.value.where).startswith(f"{tmp_path / MANIFEST}: {key}")
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps(written()))
     assert read_manifest(tmp_path).model == run_config().model
 
 
-def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps(written()).replace("1e-06", "NaN"))
     with pytest.raises(CheckpointError, match="norm_epsilon"):
         read_manifest(tmp_path)
@@ -72,6 +72,6 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def test_a_folder_without_one_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         read_manifest(tmp_path)

@@ -48,7 +48,7 @@ def replaced(name: str, tensor: torch.Tensor) -> Callable[[dict[str, torch.Tenso
     ("spoil", "words"),
     [
         (without(QUERY), ["1 tensors are missing", QUERY]),
-        (replaced("model.layers.3.mlp.up_proj.weight", torch.ones(2)), ["layers.3.mlp.up_proj", "no part"]),
+        (replaced("model.layers.3.mlp.up_proj.weight", torch.ones(2)), ["layers.3.mlp.up_proj", "do not belong"]),
         (replaced("model.layers.0.self_attn.q_proj.bias", torch.ones(48)), ["q_proj.bias", "without biases"]),
         (replaced(QUERY, torch.ones(40, 48)), [QUERY, "[40, 48]", "[48, 48]"]),
         (replaced(QUERY, torch.ones(48, 48, dtype=torch.int8)), [QUERY, "I8", "F32, BF16, F16"]),
@@ -56,7 +56,7 @@ def replaced(name: str, tensor: torch.Tensor) -> Callable[[dict[str, torch.Tenso
         (replaced("lm_head.weight", torch.full((97, 48), float("inf"))), ["lm_head.weight", "infinity"]),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_named(
+def test_the_error_names_the_tensor_that_does_not_fit(
     folder: Path, tmp_path: Path, spoil: Callable[..., dict[str, torch.Tensor]], words: list[str]
 ) -> None:
     edit_tensors(folder, spoil)
@@ -86,10 +86,10 @@ def test_a_tensor_that_does_not_fit_is_named(
         ({"rope_theta": "1e4", "rope_parameters": None}, ["rope_theta", "1e4"]),
         ({"num_hidden_layers": 4}, ["9 tensors are missing"]),
         ({"num_hidden_layers": 10**15}, ["tensors are missing", "30 tensors"]),
-        ({"num_hidden_layers": 2}, ["9 tensors belong to no part"]),
+        ({"num_hidden_layers": 2}, ["9 tensors do not belong"]),
     ],
 )
-def test_a_configuration_the_decoder_cannot_be_is_refused_by_its_key(
+def test_an_unsupported_configuration_is_refused_with_its_key(
     folder: Path, tmp_path: Path, changes: dict[str, Any], words: list[str]
 ) -> None:
     edit_config(folder, **changes)
@@ -102,7 +102,7 @@ def test_a_config_that_is_not_a_json_object_is_refused(folder: Path, tmp_path: P
     refused(folder, tmp_path, "config.json", "JSON")
 
 
-def test_a_truncated_file_is_named(folder: Path, tmp_path: Path) -> None:
+def test_the_error_names_the_truncated_file(folder: Path, tmp_path: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     refused(folder, tmp_path, "model.safetensors", "cannot be read")
@@ -116,13 +116,13 @@ def test_a_hostile_header_is_refused(folder: Path, tmp_path: Path, content: byte
     refused(folder, tmp_path, "model.safetensors", "cannot be read")
 
 
-def test_pickles_are_refused_with_the_remedy(folder: Path, tmp_path: Path) -> None:
+def test_pickles_are_refused_with_a_fix(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, tmp_path, "pytorch_model.bin", "save_pretrained")
 
 
 @pytest.mark.long
-def test_the_remedy_for_pickles_is_a_command_that_works(folder: Path, tmp_path: Path) -> None:
+def test_the_fix_for_pickles_is_a_command_that_works(folder: Path, tmp_path: Path) -> None:
     """In parts with an index, as the largest pickled models come."""
     weights = tensors_of(folder)
     (folder / "model.safetensors").unlink()
@@ -145,7 +145,7 @@ def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> No
     refused(folder, tmp_path, "no weights")
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", tmp_path, "nowhere", "nothing at this path")
 
 
@@ -157,7 +157,7 @@ def edit_index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "..", "sub/model.safetensors", "link.safetensors"])
-def test_an_index_that_leads_out_of_the_folder_is_refused(parts: Path, tmp_path: Path, name: str) -> None:
+def test_an_index_with_a_file_outside_the_folder_is_refused(parts: Path, tmp_path: Path, name: str) -> None:
     (parts / "link.safetensors").symlink_to(shutil.copy(next(parts.glob("*.safetensors")), tmp_path))
     edit_index(parts, lambda names: names | {QUERY: name})
     refused(parts, tmp_path, "outside", name)
@@ -186,7 +186,7 @@ def test_a_tokenizer_behind_a_link_is_refused(folder: Path, tmp_path: Path) -> N
         (lambda names: names | {QUERY: 3}, ["weight_map"]),
     ],
 )
-def test_an_index_that_is_not_of_its_files_is_refused(
+def test_an_index_that_differs_from_its_files_is_refused(
     parts: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any], words: list[str]
 ) -> None:
     edit_index(parts, change)
@@ -204,7 +204,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     refused(folder, tmp_path, "tokenizer.json", "200")
 
 
-def test_an_output_that_holds_something_is_left_alone(whole: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_not_empty_is_not_changed(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -213,7 +213,7 @@ def test_an_output_that_holds_something_is_left_alone(whole: Path, tmp_path: Pat
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written_is_refused(whole: Path) -> None:
+def test_an_output_that_cannot_be_written_is_refused(whole: Path) -> None:
     with pytest.raises(OutputError, match="/proc"):
         import_folder(whole, Path("/proc/checkpoint"), gate=False)
 
@@ -227,13 +227,13 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_write_that_fails_half_way_leaves_nothing(whole: Path, tmp_path: Path, small_files: None) -> None:
+def test_a_write_that_fails_leaves_nothing(whole: Path, tmp_path: Path, small_files: None) -> None:
     with pytest.raises(OutputError, match="File too large"):
         import_folder(whole, tmp_path / "checkpoint", gate=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_too_small_is_known_before_anything_is_written(
+def test_too_little_space_is_refused_before_anything_is_written(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ def test_bytes_equal_what_the_library_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("shard_bytes", "files"), [(114, 1), (113, 2), (24, 3), (1, 4)])
-def test_a_file_holds_as_many_tensors_as_fit(tmp_path: Path, shard_bytes: int, files: int) -> None:
+def test_each_file_has_as_many_tensors_as_fit(tmp_path: Path, shard_bytes: int, files: int) -> None:
     """12 + 12 + 10 + 80 bytes in this order; a tensor is never cut."""
     write_safetensors(tmp_path, LAYOUT, TENSORS.__getitem__, shard_bytes)
     assert len(list(tmp_path.glob("*.safetensors"))) == files

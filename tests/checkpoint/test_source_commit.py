@@ -13,7 +13,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_a_checkout_is_named_by_its_commit_and_whether_files_differ_from_it(tmp_path: Path) -> None:
+def test_the_commit_is_marked_if_files_differ_from_it(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     (tmp_path / "file").write_text("one")
     git(tmp_path, "add", "file")
@@ -27,12 +27,12 @@ def test_a_checkout_is_named_by_its_commit_and_whether_files_differ_from_it(tmp_
     assert source_commit(tmp_path) == f"{commit}-dirty"
 
 
-def test_a_package_inside_anothers_repository_has_no_commit(tmp_path: Path) -> None:
+def test_a_package_inside_another_repository_has_no_commit(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     installed = tmp_path / "site-packages"
     installed.mkdir()
     assert source_commit(installed) == "unknown"
 
 
-def test_a_checkpoint_says_the_commit() -> None:
+def test_the_manifest_contains_the_commit() -> None:
     assert software()["commit"] == source_commit()

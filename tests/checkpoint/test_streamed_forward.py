@@ -12,7 +12,7 @@ def layers() -> torch.nn.Sequential:
     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(8, 3)))
 
 
-def test_a_streamed_model_computes_what_the_whole_one_does() -> None:
+def test_a_streamed_model_has_the_logits_of_the_loaded_model() -> None:
     whole = layers()
     with torch.device("meta"):
         streamed = layers()
@@ -21,7 +21,7 @@ def test_a_streamed_model_computes_what_the_whole_one_does() -> None:
     assert torch.equal(streamed(inputs), whole(inputs))
 
 
-def test_weights_live_while_their_module_computes_and_no_longer() -> None:
+def test_weights_are_loaded_only_while_their_module_computes() -> None:
     weights = layers().state_dict()
     with torch.device("meta"):
         model = layers()
@@ -40,7 +40,7 @@ def test_weights_live_while_their_module_computes_and_no_longer() -> None:
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
-def test_rows_are_put_together_in_fp32(monkeypatch: object) -> None:
+def test_rows_are_joined_in_fp32(monkeypatch: object) -> None:
     stored = torch.randn(7, 5).bfloat16()
     asked: list[slice] = []
 

@@ -16,6 +16,7 @@ from megatron_dsmath.checkpoint.model_card import model_card
 from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.errors import CheckpointError, ConversionError, OutputError
+from megatron_dsmath.files import directories
 from tests.checkpoint.llama import same_bits, tensors_of, write_llama, write_llama_with_tokenizer
 from tests.checkpoint.ranks import save_training_shards
 from tests.support.ranks import run_ranks
@@ -52,9 +53,7 @@ def test_export_writes_the_file_that_transformers_writes_byte_for_byte(
     assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_the_exported_folder_generates_in_transformers_with_no_edit(
-    folder: Path, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_transformers_generates_with_the_unchanged_folder(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     export(checkpoint, tmp_path / "out", gate=False)
@@ -64,12 +63,12 @@ def test_the_exported_folder_generates_in_transformers_with_no_edit(
         prompt = tokenizer("the quick brown", return_tensors="pt")
         texts.append(tokenizer.decode(model.generate(**prompt, max_new_tokens=12, do_sample=False)[0]))
         assert model.dtype == torch.bfloat16
-    theirs, ours = texts
-    assert ours == theirs
-    assert ours.startswith("the quick brown") and len(ours) > len("the quick brown")
+    original, exported = texts
+    assert exported == original
+    assert exported.startswith("the quick brown") and len(exported) > len("the quick brown")
 
 
-def test_every_value_of_the_configuration_survives(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_every_value_of_the_configuration_is_kept(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
     export(checkpoint, tmp_path / "out", gate=False)
@@ -77,13 +76,13 @@ def test_every_value_of_the_configuration_survives(folder: Path, checkpoint: Pat
     assert {key for key in theirs if ours[key] != theirs[key]} <= {"_name_or_path", "transformers_version"}
 
 
-def test_tokenizer_and_generation_settings_travel_unchanged(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_tokenizer_and_generation_settings_are_unchanged(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     export(checkpoint, tmp_path / "out", gate=False)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_large_models_are_cut_into_files_that_transformers_joins(
+def test_large_models_are_split_into_files_that_transformers_loads(
     folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM
@@ -98,14 +97,14 @@ def test_large_models_are_cut_into_files_that_transformers_joins(
     assert same_bits(dict(loaded), tensors_of(folder))
 
 
-def test_another_precision_is_written_when_it_is_asked_for(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_another_precision_is_written_on_request(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     export(checkpoint, tmp_path / "out", "fp32", gate=False)
     expected = {name: tensor.float() for name, tensor in tensors_of(folder).items()}
     assert same_bits(tensors_of(tmp_path / "out"), expected)
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
 
 
-def test_values_that_a_narrower_precision_cannot_hold_are_named(tmp_path: Path) -> None:
+def test_values_beyond_the_range_of_a_precision_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     folder = write_llama(tmp_path / "hf")
@@ -122,7 +121,7 @@ def training_run(folder: Path, root: Path, **overrides: Any) -> Path:
     """A checkpoint as a training run publishes it, with the folder's weights; returns the run's directory."""
     shape = {f"model__{key}": value for key, value in open_weights(folder).model.model_dump().items()}
     run = run_config(**shape, **overrides)
-    incomplete = store.begin(root / "checkpoints", 40)
+    incomplete = directories.begin(root / "checkpoints" / "step_40")
     run_ranks(run.parallel.model_size, save_training_shards, run, folder, incomplete / "shards")
     (incomplete / "tokenizer").mkdir()
     for file in open_weights(folder).tokenizer_files:
@@ -138,9 +137,10 @@ def training_run(folder: Path, root: Path, **overrides: Any) -> Path:
         precision=run.precision,
         tokenizer_fingerprint=None,
         state={"tokens_by_corpus": {"mathematics": 7680, "code": 2560}},
-        files=store.hashes(incomplete),
+        files=store.hash_files(incomplete),
     )
-    store.publish(incomplete, manifest)
+    store.write_manifest(incomplete, manifest)
+    directories.publish(incomplete)
     return root
 
 
@@ -161,15 +161,15 @@ def test_the_newest_checkpoint_of_a_run_is_exported_with_its_tokenizer(
     assert settings["eos_token_id"] == 1
 
 
-def test_the_card_of_a_model_that_was_fine_tuned_speaks_of_conversations(run_directory: Path) -> None:
+def test_the_card_of_a_fine_tuned_model_lists_conversations(run_directory: Path) -> None:
     manifest = read_manifest(run_directory / "checkpoints/step_40")
     state = {"tokens_by_corpus": {"kind/cot": 7680}, "plan": {"chat_template": "", "end_of_answer": 1}}
     card = model_card("out", manifest.model_copy(update={"state": state}), LogitVerdict(), {})
-    assert "| kind, language or source of conversations | tokens learned |\n|---|---|\n| kind/cot | 7,680 |" in card
+    assert "| kind, language or source of conversations | target tokens |\n|---|---|\n| kind/cot | 7,680 |" in card
     assert "corpus" not in card
 
 
-def test_the_card_tells_what_was_trained_and_whose_licence_binds(run_directory: Path, tmp_path: Path) -> None:
+def test_the_card_contains_training_facts_and_the_licence(run_directory: Path, tmp_path: Path) -> None:
     export(run_directory, tmp_path / "out", gate=False)
     card = (tmp_path / "out/README.md").read_text()
     for fact in (
@@ -183,7 +183,7 @@ def test_the_card_tells_what_was_trained_and_whose_licence_binds(run_directory: 
     assert str(run_directory.parent) not in card  # no path of this machine
 
 
-def test_scores_that_are_handed_over_stand_in_the_card(run_directory: Path, tmp_path: Path) -> None:
+def test_the_card_contains_the_given_scores(run_directory: Path, tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text('{"gsm8k": 64.2, "math": 36.2}')
     export(run_directory, tmp_path / "out", gate=False, scores=tmp_path / "scores.json")
     card = (tmp_path / "out/README.md").read_text()
@@ -191,7 +191,7 @@ def test_scores_that_are_handed_over_stand_in_the_card(run_directory: Path, tmp_
 
 
 @pytest.mark.parametrize("content", ["", "[64.2]", '{"gsm8k": "64.2"}', '{"gsm8k": NaN}', '{"gsm8k": true}'])
-def test_scores_that_are_no_numbers_are_refused(run_directory: Path, tmp_path: Path, content: str) -> None:
+def test_scores_that_are_not_numbers_are_refused(run_directory: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "scores.json").write_text(content)
     with pytest.raises(ConversionError, match=r"scores\.json"):
         export(run_directory, tmp_path / "out", gate=False, scores=tmp_path / "scores.json")
@@ -209,12 +209,12 @@ def test_a_flipped_bit_is_found_before_anything_is_written(checkpoint: Path, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         export(tmp_path, tmp_path / "out", gate=False)
 
 
-def test_a_folder_that_holds_something_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_changed(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
         export(checkpoint, tmp_path, gate=False)
@@ -228,10 +228,10 @@ def test_an_empty_folder_is_filled(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md"])
-def test_a_kill_at_any_file_leaves_no_folder(
+def test_a_kill_at_any_file_leaves_no_output_folder(
     checkpoint: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process dies as that file is synced: the next export removes what is left and is whole."""
+    """The process ends while that file is synced; the next export removes the leftovers and is complete."""
     from megatron_dsmath.checkpoint import safetensors_files, to_huggingface
     from megatron_dsmath.files.atomic_files import sync
 
@@ -251,6 +251,6 @@ def test_a_kill_at_any_file_leaves_no_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_manifest_is_no_part_of_the_folder(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_folder_does_not_contain_the_manifest(checkpoint: Path, tmp_path: Path) -> None:
     export(checkpoint, tmp_path / "out", gate=False)
     assert not (tmp_path / "out" / MANIFEST).exists()

@@ -39,7 +39,7 @@ def deepseek(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_deepseeks_folder_comes_in_and_goes_out_as_it_is(deepseek: Path, tmp_path: Path) -> None:
+def test_deepseeks_folder_is_imported_and_exported_unchanged(deepseek: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     report = import_folder(deepseek, tmp_path / "checkpoint", gate=False)
@@ -61,7 +61,7 @@ def test_deepseeks_folder_comes_in_and_goes_out_as_it_is(deepseek: Path, tmp_pat
 
 
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
-def test_a_chat_template_travels_and_is_applied(tmp_path: Path, place: str) -> None:
+def test_a_chat_template_is_exported_and_applied(tmp_path: Path, place: str) -> None:
     from transformers import AutoTokenizer
 
     folder = write_llama_with_tokenizer(tmp_path / "hf")
@@ -104,7 +104,7 @@ def with_chat_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("what", WRITTEN)
-def test_what_conversations_were_written_with_is_what_others_write_them_with(
+def test_the_exported_template_renders_conversations_as_in_training(
     what: str, with_chat_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ours: the examples of a set; theirs: transformers, given the exported folder alone."""
@@ -136,7 +136,7 @@ def test_what_conversations_were_written_with_is_what_others_write_them_with(
         assert end == (ends[0] if isinstance(ends, list) else ends)
 
 
-def test_a_template_stands_alone_where_no_settings_can_hold_it(tmp_path: Path) -> None:
+def test_a_template_gets_its_own_file_without_tokenizer_settings(tmp_path: Path) -> None:
     folder = write_llama_with_tokenizer(tmp_path / "hf")
     (folder / "tokenizer_config.json").unlink()
     with closing(HuggingFaceFolder(folder)) as weights:

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_shards_of_every_layout_are_read_as_the_same_whole_tensors(
+def test_shards_of_every_layout_are_read_as_equal_tensors(
     folder: Path, tmp_path: Path, layout: str, precision: str
 ) -> None:
     size, overrides = LAYOUTS[layout]
@@ -56,7 +56,7 @@ def test_shards_of_every_layout_are_read_as_the_same_whole_tensors(
 
 
 @pytest.mark.parametrize("layout", DEEPSEEK_LAYOUTS)
-def test_deepseeks_shape_an_eighth_as_wide_comes_back_from_every_layout_of_a_run(tmp_path: Path, layout: str) -> None:
+def test_deepseeks_shape_an_eighth_as_wide_is_read_from_every_layout(tmp_path: Path, layout: str) -> None:
     """A folder, its import, a training checkpoint of the layout, an export: the same file."""
     write_random(tmp_path / "hf", deepseek_shape(layers=2, narrower=8))
     import_folder(tmp_path / "hf", tmp_path / "imported", gate=False)
@@ -67,7 +67,7 @@ def test_deepseeks_shape_an_eighth_as_wide_comes_back_from_every_layout_of_a_run
 
 @pytest.mark.long
 @pytest.mark.parametrize("layout", DEEPSEEK_LAYOUTS)
-def test_two_layers_of_deepseeks_7b_come_back_from_every_layout(layout: str) -> None:
+def test_two_layers_of_deepseeks_7b_are_read_from_every_layout(layout: str) -> None:
     """The weights alone, 2.5 GB: with masters and moments no layout of this shape fits into 20 GB."""
     with tempfile.TemporaryDirectory() as name:
         root, model = Path(name), deepseek_shape(layers=2)

@@ -15,18 +15,24 @@ from tests.support.runs import run_config
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
-def test_a_folder_and_its_import_are_told_apart_and_read_the_same(tmp_path: Path) -> None:
+def test_a_folder_and_its_import_have_equal_weights(tmp_path: Path) -> None:
     folder = write_llama_with_tokenizer(tmp_path / "hf")
     import_folder(folder, tmp_path / "checkpoint", gate=False)
-    theirs, ours = open_weights(folder), open_weights(tmp_path / "checkpoint")
-    assert isinstance(theirs, HuggingFaceFolder) and isinstance(ours, WeightsCheckpoint)
-    assert ours.model == theirs.model
-    assert torch.equal(ours.read_whole(QUERY), theirs.read_whole(QUERY))
-    assert [file.name for file in ours.tokenizer_files] == sorted(file.name for file in theirs.tokenizer_files)
-    assert ours.special_token_ids == theirs.special_token_ids == {"bos_token_id": 0, "eos_token_id": 1}
+    folder_weights, checkpoint_weights = open_weights(folder), open_weights(tmp_path / "checkpoint")
+    assert isinstance(folder_weights, HuggingFaceFolder) and isinstance(checkpoint_weights, WeightsCheckpoint)
+    assert checkpoint_weights.model == folder_weights.model
+    assert torch.equal(checkpoint_weights.read_whole(QUERY), folder_weights.read_whole(QUERY))
+    assert [file.name for file in checkpoint_weights.tokenizer_files] == sorted(
+        file.name for file in folder_weights.tokenizer_files
+    )
+    assert (
+        checkpoint_weights.special_token_ids
+        == folder_weights.special_token_ids
+        == {"bos_token_id": 0, "eos_token_id": 1}
+    )
 
 
-def test_a_tensor_asked_for_in_another_shape_is_refused(tmp_path: Path) -> None:
+def test_reading_with_another_shape_is_refused(tmp_path: Path) -> None:
     weights = open_weights(write_llama(tmp_path / "hf"))
     with pytest.raises(ConversionError, match=r"q_proj.*\n.*\[48, 48\]\n.*\[48, 40\]"):
         weights.read(QUERY, (48, 40), (slice(None), slice(None)))
@@ -59,7 +65,7 @@ def test_weights_of_another_model_are_refused_with_every_key_that_differs() -> N
     assert "layers 4, rope_theta 10000.0" in text
 
 
-def test_what_changes_no_weight_may_differ() -> None:
+def test_fields_that_do_not_affect_weights_may_differ() -> None:
     found = run_config(
         model__max_position_embeddings=128,
         model__initial_std=0.2,

@@ -121,7 +121,7 @@ def test_a_damaged_shard(how: str, trial: Callable[..., Trial], tally: Tally, un
     ending = run_job(run.run_file, RANKS)
     assert ending.codes == [78, 78], ending.said
     assert status_of(run.output)["exit_code"] == 78
-    assert ending.said.count("error[checkpoint]: a file of the checkpoint is not what was saved") == 1
+    assert ending.said.count("error[checkpoint]: a file of the checkpoint differs from what was saved") == 1
     assert str(shard) in ending.said
     assert "saved: --resume last-good" in ending.said
     assert rows_of(run.output) == rows
@@ -129,7 +129,7 @@ def test_a_damaged_shard(how: str, trial: Callable[..., Trial], tally: Tally, un
     ending = run_job(run.run_file, RANKS, "", "--resume", "last-good")
     assert ending.codes == [0, 0], ending.said
     (aside,) = checkpoints.glob("step_6.damaged-*")
-    why = f"{checkpoints / 'step_6'} is set aside as {aside.name}: a file of the checkpoint is not what was saved"
+    why = f"{checkpoints / 'step_6'} is set aside as {aside.name}: a file of the checkpoint differs from what was saved"
     assert ending.said.count(why) == 1
     assert "continuing after step 3" in ending.said
     assert contents_of(aside) == damaged
@@ -154,7 +154,7 @@ def test_no_good_one_is_left(trial: Callable[..., Trial], tally: Tally) -> None:
     tally.injected += 1
     ending = run_job(run.run_file, RANKS, "", "--resume", "last-good")
     assert ending.codes == [78, 78], ending.said
-    assert ending.said.count("error[checkpoint]: the run has checkpoints, and none is whole") == 1
+    assert ending.said.count("error[checkpoint]: the run has checkpoints, but none is complete") == 1
     assert str(shard) in ending.said
     assert list(checkpoints.glob("*.damaged-*")) == []
     assert rows_of(run.output) == rows

@@ -24,7 +24,6 @@ NONE_NEEDED = {
     "checkpoint.safetensors_files._write_file": "the same",
     "checkpoint.to_huggingface._write": "the same",
     "checkpoint.tokenizer_files.write_beside_weights": "the same",
-    "checkpoint.checkpoint_weights._written": "the same",
     "files.atomic_files.publish": "data and results, which a killed process writes again",
     "supervision.lock._write": "a lease, which is judged by its age and not by its content",
     "training.run_directory.create": "a probe that finds out whether writing fails",
@@ -68,6 +67,6 @@ def test_every_write_path_has_a_fault_point() -> None:
     assert set(POINT_OF_THE_CALLER.values()) <= POINTS.keys()
     assert {
         "checkpoint.writer_process._write",
-        "checkpoint.store.publish",
+        "checkpoint.store.write_manifest",
         "files.atomic_files.append_row",
     } <= found.keys()

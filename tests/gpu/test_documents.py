@@ -15,7 +15,7 @@ TOLERANCE = 2**-5
 
 
 @pytest.mark.parametrize("groups", [8, 2])
-def test_the_kernel_gives_the_values_and_gradients_of_fp32_on_a_cpu(groups: int) -> None:
+def test_the_flash_kernel_has_the_values_and_gradients_of_fp32_on_a_cpu(groups: int) -> None:
     if not torch.cuda.is_available():
         pytest.fail("no CUDA device here: this test is for a machine that has one")
     generator = torch.Generator().manual_seed(0)
@@ -34,7 +34,7 @@ def test_the_kernel_gives_the_values_and_gradients_of_fp32_on_a_cpu(groups: int)
         torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_fp32_goes_document_by_document_to_the_same_values() -> None:
+def test_fp32_attention_per_document_equals_the_cpus() -> None:
     if not torch.cuda.is_available():
         pytest.fail("no CUDA device here: this test is for a machine that has one")
     query, key, value = torch.randn(3, 1024, 8, CHANNELS, generator=torch.Generator().manual_seed(0))

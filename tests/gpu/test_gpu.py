@@ -48,7 +48,7 @@ def metrics(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_twenty_bf16_steps_learn_and_go_on_from_the_tenth(device: str, tmp_path: Path) -> None:
+def test_twenty_bf16_steps_learn_and_resume_from_the_tenth(device: str, tmp_path: Path) -> None:
     write_inputs(tmp_path)
     run_file = write_run_file(
         tmp_path,
@@ -76,7 +76,7 @@ def test_twenty_bf16_steps_learn_and_go_on_from_the_tenth(device: str, tmp_path:
         assert resumed["loss"] == pytest.approx(undisturbed["loss"], rel=tolerance, abs=0)
 
 
-def test_ten_fp32_steps_lose_what_they_lose_on_a_cpu(device: str) -> None:
+def test_ten_fp32_steps_have_the_losses_of_a_cpu(device: str) -> None:
     ours, cpu = (json.loads(python(where, "-m", "tests.gpu.ten_steps").splitlines()[-1]) for where in (device, "cpu"))
     assert (ours["device"], cpu["device"]) == (device, "cpu")
     for (loss, gradient_norm), (their_loss, their_gradient_norm) in zip(ours["figures"], cpu["figures"], strict=True):

@@ -36,7 +36,7 @@ def alone() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("ranks", "overrides"), LAYOUTS)
-def test_a_seed_gives_every_layout_the_same_bits(
+def test_a_seed_gives_the_same_weights_in_every_layout(
     ranks: int, overrides: dict[str, Any], alone: dict[str, torch.Tensor]
 ) -> None:
     run = run_config(**overrides)
@@ -45,7 +45,7 @@ def test_a_seed_gives_every_layout_the_same_bits(
     assert [name for name in alone if not torch.equal(ours[name], alone[name])] == []
 
 
-def test_matrices_have_the_std_that_was_asked_for_and_norms_are_one(alone: dict[str, torch.Tensor]) -> None:
+def test_matrices_have_the_configured_std_and_norms_are_one(alone: dict[str, torch.Tensor]) -> None:
     std = run_config().model.initial_std
     for name, tensor in alone.items():
         if tensor.ndim == 1:
@@ -56,7 +56,7 @@ def test_matrices_have_the_std_that_was_asked_for_and_norms_are_one(alone: dict[
         assert abs(tensor.mean().item()) < 5 * std / math.sqrt(tensor.numel()), name
 
 
-def test_no_two_matrices_and_no_two_seeds_are_alike(alone: dict[str, torch.Tensor]) -> None:
+def test_matrices_and_seeds_give_different_weights(alone: dict[str, torch.Tensor]) -> None:
     firsts = [tensor.flatten()[0].item() for tensor in alone.values() if tensor.ndim == 2]
     assert len(set(firsts)) == len(firsts) == 4 * 7 + 2
     run = run_config(seed=8)
@@ -146,7 +146,7 @@ def held_in_the_paper_run() -> dict[tuple[int, int], list[dict[str, Shape]]]:
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [layout[:2] for layout in (*PAPER_LAYOUTS, UNEVEN)])
-def test_the_paper_model_is_whole_in_each_layout(
+def test_the_paper_model_has_all_parameters_in_each_layout(
     tensor: int, pipeline: int, held_in_the_paper_run: dict[tuple[int, int], list[dict[str, Shape]]]
 ) -> None:
     ranks = held_in_the_paper_run[tensor, pipeline]
@@ -171,7 +171,7 @@ def test_the_paper_model_is_whole_in_each_layout(
     assert sum(counts) == 6_910_365_696  # by hand from DeepSeek LLM, Table 2
 
 
-def test_stages_hold_the_layers_that_were_written_out(
+def test_stages_have_the_configured_layers(
     held_in_the_paper_run: dict[tuple[int, int], list[dict[str, Shape]]],
 ) -> None:
     stages = held_in_the_paper_run[UNEVEN[:2]]

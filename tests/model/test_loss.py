@@ -19,7 +19,7 @@ BATCH = Batch(
 )
 
 
-def test_sums_and_counts_are_those_of_the_targets() -> None:
+def test_sums_and_counts_include_only_targets() -> None:
     nats, tokens, report = sum_by_group(NATS, BATCH, groups=4)
     assert nats.item() == 1 + 4 + 8 + 16 + 32
     assert tokens.item() == 5
@@ -31,7 +31,7 @@ def test_sequences_of_one_corpus_add_up() -> None:
     assert report.tolist() == [[61.0, 5.0]]
 
 
-def test_counts_are_whole_numbers_and_the_report_keeps_more_digits() -> None:
+def test_counts_are_integers_and_the_report_is_fp64() -> None:
     """megatron-core adds the counts up as integers; 10 million tokens of 10 nats leave fp32 one digit."""
     _, tokens, report = sum_by_group(NATS, BATCH, groups=3)
     assert tokens.dtype == torch.int32
@@ -39,14 +39,14 @@ def test_counts_are_whole_numbers_and_the_report_keeps_more_digits() -> None:
     assert not report.requires_grad
 
 
-def test_a_token_that_is_no_target_has_no_gradient() -> None:
+def test_a_token_outside_the_targets_has_no_gradient() -> None:
     nats = NATS.clone().requires_grad_()
     sum_by_group(nats, BATCH, groups=3)[0].backward()
     assert nats.grad is not None
     assert torch.equal(nats.grad, BATCH.loss_mask)
 
 
-def test_a_batch_may_be_cut_anywhere() -> None:
+def test_any_split_of_a_batch_gives_the_same_sums() -> None:
     whole = sum_by_group(NATS, BATCH, groups=3)
     for cut in (1, 2):
         parts = [

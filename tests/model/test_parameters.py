@@ -47,7 +47,7 @@ def test_names_and_shapes_are_those_of_transformers(shape: dict[str, int]) -> No
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_taking_apart_undoes_putting_together(shape: dict[str, int]) -> None:
+def test_unfuse_inverts_fuse(shape: dict[str, int]) -> None:
     model = run_config(**shape).model
     for parameter in parameters(model):
         tensors = numbered(parameter)
@@ -55,20 +55,20 @@ def test_taking_apart_undoes_putting_together(shape: dict[str, int]) -> None:
         assert all(torch.equal(one, other) for one, other in zip(apart, tensors, strict=True)), parameter.name
 
 
-def test_attention_holds_query_key_and_value_of_each_group_together() -> None:
+def test_fused_attention_has_query_key_and_value_of_each_group_together() -> None:
     """By hand: 4 query heads of 1 channel in 2 groups are q0 q1 k0 v0, q2 q3 k1 v1."""
     parameter = next(parameter for parameter in parameters(run_config().model) if parameter.join == "grouped")
     query, key, value = (torch.tensor(rows).reshape(-1, 1) for rows in ([0, 1, 2, 3], [10, 11], [20, 21]))
     assert parameter.fuse([query, key, value], groups=2).flatten().tolist() == [0, 1, 10, 20, 2, 3, 11, 21]
 
 
-def test_the_feed_forward_holds_gate_above_up() -> None:
+def test_the_fused_feed_forward_has_gate_above_up() -> None:
     parameter = next(parameter for parameter in parameters(run_config().model) if parameter.join == "stacked")
     assert parameter.fuse([torch.zeros(2, 3), torch.ones(2, 3)], groups=2)[:, 0].tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_ranks_parts_fuse_to_what_cutting_the_whole_gives(size: int) -> None:
+def test_fused_parts_of_ranks_equal_parts_of_the_fused_tensor(size: int) -> None:
     """What each rank fuses of its parts is what megatron-core's rank holds: whole groups, and its gate above its up."""
     model = run_config().model
     for parameter in parameters(model):
@@ -90,7 +90,7 @@ def test_ranks_parts_fuse_to_what_cutting_the_whole_gives(size: int) -> None:
             assert torch.equal(torch.cat(parts, dim=parameter.split), whole), parameter.name
 
 
-def test_only_norms_are_whole_on_every_rank() -> None:
+def test_only_norms_are_not_split() -> None:
     names = [parameter.name for parameter in parameters(run_config(model__layers=1).model) if parameter.is_norm]
     assert names == [
         "decoder.layers.0.input_layernorm.weight",

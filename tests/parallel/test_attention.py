@@ -45,7 +45,7 @@ def test_values_and_gradients_are_those_of_the_whole_matrix(heads: int, groups: 
         torch.testing.assert_close(our, their, atol=1e-5, rtol=0)  # fp32, values of order 1
 
 
-def test_a_document_is_attended_to_as_if_it_stood_alone() -> None:
+def test_attention_within_a_document_equals_that_of_the_document_alone() -> None:
     attention, states = core_attention(6, 2), draw(6, 2)
     with torch.no_grad():
         packed = attention(*states, torch.tensor([0, 4, 5, 11, 22], dtype=torch.int32))
@@ -55,7 +55,7 @@ def test_a_document_is_attended_to_as_if_it_stood_alone() -> None:
             torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)  # fp32, values of order 1
 
 
-def test_no_position_sees_a_later_one() -> None:
+def test_no_position_depends_on_a_later_one() -> None:
     attention, (query, key, value) = core_attention(6, 2), draw(6, 2)
     with torch.no_grad():
         before = attention(query, key, value)

@@ -42,7 +42,7 @@ def tensors_made_on_cuda() -> list[str]:
     return [f"{tensor.device} {tensor.dtype}".replace("torch.", "") for tensor in made]
 
 
-def test_what_is_asked_for_on_cuda_is_made_on_the_cpu() -> None:
+def test_cuda_tensors_are_created_on_the_cpu() -> None:
     ours = ask(tensors_made_on_cuda)
     assert ours == ["cpu float32"] * 3 + ["cpu int64"] + ["cpu float32"] * 5 + ["cpu float64", "cpu bfloat16"]
 
@@ -53,7 +53,7 @@ def module_moved_to_cuda() -> tuple[str, str, bool]:
     return str(linear.cuda().weight.device), str(linear.to("cuda").weight.device), linear.weight is weight
 
 
-def test_a_module_stays_where_it_is() -> None:
+def test_modules_stay_on_the_cpu() -> None:
     assert ask(module_moved_to_cuda) == ("cpu", "cpu", True)
 
 
@@ -119,7 +119,7 @@ def results_of_calls_that_do_not_name_cuda() -> list[Any]:
     ]
 
 
-def test_calls_that_do_not_name_cuda_are_left_alone() -> None:
+def test_calls_without_a_cuda_device_are_unchanged() -> None:
     assert ask(results_of_calls_that_do_not_name_cuda) == results_of_calls_that_do_not_name_cuda()
 
 
@@ -145,7 +145,7 @@ def what_importing_the_room_changed() -> list[str]:
     return changed + [name for name in sys.modules if name == "megatron_dsmath.parallel.cpu"]
 
 
-def test_importing_parallel_answers_nothing_yet() -> None:
+def test_importing_parallel_does_not_install_the_replacements() -> None:
     assert run_ranks(1, what_importing_the_room_changed) == [[]]
 
 
@@ -158,7 +158,7 @@ def what_torch_says_by_itself() -> tuple[str, str]:
         return str(error), torch.ones(1).type()
 
 
-def test_without_the_adaptor_torch_refuses() -> None:
+def test_without_the_replacements_torch_raises() -> None:
     """The questions above are real ones: torch does not answer them so by itself."""
     ((refusal, type_name),) = run_ranks(1, what_torch_says_by_itself)
     assert "CUDA" in refusal

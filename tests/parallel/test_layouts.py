@@ -76,7 +76,7 @@ def alone(weights: Path) -> list[Figures]:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_says_what_one_process_says(name: str, weights: Path, alone: list[Figures]) -> None:
+def test_a_layout_has_the_losses_and_norms_of_one_process(name: str, weights: Path, alone: list[Figures]) -> None:
     layout = LAYOUTS[name]
     first, *others = run_ranks(layout.ranks, train, run_of(layout), weights, STEPS)
     assert all(other == first for other in others)
@@ -86,7 +86,7 @@ def test_a_layout_says_what_one_process_says(name: str, weights: Path, alone: li
 
 
 @pytest.mark.parametrize("name", ["one process", *LAYOUTS])
-def test_bf16_loses_what_fp32_loses(name: str, weights: Path, alone: list[Figures]) -> None:
+def test_bf16_has_the_losses_of_fp32(name: str, weights: Path, alone: list[Figures]) -> None:
     layout = LAYOUTS.get(name, ALONE)
     figures = run_ranks(layout.ranks, train, run_of(layout, precision="bf16"), weights, STEPS)[0]
     found = deviations(figures, alone)
@@ -95,7 +95,7 @@ def test_bf16_loses_what_fp32_loses(name: str, weights: Path, alone: list[Figure
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_computing_activations_twice_changes_no_bit(recompute: str, weights: Path, alone: list[Figures]) -> None:
+def test_recomputing_activations_changes_no_bit(recompute: str, weights: Path, alone: list[Figures]) -> None:
     (figures,) = run_ranks(1, train, run_of(Layout(1, {"recompute": recompute})), weights, 3)
     assert figures == alone[:3]
 
@@ -139,7 +139,7 @@ def theirs(folder: Path) -> tuple[list[Figures], dict[str, torch.Tensor]]:
     return their_training(folder)
 
 
-def test_one_process_trains_as_transformers_and_torch_do(
+def test_one_process_trains_like_transformers_and_torch(
     alone: list[Figures], theirs: tuple[list[Figures], dict[str, torch.Tensor]]
 ) -> None:
     found = deviations(alone, theirs[0])
@@ -178,7 +178,7 @@ def test_each_parameters_gradient_is_that_of_transformers(
         (faults.stages_load_the_first_layers, "PP2"),
     ],
 )
-def test_the_comparison_finds_a_planted_fault(
+def test_the_comparison_detects_a_planted_error(
     fault: Callable[[], None], name: str, weights: Path, alone: list[Figures]
 ) -> None:
     layout = LAYOUTS.get(name, ALONE)

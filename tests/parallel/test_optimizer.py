@@ -59,14 +59,14 @@ def numpy_adamw() -> Any:
     return Written
 
 
-def test_twenty_steps_are_those_of_torchs_fused_adamw_bit_for_bit() -> None:
+def test_twenty_steps_equal_torchs_fused_adamw_bit_for_bit() -> None:
     torch.manual_seed(3)
     ours = descend(AdamW, adam_w_mode=True)
     torch.manual_seed(3)
     assert torch.equal(ours, descend(torch.optim.AdamW, fused=True))
 
 
-def test_twenty_steps_are_those_of_the_paper_in_double_precision() -> None:
+def test_twenty_steps_equal_the_papers_formula_in_fp64() -> None:
     torch.manual_seed(3)
     ours = descend(AdamW, torch.float64, adam_w_mode=True)
     torch.manual_seed(3)
@@ -74,7 +74,7 @@ def test_twenty_steps_are_those_of_the_paper_in_double_precision() -> None:
     assert (ours - theirs).abs().max() < 1e-12  # fp64, values of order 1
 
 
-def test_the_step_is_counted_in_the_group_and_survives_a_state_dict() -> None:
+def test_the_step_is_in_the_group_and_in_the_state_dict() -> None:
     parameter = torch.ones(3, requires_grad=True)
     first, second = (AdamW([parameter], **SETTINGS, adam_w_mode=True) for _ in range(2))
     for _ in range(2):
@@ -138,7 +138,7 @@ def clipped(run: RunConfig) -> tuple[float, dict[str, np.ndarray], dict[str, np.
 
 
 @pytest.mark.parametrize("share", [0.25, 4.0])
-def test_gradients_are_clipped_as_torch_clips_them(share: float) -> None:
+def test_gradients_are_clipped_like_torch(share: float) -> None:
     ((norm, _, _),) = run_ranks(1, clipped, run_config())
     bound = share * norm
     ((reported, before, after),) = run_ranks(1, clipped, run_config(optimizer__gradient_clip=bound))

@@ -51,7 +51,7 @@ class Found(NamedTuple):
     gradients: training.Parts
 
 
-class Whole(NamedTuple):
+class Results(NamedTuple):
     """The same of all ranks together."""
 
     nats: np.ndarray  # [tokens], in the order of the batch
@@ -103,50 +103,50 @@ def computed(run: RunConfig, alone: bool = False, fault: Callable[[], None] | No
     return Found(opened.topology.data_rank, nats, training.parts(opened, gradients))
 
 
-def whole_of(name: str, *, across: bool = False, **how: Any) -> Whole:
+def run_layout(name: str, *, across: bool = False, **how: Any) -> Results:
     """What all ranks of a layout say."""
     run = run_of(name, across=across)
     ranks = run_ranks(LAYOUTS[name][0], partial(computed, run, **how))
     by_data_rank = {rank.data_rank: rank.nats for rank in ranks if rank.nats}
     in_order = chain.from_iterable(zip(*(by_data_rank[rank] for rank in sorted(by_data_rank)), strict=True))
     nats = np.concatenate([microbatch.ravel() for microbatch in in_order])
-    return Whole(nats, training.joined(run, [rank.gradients for rank in ranks if rank.data_rank == 0]))
+    return Results(nats, training.joined(run, [rank.gradients for rank in ranks if rank.data_rank == 0]))
 
 
-def differences(ours: Whole, theirs: Whole) -> tuple[float, float]:
+def differences(results: Results, reference: Results) -> tuple[float, float]:
     """The largest of a token's nats, and of a parameter's gradient (L2 norms); relative."""
-    assert ours.nats.shape == theirs.nats.shape == (len(DOCUMENTS) * LENGTH,)
-    assert ours.gradients.keys() == theirs.gradients.keys()
+    assert results.nats.shape == reference.nats.shape == (len(DOCUMENTS) * LENGTH,)
+    assert results.gradients.keys() == reference.gradients.keys()
     gradients = [
-        ((ours.gradients[name] - gradient).norm() / gradient.norm()).item()
-        for name, gradient in theirs.gradients.items()
+        ((results.gradients[name] - gradient).norm() / gradient.norm()).item()
+        for name, gradient in reference.gradients.items()
     ]
-    return float(np.abs(ours.nats / theirs.nats - 1).max()), max(gradients)
+    return float(np.abs(results.nats / reference.nats - 1).max()), max(gradients)
 
 
 @pytest.fixture(scope="module")
-def alone() -> Whole:
+def alone() -> Results:
     """The documents one by one, in one process."""
-    return whole_of("one process", alone=True)
+    return run_layout("one process", alone=True)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_packed_documents_lose_what_each_loses_alone(name: str, alone: Whole) -> None:
-    nats, gradients = differences(whole_of(name), alone)
+def test_packed_documents_have_the_loss_of_each_alone(name: str, alone: Results) -> None:
+    nats, gradients = differences(run_layout(name), alone)
     print(f"{name}: nats {nats:.1e}, gradients {gradients:.1e}")
     assert nats < TOLERANCE
     assert gradients < TOLERANCE
 
 
-def test_documents_one_by_one_lose_what_they_lose_in_transformers(alone: Whole) -> None:
-    nats, gradients = differences(alone, their_documents())
+def test_single_documents_have_the_loss_of_transformers(alone: Results) -> None:
+    nats, gradients = differences(alone, transformers_documents())
     print(f"transformers: nats {nats:.1e}, gradients {gradients:.1e}")
     assert nats < TOLERANCE
     assert gradients < TOLERANCE
 
 
-def test_attention_across_documents_would_be_seen(alone: Whole) -> None:
-    across = whole_of("one process", across=True)
+def test_the_comparison_detects_attention_across_documents(alone: Results) -> None:
+    across = run_layout("one process", across=True)
     leaks = np.abs(across.nats - alone.nats)
     print(f"across documents: {leaks.mean():.2f} nats a token")
     assert leaks.mean() > LEAK
@@ -155,14 +155,14 @@ def test_attention_across_documents_would_be_seen(alone: Whole) -> None:
     np.testing.assert_allclose(across.nats[first], alone.nats[first], rtol=TOLERANCE)
 
 
-def test_boundaries_that_a_middle_stage_does_not_know_would_be_seen(alone: Whole) -> None:
-    nats, gradients = differences(whole_of("PP4", fault=faults.middle_stages_see_no_documents), alone)
+def test_the_comparison_detects_missing_bounds_on_middle_stages(alone: Results) -> None:
+    nats, gradients = differences(run_layout("PP4", fault=faults.middle_stages_see_no_documents), alone)
     print(f"middle stages without documents: nats {nats:.1e}, gradients {gradients:.1e}")
     assert nats > 1000 * TOLERANCE
     assert gradients > 1000 * TOLERANCE
 
 
-def their_documents() -> Whole:
+def transformers_documents() -> Results:
     """The documents one by one through transformers' Llama with the same weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -190,4 +190,4 @@ def their_documents() -> Whole:
         logits = llama(document.tokens[:, :-1]).logits
         nats.append(torch.nn.functional.cross_entropy(logits[0], document.tokens[0, 1:], reduction="none"))
     gradients = torch.autograd.grad(torch.cat(nats).mean(), list(named.values()))
-    return Whole(torch.cat(nats).detach().numpy(), dict(zip(named, gradients, strict=True)))
+    return Results(torch.cat(nats).detach().numpy(), dict(zip(named, gradients, strict=True)))

@@ -48,7 +48,7 @@ def validated(run: RunConfig) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("ranks", "overrides"), LAYOUTS)
-def test_validation_loses_what_training_loses_and_leaves_nothing(ranks: int, overrides: dict[str, Any]) -> None:
+def test_validation_has_the_loss_of_training_and_no_gradients(ranks: int, overrides: dict[str, Any]) -> None:
     for found in run_ranks(ranks, validated, run_config(**overrides)):
         assert found["forward"] == found["backward"]
         assert found["untouched"]
@@ -72,7 +72,7 @@ def tokens_seen(run: RunConfig) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("ranks", "overrides"), LAYOUTS)
-def test_the_loss_meets_each_microbatch_once_and_in_order(ranks: int, overrides: dict[str, Any]) -> None:
+def test_the_loss_is_called_once_per_microbatch_in_order(ranks: int, overrides: dict[str, Any]) -> None:
     run = run_config(**overrides)
     batches = training.global_batch(run, 0).tokens[:, 0].split(2)
     seen = [batch for rank in run_ranks(ranks, tokens_seen, run) for batch in rank]

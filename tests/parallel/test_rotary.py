@@ -11,7 +11,7 @@ THETA = 10000.0
 
 
 def their_rotation(states: torch.Tensor, theta: float) -> torch.Tensor:
-    """[sequence, batch, heads, channels], turned by transformers."""
+    """[sequence, batch, heads, channels], rotated by transformers."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
@@ -24,8 +24,8 @@ def their_rotation(states: torch.Tensor, theta: float) -> torch.Tensor:
     )
     their_order = states.permute(1, 2, 0, 3)
     cosines, sines = LlamaRotaryEmbedding(config)(their_order, torch.arange(length).expand(batch, length))
-    turned, _ = apply_rotary_pos_emb(their_order, their_order, cosines, sines)
-    result: torch.Tensor = turned.permute(2, 0, 1, 3)
+    rotated, _ = apply_rotary_pos_emb(their_order, their_order, cosines, sines)
+    result: torch.Tensor = rotated.permute(2, 0, 1, 3)
     return result
 
 
@@ -35,13 +35,13 @@ def states_of(dtype: torch.dtype, length: int = 300, channels: int = 16) -> torc
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
-def test_fp32_turns_as_transformers(theta: float) -> None:
+def test_fp32_rotates_like_transformers(theta: float) -> None:
     states = states_of(torch.float32)
     # An angle of 300 radians in fp32 is off by 300 x 2^-24 = 2e-5, and the frequencies come from different roundings.
     torch.testing.assert_close(rotate(states, theta), their_rotation(states, theta), atol=1e-4, rtol=0)
 
 
-def test_bf16_turns_as_transformers() -> None:
+def test_bf16_rotates_like_transformers() -> None:
     states = states_of(torch.bfloat16)
     # Both use cosines rounded to bf16; transformers rounds each product, we only the sum: 2 half-units below 8.
     torch.testing.assert_close(rotate(states, THETA), their_rotation(states, THETA), atol=2 * 4 * 2**-8, rtol=0)
@@ -62,15 +62,15 @@ def test_angles_follow_the_definition() -> None:
             assert sines[position, 0, 0, pair].item() == pytest.approx(math.sin(angle), abs=1e-6)
 
 
-def test_positions_turn_as_their_places_in_a_longer_sequence_do() -> None:
+def test_given_positions_rotate_as_in_a_longer_sequence() -> None:
     states = states_of(torch.float32, length=7)
     positions = torch.tensor([[0, 0], [1, 1], [0, 2], [1, 3], [2, 4], [0, 5], [0, 6]])
-    turned = rotate(states, THETA, positions)
+    rotated = rotate(states, THETA, positions)
     for row in range(2):
-        for place, position in enumerate(positions[:, row].tolist()):
+        for index, position in enumerate(positions[:, row].tolist()):
             moved = torch.zeros_like(states)
-            moved[position, row] = states[place, row]
-            assert torch.equal(rotate(moved, THETA)[position, row], turned[place, row])
+            moved[position, row] = states[index, row]
+            assert torch.equal(rotate(moved, THETA)[position, row], rotated[index, row])
 
 
 def test_the_gradient_is_that_of_the_rotation_by_positions() -> None:
@@ -79,14 +79,14 @@ def test_the_gradient_is_that_of_the_rotation_by_positions() -> None:
     assert torch.autograd.gradcheck(lambda tensor: rotate(tensor, THETA, positions), states)
 
 
-def test_the_product_of_two_turned_vectors_depends_on_their_distance_alone() -> None:
+def test_the_product_of_two_rotated_vectors_depends_only_on_their_distance() -> None:
     query, key = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(2))
     turned_query, turned_key = (rotate(vector.expand(40, 1, 1, 16).contiguous(), THETA) for vector in (query, key))
     products = (turned_query[7:] * turned_key[:-7]).sum(-1).flatten()
     torch.testing.assert_close(products, products[:1].expand(33), atol=1e-4, rtol=0)  # fp32 angles, as above
 
 
-def test_a_view_into_a_larger_matrix_turns_as_a_copy_of_it() -> None:
+def test_a_view_of_a_larger_matrix_rotates_like_a_copy() -> None:
     """Queries and keys come as parts of one fused product."""
     fused = states_of(torch.float32, channels=48)
     view = fused[..., 16:32]

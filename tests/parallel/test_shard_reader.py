@@ -44,7 +44,7 @@ def refusal(folder: Path) -> str:
     return caught.value.text()
 
 
-def test_layers_have_their_numbers_back(folder: Path) -> None:
+def test_stacked_layers_are_read_one_by_one(folder: Path) -> None:
     reader = ShardReader(folder)
     assert reader.shapes == {
         "decoder.layers.0.mlp.linear_fc2.weight": (3, 4),
@@ -82,7 +82,7 @@ class Exploit:
         (torch.hub.load, "torch.hub.load"),
     ],
 )
-def test_a_description_that_runs_a_program_is_refused_and_does_not_run(
+def test_metadata_that_runs_code_is_refused_and_does_not_run(
     folder: Path, tmp_path: Path, function: Callable[..., Any], name: str
 ) -> None:
     target = tmp_path / "ran"
@@ -97,11 +97,11 @@ def test_a_description_that_runs_a_program_is_refused_and_does_not_run(
 
 @pytest.mark.fault(
     "S12",
-    injected="a pickle in a shard's place",
+    injected="a pickle instead of a shard",
     where="reading weights",
     holds="refused, and the program does not run",
 )
-def test_a_tensor_file_that_runs_a_program_is_refused_and_does_not_run(folder: Path, tmp_path: Path) -> None:
+def test_a_tensor_file_that_runs_code_is_refused_and_does_not_run(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "ran"
     file = folder / "__0_0.distcp"
     pickled = tmp_path / "exploit"
@@ -110,8 +110,8 @@ def test_a_tensor_file_that_runs_a_program_is_refused_and_does_not_run(folder: P
     file.write_bytes(content)
 
     def point_at_it(metadata: Metadata) -> None:
-        for place in metadata.storage_data.values():
-            place.offset, place.length = 0, len(content)
+        for location in metadata.storage_data.values():
+            location.offset, location.length = 0, len(content)
 
     edit(folder, point_at_it)
     assert "__0_0.distcp" in refusal(folder)
@@ -119,17 +119,17 @@ def test_a_tensor_file_that_runs_a_program_is_refused_and_does_not_run(folder: P
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"\x80\x04N.", b"\x80\x04]\x94.", b"garbage"])
-def test_a_damaged_description_is_named(folder: Path, content: bytes) -> None:
+def test_damaged_metadata_is_refused(folder: Path, content: bytes) -> None:
     (folder / METADATA).write_bytes(content)
     assert METADATA in refusal(folder)
 
 
-def test_a_missing_description_is_named(folder: Path) -> None:
+def test_missing_metadata_is_refused(folder: Path) -> None:
     (folder / METADATA).unlink()
     assert "No such file" in refusal(folder)
 
 
-def test_a_missing_or_truncated_tensor_file_is_named(folder: Path) -> None:
+def test_a_missing_or_truncated_tensor_file_is_refused(folder: Path) -> None:
     file = folder / "__0_0.distcp"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert "__0_0.distcp" in refusal(folder)
@@ -143,19 +143,19 @@ def test_a_missing_or_truncated_tensor_file_is_named(folder: Path) -> None:
     where="reading weights",
     holds="refused",
 )
-def test_a_path_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_path_outside_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "__0_0.distcp", tmp_path / "elsewhere")
 
     def lead_out(metadata: Metadata) -> None:
-        for place in metadata.storage_data.values():
-            place.relative_path = "../elsewhere"
+        for location in metadata.storage_data.values():
+            location.relative_path = "../elsewhere"
 
     edit(folder, lead_out)
     assert "not a plain file" in refusal(folder)
 
 
 @pytest.mark.parametrize("size", [(1 << 60, 3, 4), (2, 3, 1 << 60), (-2, 3, 4), (2, 3)])
-def test_a_size_beyond_the_bytes_there_are_is_refused_before_memory_is_asked_for(
+def test_a_size_beyond_the_stored_bytes_is_refused_before_memory_is_allocated(
     folder: Path, size: tuple[int, ...]
 ) -> None:
     def enlarge(metadata: Metadata) -> None:
@@ -166,19 +166,19 @@ def test_a_size_beyond_the_bytes_there_are_is_refused_before_memory_is_asked_for
     assert METADATA in refusal(folder)
 
 
-def test_a_part_that_claims_more_values_than_its_bytes_hold_is_refused(folder: Path) -> None:
+def test_a_chunk_with_more_values_than_bytes_is_refused(folder: Path) -> None:
     def enlarge(metadata: Metadata) -> None:
         entry: Any = metadata.state_dict_metadata[KEY]
         entry.size = entry.chunks[0].sizes = torch.Size((2, 3, 1 << 40))
 
     edit(folder, enlarge)
-    assert "bytes for a part" in refusal(folder)
+    assert "bytes for a chunk" in refusal(folder)
 
 
-def test_a_part_of_another_tensor_is_refused(folder: Path) -> None:
+def test_a_chunk_of_another_tensor_is_refused(folder: Path) -> None:
     def exchange(metadata: Metadata) -> None:
-        places = {index.fqn: place for index, place in metadata.storage_data.items()}
-        first, second = places[KEY], places["decoder.final_layernorm.weight"]
+        locations = {index.fqn: location for index, location in metadata.storage_data.items()}
+        first, second = locations[KEY], locations["decoder.final_layernorm.weight"]
         first.offset, second.offset = second.offset, first.offset
         first.length, second.length = second.length, first.length
 
@@ -186,7 +186,7 @@ def test_a_part_of_another_tensor_is_refused(folder: Path) -> None:
     assert "not what .metadata describes" in refusal(folder)
 
 
-def test_what_no_part_covers_is_not_a_number(folder: Path) -> None:
+def test_values_in_no_chunk_are_nan(folder: Path) -> None:
     """Two parts of the right total that lie over each other leave a hole, which must not look like a weight."""
 
     def overlap(metadata: Metadata) -> None:

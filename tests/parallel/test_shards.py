@@ -85,7 +85,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_same_layout_goes_on_bit_for_bit(name: str, saved: Callable[[str], Saved], tmp_path: Path) -> None:
+def test_the_same_layout_resumes_bit_for_bit(name: str, saved: Callable[[str], Saved], tmp_path: Path) -> None:
     folder, later = saved(name)
     for resumed in ranks(name, load_and_train, folder, tmp_path / "again", STEPS):
         assert resumed == later
@@ -102,7 +102,7 @@ def test_the_same_layout_goes_on_bit_for_bit(name: str, saved: Callable[[str], S
         ("bf16, DP2", "bf16, TP2 SP"),
     ],
 )
-def test_another_layout_reads_the_same_state_and_goes_on(
+def test_another_layout_reads_the_same_state_and_resumes(
     before: str, after: str, saved: Callable[[str], Saved], tmp_path: Path
 ) -> None:
     folder, later = saved(before)
@@ -117,7 +117,7 @@ def test_another_layout_reads_the_same_state_and_goes_on(
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_a_checkpoint_holds_fp32_masters_and_moments_whatever_the_precision(saved: Callable[[str], Saved]) -> None:
+def test_a_checkpoint_has_fp32_masters_and_moments_in_any_precision(saved: Callable[[str], Saved]) -> None:
     for name, tensor in tensors_of(saved("bf16, DP2").folder).items():
         assert tensor.dtype == (torch.float32 if name.startswith("optimizer.state.") else torch.bfloat16), name
 
@@ -163,14 +163,14 @@ def collectives_of_a_copy(run: RunConfig) -> list[str]:
     memory = mmap(-1, snapshots.size_bytes)
     snapshots.prepare(memory)
     snapshots.take(memory)
-    said: list[str] = []
+    calls: list[str] = []
     for name in ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "broadcast", "gather"):
-        setattr(torch.distributed, name, lambda *_, name=name, **__: said.append(name))
+        setattr(torch.distributed, name, lambda *_, name=name, **__: calls.append(name))
     snapshots.take(memory)
-    return said
+    return calls
 
 
-def test_ranks_say_nothing_to_each_other_to_copy_their_parts() -> None:
+def test_ranks_copy_their_parts_without_communication() -> None:
     assert ranks("DP2", collectives_of_a_copy) == [[], []]
 
 
@@ -181,7 +181,7 @@ def steps_and_betas(run: RunConfig, folder: Path) -> list[tuple[int, tuple[float
 
 
 @pytest.mark.parametrize("name", ["one process", "DP2, optimizer not distributed", "bf16, optimizer not distributed"])
-def test_the_step_is_the_checkpoints_and_the_optimizers_numbers_are_the_runs(
+def test_the_step_comes_from_the_checkpoint_and_betas_and_epsilon_from_the_run(
     name: str, saved: Callable[[str], Saved]
 ) -> None:
     numbers = {"optimizer__beta2": 0.999, "optimizer__epsilon": 1e-6}
@@ -222,11 +222,9 @@ class Hostile:
     where="resuming a run",
     holds="refused, and the program does not run",
 )
-def test_a_description_that_wants_to_run_a_program_is_refused_before_it_is_loaded(
-    saved: Callable[[str], Saved], tmp_path: Path
-) -> None:
+def test_metadata_that_runs_code_is_refused_before_it_is_loaded(saved: Callable[[str], Saved], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved("one process").folder, tmp_path / "spoiled"))
     (folder / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "evidence")))
-    with pytest.raises(RuntimeError, match="wants to run a program"):
+    with pytest.raises(RuntimeError, match="could run a program"):
         ranks("one process", load_and_train, folder, tmp_path / "again", STEPS)
     assert not (tmp_path / "evidence").exists()

@@ -1,4 +1,4 @@
-"""A range of values as boxes, against numpy's own counting."""
+"""Boxes of a range of values, against numpy."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def test_the_boxes_hold_the_values_of_the_range_in_order(drawn: tuple[tuple[int,
     assert len(found) <= 2 * len(shape) - 1
 
 
-def test_a_matrix_has_a_cut_row_before_and_after_the_whole_ones() -> None:
+def test_a_range_has_partial_rows_before_and_after_complete_ones() -> None:
     expected = [Box((0, 3), (1, 2)), Box((1, 0), (2, 5)), Box((3, 0), (1, 4))]
     assert list(boxes((4, 5), 3, 19)) == expected

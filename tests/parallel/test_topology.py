@@ -29,7 +29,7 @@ def describe_ranks(ranks: int, **parallel: Any) -> list[dict[str, Any]]:
     return run_ranks(ranks, describe_rank, run.parallel)
 
 
-def test_tensor_ranks_are_neighbours_and_stages_are_far_apart() -> None:
+def test_tensor_parallel_ranks_are_adjacent_and_stages_are_far_apart() -> None:
     """Tensor parallelism talks most and belongs inside a node (Megatron-LM: order tp-cp-ep-dp-pp)."""
     found = describe_ranks(4, tensor=2, pipeline=2)
     assert [(rank["tensor_rank"], rank["pipeline_rank"]) for rank in found] == [
@@ -43,7 +43,7 @@ def test_tensor_ranks_are_neighbours_and_stages_are_far_apart() -> None:
     assert [rank["last"] for rank in found] == [False, False, True, True]
 
 
-def test_what_remains_of_the_world_is_data_parallel() -> None:
+def test_the_remaining_ranks_are_data_parallel() -> None:
     found = describe_ranks(4, tensor=2)
     assert [(rank["tensor_rank"], rank["data_rank"]) for rank in found] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert {rank["data_size"] for rank in found} == {2}
@@ -57,7 +57,7 @@ def start_twice(parallel: ParallelConfig) -> tuple[int, bool]:
     return initialize_topology(parallel, seed=1).world_size, left
 
 
-def test_a_process_that_left_a_world_may_start_another() -> None:
+def test_a_process_can_initialize_a_second_topology() -> None:
     assert run_ranks(1, start_twice, run_config().parallel) == [(1, True)]
 
 
@@ -84,7 +84,7 @@ def start_where_there_is_a_gpu(parallel: ParallelConfig) -> dict[str, Any]:
     return told
 
 
-def test_a_gpu_is_used_where_there_is_one_and_the_cpu_adaptor_not_even_imported() -> None:
+def test_with_a_gpu_the_cpu_replacements_are_not_imported() -> None:
     first, second = run_ranks(2, start_where_there_is_a_gpu, run_config().parallel)
     expected = {"backend": "nccl", "adaptor": False, "untouched": True}
     assert first == expected | {"device": "cuda:0", "set_device": "cuda:0"}

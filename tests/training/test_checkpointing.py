@@ -109,7 +109,7 @@ def saved(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "another model": (
         {"model__ffn_hidden_size": 96},
-        "error[checkpoint]: the weights are of another model than the run's",
+        "error[checkpoint]: the weights belong to another model than the run's",
         "found:    ffn_hidden_size 88",
     ),
     "another form of the optimizer": (
@@ -188,7 +188,7 @@ def test_a_checkpoint_with_one_flipped_bit_is_refused_by_all_ranks_in_one_error(
     shard.write_bytes(content)
     run_file = write_run_file(inputs, output, tmp_path / "run.yaml")
     endings = run_ranks(2, dsmath, ["train", str(run_file)])
-    assert errors_in(*endings) == ["error[checkpoint]: a file of the checkpoint is not what was saved"]
+    assert errors_in(*endings) == ["error[checkpoint]: a file of the checkpoint differs from what was saved"]
     assert [ending.code for ending in endings] == [78, 78]
     assert status_of(output)["exit_code"] == 78
 

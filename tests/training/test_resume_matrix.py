@@ -79,11 +79,11 @@ def save_again(run: Any, output: Path) -> None:
     """Load the newest checkpoint in this layout, and write what was loaded to `output`."""
     from megatron_dsmath.parallel.topology import initialize_topology
     from megatron_dsmath.training.job import open_job
-    from megatron_dsmath.training.resuming import newest, restore
+    from megatron_dsmath.training.resuming import choose_checkpoint, restore
     from tests.support.training import save_shards
 
     topology = initialize_topology(run.parallel, run.seed)
-    checkpoint = newest(run, topology)
+    checkpoint = choose_checkpoint(run, topology)
     job = open_job(run, topology, checkpoint)
     restore(job, checkpoint)
     save_shards(output / "shards", job.model_chunks, job.optimizer, topology)

@@ -153,7 +153,7 @@ def dies_and_goes_on(layout: str, ranks: int, rank: int, point: str, inputs: Pat
     count = 1 if point == "checkpoint.pruning" else 2  # the third save is the first to delete one
     with pytest.raises(RuntimeError, match=r"died|failed"):
         run_ranks(ranks, train_until_the_fault, run, f"kill:{point}:rank={rank}:count={count}")
-    assert store.newest(output / "checkpoints") is not None
+    assert store.newest_checkpoint(output / "checkpoints") is not None
     run_ranks(ranks, train_run, run)
     assert checkpoints_of(output) == SAVED
     for name in SAVED[1:]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_dsmath.checkpoint.store import newest_checkpoint
 from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.data.audit.audit import audit
@@ -23,7 +24,7 @@ from megatron_dsmath.errors import ConfigError, DataError, DsmathError
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.parallel.topology import initialize_topology
-from megatron_dsmath.training.inputs import newest_checkpoint, open_inputs
+from megatron_dsmath.training.inputs import open_inputs
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.step import forward_backward
 from tests.data.sft.sets import rows, small_set
@@ -237,19 +238,19 @@ def test_what_does_not_fit_is_refused_before_any_process_starts(what: str, folde
 def test_a_run_does_not_go_on_with_another_packing(folder: Path, undisturbed: Path) -> None:
     run = sft_run(folder, undisturbed, data__conversations__packing="best-fit")
     with pytest.raises(ConfigError, match=r"another data\.conversations\.packing"):
-        open_inputs(run, newest_checkpoint(run))
+        open_inputs(run, newest_checkpoint(Path(run.output)))
 
 
 def test_a_run_does_not_go_on_with_another_set(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     small_set(tmp_path, 61, sequence_length=LENGTH)
     run = sft_run(tmp_path, undisturbed)
     with pytest.raises(DataError, match="conversations were changed since the run first read them"):
-        open_inputs(run, newest_checkpoint(run))
+        open_inputs(run, newest_checkpoint(Path(run.output)))
 
 
 def test_a_set_that_was_moved_is_the_same_set(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = sft_run(Path(shutil.copytree(folder, tmp_path / "copy")), undisturbed)
-    assert open_inputs(run, newest_checkpoint(run)).state.step == 6
+    assert open_inputs(run, newest_checkpoint(Path(run.output))).state.step == 6
 
 
 def _replace(path: Path, old: str, new: str) -> None:
