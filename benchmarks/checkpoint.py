@@ -1,9 +1,9 @@
-"""How long training stands still for a checkpoint of 300M parameters, and how much slower it is while that is written.
+"""Measure how long a checkpoint of 300M parameters pauses training, and how much it slows steps during the write.
 
-Each layout saves a few times with the product's own Saver. What a save costs is held against one copy of as many bytes
-between warm buffers, done by all ranks at once; a step during the write, against a step without one, both the best of
-five. Both also in the ranks' own CPU seconds, which other work on the machine disturbs least.
-`python benchmarks/checkpoint.py`; 12 GB of memory and 16 GB of disk.
+Each layout saves several times with `Saver`. The pause is compared with a copy of the same number of bytes between warm
+buffers, by all ranks at once; a step during the write is compared with a step without one; best of five each. Both are
+also given in CPU seconds of the ranks, which other work on the machine affects least.
+`python benchmarks/checkpoint.py` needs 12 GB of memory and 16 GB of disk.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.support.runs import run_config
 
 COPIES_AT_MOST, SLOWER_AT_MOST = 2.0, 1.3
 ROUNDS = 5
-COPIED_BYTES = 1 << 28  # far beyond the caches
+COPIED_BYTES = 1 << 28  # much larger than the caches
 
 MODEL: dict[str, Any] = {
     "layers": 22,
@@ -62,11 +62,11 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 class Figures(NamedTuple):
-    """What one rank saw."""
+    """The measurements of one rank."""
 
     size_bytes: int
     copy: tuple[float, float]
-    """Wall and CPU seconds, as everywhere here."""
+    """Wall and CPU seconds, as in all pairs here."""
     first_save: tuple[float, float]
     later_saves: list[tuple[float, float]]
     write_seconds: float
@@ -75,7 +75,7 @@ class Figures(NamedTuple):
 
 
 def measure(run: RunConfig) -> Figures:
-    """Train and save in this rank."""
+    """Train and save on this rank."""
     opened = training.start(run)
     directory = RunDirectory(Path(run.output))
     if opened.topology.rank == 0:
@@ -94,7 +94,7 @@ def measure(run: RunConfig) -> Figures:
     )
     buffers = torch.ones(COPIED_BYTES, dtype=torch.uint8), torch.zeros(COPIED_BYTES, dtype=torch.uint8)
     alone = best([timed_step(opened, number) for number in range(ROUNDS + 1)][1:])
-    with Saver(job, raised) as saver:
+    with Saver(job, raise_error) as saver:
         saves: list[tuple[float, float]] = []
         copies: list[tuple[float, float]] = []
         disturbed: list[tuple[float, float]] = []
@@ -109,7 +109,7 @@ def measure(run: RunConfig) -> Figures:
             while saver.is_writing:
                 seconds = timed_step(opened, step)
                 saver.poll()
-                if saver.is_writing:  # all of the step fell into the write
+                if saver.is_writing:  # the write lasted for the whole step
                     disturbed.append(seconds)
             writes.append(time.perf_counter() - started)
             copies.append(timed_copy(saver.size_bytes, *buffers))
@@ -117,26 +117,26 @@ def measure(run: RunConfig) -> Figures:
     return Figures(size_bytes, best(copies[1:]), saves[0], saves[1:], min(writes), alone, best(disturbed))
 
 
-def raised(_: int, error: OutputError) -> None:
-    """A save that fails is the benchmark's end."""
+def raise_error(_: int, error: OutputError) -> None:
+    """End the benchmark if a save fails."""
     raise error
 
 
-def gather(run: RunConfig) -> list[tuple[float, float]]:
-    """The best wall and CPU seconds of listing what a rank saves: megatron-core's way, which gathers, and ours."""
+def list_saved_tensors(run: RunConfig) -> list[tuple[float, float]]:
+    """Best wall and CPU seconds to list the tensors that a rank saves: with megatron-core, which gathers, and ours."""
     opened = training.start(run)
     opened.step(0)
     weights = {"piece0": unwrap_decoder(opened.model_chunks[0]).sharded_state_dict(metadata=SHARDING)}
-    ways: list[Callable[[], object]] = [
+    functions: list[Callable[[], object]] = [
         lambda: opened.updater.sharded_state_dict(weights, is_loading=False, metadata=SHARDING),
         lambda: state_parts(opened.model_chunks, opened.updater),
     ]
     found: list[list[tuple[float, float]]] = [[], []]
     for _ in range(3):
-        for way, seconds in zip(ways, found, strict=True):
+        for function, seconds in zip(functions, found, strict=True):
             barrier()
             wall, cpu = time.perf_counter(), time.process_time()
-            way()
+            function()
             seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
     return [best(seconds) for seconds in found]
 
@@ -150,12 +150,12 @@ def timed_step(opened: training.Training, number: int) -> tuple[float, float]:
 
 
 def best(seconds: list[tuple[float, float]]) -> tuple[float, float]:
-    """Of the first rounds, the shortest wall time and the fewest CPU seconds."""
+    """The shortest wall and CPU times of the first rounds."""
     return min(wall for wall, _ in seconds[:ROUNDS]), min(cpu for _, cpu in seconds[:ROUNDS])
 
 
 def timed_copy(size_bytes: int, source: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
-    """Wall and CPU seconds of copying so many bytes between warm buffers, while all ranks do: as long as a save."""
+    """Wall and CPU seconds to copy that many bytes between warm buffers on all ranks at the same time."""
     barrier()
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, size_bytes, COPIED_BYTES):
@@ -165,12 +165,12 @@ def timed_copy(size_bytes: int, source: torch.Tensor, target: torch.Tensor) -> t
 
 
 def main() -> int:
-    """Print a line a layout; exit 1 where a bar is missed."""
+    """Print the measurements of each layout; returns 1 if a limit is exceeded."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--only", default="", help="layouts whose name contains this")
+    options.add_argument("--only", default="", help="measure only layouts whose name contains this")
     options.add_argument("--layers", type=int, default=MODEL["layers"])
     arguments = options.parse_args()
-    runs = {name: of_layout(overrides, arguments.layers) for name, (_, overrides) in LAYOUTS.items()}
+    runs = {name: build_run(overrides, arguments.layers) for name, (_, overrides) in LAYOUTS.items()}
     held = True
     for name, (ranks, _) in LAYOUTS.items():
         if arguments.only not in name:
@@ -180,16 +180,16 @@ def main() -> int:
             figures: list[Figures] = run_ranks(ranks, measure, run, timeout_seconds=600)
         held &= report(name, run.model.parameters, figures)
     if arguments.only in "gather":
-        run = of_layout({}, layers=2)  # megatron-core's way takes too much memory for all layers
-        theirs, own = run_ranks(2, gather, run)[0]
-        print(f"DP2, {run.model.parameters / 1e6:.0f}M parameters: listing what is to be saved")
-        print(f"  megatron-core's, which gathers: {theirs[0]:.2f} s, {theirs[1]:.2f} CPU seconds")
-        print(f"  ours, which does not: {own[0]:.3f} s, {own[1]:.3f} CPU seconds; load {os.getloadavg()[0]:.1f}")
+        run = build_run({}, layers=2)  # megatron-core's way takes too much memory for all layers
+        reference, own = run_ranks(2, list_saved_tensors, run)[0]
+        print(f"DP2, {run.model.parameters / 1e6:.0f}M parameters: listing the tensors to save")
+        print(f"  megatron-core, with gathering: {reference[0]:.2f} s, {reference[1]:.2f} CPU seconds")
+        print(f"  ours, without: {own[0]:.3f} s, {own[1]:.3f} CPU seconds; load {os.getloadavg()[0]:.1f}")
     return 0 if held else 1
 
 
-def of_layout(overrides: dict[str, Any], layers: int) -> RunConfig:
-    """The benchmark's run; two short sequences a step, so that a step is short against the write."""
+def build_run(overrides: dict[str, Any], layers: int) -> RunConfig:
+    """The run to measure; two short sequences per step make a step short compared with the write."""
     return run_config(
         **overrides,
         precision="bf16",
@@ -201,7 +201,7 @@ def of_layout(overrides: dict[str, Any], layers: int) -> RunConfig:
 
 
 def report(name: str, parameters: int, ranks: list[Figures]) -> bool:
-    """One layout's figures, those of the slowest rank; whether the bars hold."""
+    """Print the measurements of a layout, of its slowest rank; returns whether the limits hold."""
     saves = [best(rank.later_saves) for rank in ranks]
     copies, copies_cpu = (
         max(save[kind] / rank.copy[kind] for save, rank in zip(saves, ranks, strict=True)) for kind in (0, 1)
@@ -211,11 +211,9 @@ def report(name: str, parameters: int, ranks: list[Figures]) -> bool:
     )
     slowest = max(ranks, key=lambda rank: best(rank.later_saves))
     later = ", ".join(f"{wall:.2f}" for wall, _ in slowest.later_saves)
-    print(f"{name}: {parameters / 1e6:.0f}M parameters, {max(rank.size_bytes for rank in ranks) / 1e9:.2f} GB a rank")
-    print(f"  a save: first {slowest.first_save[0]:.2f} s, later {later} s; a copy {slowest.copy[0]:.2f} s")
-    print(
-        f"  training stands still for {copies:.2f} copies (at most {COPIES_AT_MOST:g}); {copies_cpu:.2f} in CPU seconds"
-    )
+    print(f"{name}: {parameters / 1e6:.0f}M parameters, {max(rank.size_bytes for rank in ranks) / 1e9:.2f} GB per rank")
+    print(f"  pause: first {slowest.first_save[0]:.2f} s, later {later} s; copy {slowest.copy[0]:.2f} s")
+    print(f"  pause / copy: {copies:.2f} (at most {COPIES_AT_MOST:g}); {copies_cpu:.2f} in CPU seconds")
     print(f"  written and published after {slowest.write_seconds:.1f} s")
     print(
         f"  a step during the write: {slowest.step_during_write[0]:.2f} s for {slowest.step[0]:.2f}, {slower:.2f} times"

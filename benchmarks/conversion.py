@@ -1,9 +1,9 @@
-"""Converting a model of DeepSeekMath's shape there and back: the same bytes, time, and memory above the imports.
+"""Convert a model of DeepSeekMath's shape to a checkpoint and back; compare the bytes, measure time and memory.
 
-Weights are random, written tensor by tensor. Each conversion is a `dsmath` process; its memory is the anonymous part
-of it and its children (`RssAnon`: what it owns, not the files it maps), sampled, less what the same command takes for
-a model of a few kilobytes, which is the imports. `python benchmarks/conversion.py --layers 30` is the 7B model and
-wants 42 GB of disk at `--folder`; with 2 layers it is 7.5 GB.
+Weights are random, written tensor by tensor. Each conversion is a `dsmath` process. Its memory is the sampled anonymous
+memory of the process and its children (`RssAnon`, without mapped files), minus that of the same command for a tiny
+model, which is the memory of the imported modules. `python benchmarks/conversion.py --layers 30` is the 7B model and
+needs 42 GB of disk in `--folder`; 2 layers need 7.5 GB.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_BYTES = 2.5e9
 
 
 def measure(*arguments: object) -> tuple[float, int, str]:
-    """Run `dsmath` with these arguments; returns seconds, the most anonymous bytes at a time, and what it printed."""
+    """Run `dsmath` with these arguments; returns seconds, the peak of anonymous bytes, and the output."""
     start = time.monotonic()
     command = [sys.executable, "-m", "megatron_dsmath", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -40,7 +40,7 @@ def measure(*arguments: object) -> tuple[float, int, str]:
 
 
 def anonymous_bytes(process: int) -> int:
-    """RssAnon of a process and its children; what has ended meanwhile counts nothing."""
+    """RssAnon of a process and its children; 0 for a process that has ended."""
     folder = Path(f"/proc/{process}")
     try:
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
@@ -52,10 +52,10 @@ def anonymous_bytes(process: int) -> int:
 
 
 def main() -> int:
-    """Print a line a conversion; returns 1 when bytes differ or memory is above the bound."""
+    """Print a line per conversion; returns 1 if bytes differ or memory exceeds the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=2, help="30 is the whole model (2)")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
+    parser.add_argument("--layers", type=int, default=2, help="30 is the 7B model (default: 2)")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="a folder with enough space")
     options = parser.parse_args()
     holds = True
     with tempfile.TemporaryDirectory(prefix="dsmath-conversion-", dir=options.folder) as name:
@@ -77,13 +77,13 @@ def main() -> int:
                 holds = holds and above < MOST_BYTES
                 print(
                     f"{verb} {' '.join(flags):<9} {seconds:6.1f} s, {size / 1e6 / seconds:5.0f} MB/s, anonymous memory "
-                    f"{above / 1e9:.2f} GB above the imports' {imports / 1e9:.2f} GB",
+                    f"{above / 1e9:.2f} GB above {imports / 1e9:.2f} GB of imported modules",
                     flush=True,
                 )
                 print(*(f"  {line}" for line in output.splitlines() if line.startswith("logits")), sep="\n", flush=True)
             files = [file.name for file in (root / "hf").glob("*.safetensors*")]
             same = filecmp.cmpfiles(root / "hf", root / "back", files, shallow=False)[0]
-            print(f"{len(same)} of {len(files)} files back with the same bytes", flush=True)
+            print(f"{len(same)} of {len(files)} files have the same bytes", flush=True)
             holds = holds and sorted(same) == sorted(files)
             for folder in ("checkpoint", "back", "small", "small_back"):
                 shutil.rmtree(root / folder)

@@ -1,6 +1,6 @@
-"""What `parallel.recompute` saves and costs: one microbatch forward and backward on one CPU core, at three settings.
+"""Measure memory and time of `parallel.recompute`: one microbatch forward and backward on one CPU core, 3 settings.
 
-Each setting runs in a process of its own, so that its peak is its own. `python benchmarks/recompute.py`.
+Each setting runs in a separate process to measure its peak memory. `python benchmarks/recompute.py`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SETTINGS = ("none", "selective", "full")
 MIB = 2**20
 
 
-def run_of(precision: str, recompute: str) -> RunConfig:
-    """A LLaMA of 64-channel heads, one sequence a microbatch."""
+def build_run(precision: str, recompute: str) -> RunConfig:
+    """A LLaMA with heads of 64 channels and one sequence per microbatch."""
     return run_config(
         precision=precision,
         parallel__recompute=recompute,
@@ -49,15 +49,15 @@ def run_of(precision: str, recompute: str) -> RunConfig:
     )
 
 
-class Kept:
-    """The storages that autograd holds for the backward pass, parameters aside."""
+class SavedTensors:
+    """The storages that autograd saves for the backward pass, without parameters."""
 
     def __init__(self, parameters: list[torch.Tensor]) -> None:
         self.storages: dict[int, int] = {}
         self._parameters = {tensor.untyped_storage().data_ptr() for tensor in parameters}
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Count what a node saves; what it saves stays as it is."""
+        """Record the storage of a saved tensor, which is returned unchanged."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._parameters:
             self.storages[storage.data_ptr()] = storage.nbytes()
@@ -65,20 +65,20 @@ class Kept:
 
 
 def measure(precision: str, recompute: str, rounds: int) -> dict[str, float]:
-    """CPU seconds (best of `rounds`), MiB kept when the forward pass ends, MiB by which the process grew at most."""
+    """CPU seconds (best of `rounds`), MiB saved at the end of the forward pass, and peak growth in MiB."""
     torch.set_num_threads(1)
-    run = run_of(precision, recompute)
+    run = build_run(precision, recompute)
     topology = initialize_topology(run.parallel, run.seed)
     model_chunks = decoder.build(run, topology)
     decoder.load_weights(model_chunks, run.model, topology, decoder.WeightsFromSeed(run.model, run.seed))
     reduced = gradients.wrap_data_parallel(run, model_chunks, topology.data_size)
     tokens = torch.randint(0, VOCABULARY, (1, SEQUENCE + 1), generator=torch.Generator().manual_seed(1))
     batch = DeviceBatch(tokens, torch.ones(1, SEQUENCE), torch.zeros(1, 1, 1).long(), torch.zeros(1).long(), None)
-    kept = Kept([parameter for chunk in model_chunks for parameter in chunk.parameters()])
+    kept = SavedTensors([parameter for chunk in model_chunks for parameter in chunk.parameters()])
     found: dict[str, float] = {}
 
     def loss_of(nats: torch.Tensor, microbatch: DeviceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        found.setdefault("kept_mib", sum(kept.storages.values()) / MIB)  # what the backward pass recomputes comes later
+        found.setdefault("kept_mib", sum(kept.storages.values()) / MIB)  # before the backward pass
         return sum_by_group(nats, microbatch, 1)
 
     def step() -> None:
@@ -87,9 +87,9 @@ def measure(precision: str, recompute: str, rounds: int) -> dict[str, float]:
         run_microbatches(reduced, [batch], loss_of, backward=True)
 
     for chunk in reduced:
-        chunk.zero_grad_buffer()  # touches the gradients' memory, so that it does not count
+        chunk.zero_grad_buffer()  # allocates the gradients' memory, which is not measured
     before = _resident_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
         step()
     found["peak_mib"] = _resident_mib("VmHWM") - before
@@ -117,9 +117,7 @@ def main() -> None:
         print(json.dumps(measure(precision, recompute, arguments.rounds)))
         return
     print(f"{LAYERS} layers, hidden {HIDDEN}, {SEQUENCE} tokens, one thread, load average {os.getloadavg()[0]:.2f}")
-    print(
-        "| precision | recompute | kept after the forward pass | peak above the weights | CPU seconds | against none |"
-    )
+    print("| precision | recompute | kept after the forward pass | peak | CPU seconds | relative to none |")
     print("|---|---|---|---|---|---|")
     for precision in ("fp32", "bf16"):
         seconds_of_none = 0.0

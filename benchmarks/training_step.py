@@ -1,7 +1,7 @@
-"""Training throughput of one CPU core, side by side: ours, transformers' Llama, stock megatron-core.
+"""Compare the training throughput of one CPU core: our step, transformers' Llama, and unmodified megatron-core.
 
-All contestants have one shape, one batch, one precision, AdamW and clipping; they take turns in one process, and the
-best of the rounds counts, in CPU seconds, which other work on the machine disturbs least.
+All have the same shape, batch, precision, AdamW and clipping. They alternate in one process; the result is the best
+round in CPU seconds, which other work on the machine affects least.
 `python benchmarks/training_step.py`, or `make bench`.
 """
 
@@ -34,7 +34,7 @@ Step = Callable[[], float]
 
 @dataclass(frozen=True)
 class Case:
-    """A shape to train, and how fast we must be."""
+    """A model to train, and the required ratio of throughputs."""
 
     name: str
     run: RunConfig
@@ -43,7 +43,7 @@ class Case:
 
 
 def case(name: str, against: str, at_least: float, sequence: int, hidden: int, layers: int, precision: str) -> Case:
-    """A LLaMA of 64-channel heads, trained on two sequences a step."""
+    """A LLaMA with heads of 64 channels, trained on two sequences per step."""
     run = run_config(
         precision=precision,
         model={
@@ -75,7 +75,7 @@ CASES = (
 
 
 def ours(run: RunConfig, tokens: torch.Tensor, topology: Topology) -> Step:
-    """The product's own step."""
+    """The training step of this package."""
     model_chunks = decoder.build(run, topology)
     decoder.load_weights(model_chunks, run.model, topology, decoder.WeightsFromSeed(run.model, run.seed))
     reduced = gradients.wrap_data_parallel(run, model_chunks, topology.data_size)
@@ -101,7 +101,7 @@ def ours(run: RunConfig, tokens: torch.Tensor, topology: Topology) -> Step:
 
 
 def stock(run: RunConfig, tokens: torch.Tensor, topology: Topology) -> Step:
-    """The same loop over megatron-core's own layers, as `get_gpt_layer_local_spec` gives them."""
+    """The same step with megatron-core's own layers, from `get_gpt_layer_local_spec`."""
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
@@ -114,17 +114,17 @@ def stock(run: RunConfig, tokens: torch.Tensor, topology: Topology) -> Step:
         own_init(self, **{**arguments, "position_embedding_type": "rope"})
 
     with patch.object(transformer, "_layers", layers), patch.object(GPTModel, "__init__", with_own_positions):
-        made = ours(run, tokens, topology)
+        step_with_stock_layers = ours(run, tokens, topology)
 
     def step() -> float:
         with patch.object(transformer.Decoder, "compute_language_model_loss", own_loss):
-            return made()
+            return step_with_stock_layers()
 
     return step
 
 
 def transformers_llama(run: RunConfig, tokens: torch.Tensor, topology: Topology) -> Step:
-    """What a user would write around transformers' Llama; in bf16 with fp32 master weights, as autocast keeps them."""
+    """A plain training step with transformers' Llama; in bf16 with autocast and fp32 weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = run.model
@@ -162,11 +162,11 @@ def transformers_llama(run: RunConfig, tokens: torch.Tensor, topology: Topology)
     return step
 
 
-CONTESTANTS = {"ours": ours, "transformers": transformers_llama, "stock megatron-core": stock}
+IMPLEMENTATIONS = {"ours": ours, "transformers": transformers_llama, "stock megatron-core": stock}
 
 
 def main() -> int:
-    """Print a table; exit 1 where a ratio is below what we hold ourselves to."""
+    """Print a table; returns 1 if a ratio is below the required one."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--only", default="")
@@ -183,7 +183,7 @@ def main() -> int:
         shape = (sequences, entry.run.data.sequence_length + 1)
         tokens = torch.randint(0, entry.run.model.vocabulary_size, shape, generator=generator)
         names = ["ours", "transformers"] + (["stock megatron-core"] if "stock" in entry.against else [])
-        steps = {name: CONTESTANTS[name](entry.run, tokens, topology) for name in names}
+        steps = {name: IMPLEMENTATIONS[name](entry.run, tokens, topology) for name in names}
         best = dict.fromkeys(steps, float("inf"))
         for turn in range(arguments.rounds + 1):
             for name, step in steps.items():
@@ -194,7 +194,9 @@ def main() -> int:
         rates = {name: entry.run.tokens_per_step / seconds for name, seconds in best.items()}
         ratio = rates["ours"] / rates[entry.against]
         held &= ratio >= entry.at_least
-        print(f"{entry.name}: " + ", ".join(f"{name} {rate:,.0f} tokens a CPU second" for name, rate in rates.items()))
+        print(
+            f"{entry.name}: " + ", ".join(f"{name} {rate:,.0f} tokens per CPU second" for name, rate in rates.items())
+        )
         print(f"  ours / {entry.against}: {ratio:.2f} (at least {entry.at_least})  load {os.getloadavg()[0]:.2f}")
     return 0 if held else 1
 

@@ -1,4 +1,4 @@
-"""What ranks tell each other outside the model: sums, one rank's word, a stop that all agree on."""
+"""Communication of all ranks outside the model: sums, flags and Python objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_dsmath.parallel.topology import Topology
 def sum_reports(reports: list[torch.Tensor], shape: tuple[int, ...], topology: Topology) -> torch.Tensor:
     """The sum over all microbatches of all ranks, on every rank; [shape] in fp64.
 
-    The last stage's tensor-parallel ranks each hold the same reports, so the first of them speaks for all.
+    Tensor-parallel ranks of the last stage have equal reports, so only the first of them adds its reports.
     """
     total = _own_sum(reports, shape, topology)
     dist.all_reduce(total)
@@ -24,12 +24,12 @@ def sum_reports(reports: list[torch.Tensor], shape: tuple[int, ...], topology: T
 def sum_reports_and_norm(
     reports: list[torch.Tensor], shape: tuple[int, ...], norm: float, topology: Topology
 ) -> tuple[torch.Tensor, float]:
-    """`sum_reports`, and with the same collective the gradient norm that all ranks go by.
+    """`sum_reports` and, in the same collective, the gradient norm that all ranks use.
 
-    That is rank 0's, unless some rank's is no finite number: then the agreed one is none either.
+    It is that of rank 0, or NaN or infinite if the norm of any rank is not finite.
     """
-    spoken = norm if topology.rank == 0 or not math.isfinite(norm) else 0.0
-    last = torch.tensor([spoken], dtype=torch.float64, device=topology.device)
+    own_norm = norm if topology.rank == 0 or not math.isfinite(norm) else 0.0
+    last = torch.tensor([own_norm], dtype=torch.float64, device=topology.device)
     words = torch.cat([_own_sum(reports, shape, topology).flatten(), last])
     dist.all_reduce(words)
     words = words.cpu()
@@ -43,14 +43,14 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def true_on_any_rank(flag: bool, topology: Topology) -> bool:
-    """True on every rank if it is on one."""
+    """Whether `flag` is true on any rank."""
     flags = torch.tensor([float(flag)], device=topology.device)
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     return bool(flags.item())
 
 
 def gather_objects(value: Any, topology: Topology) -> list[Any]:
-    """Every rank's value, on every rank, in the order of ranks."""
+    """The values of all ranks, in order, on every rank."""
     values: list[Any] = [None] * topology.world_size
     dist.all_gather_object(values, value)
     return values
