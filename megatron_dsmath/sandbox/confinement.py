@@ -1,4 +1,4 @@
-"""This process, stripped of all that a model's program must not have: for good, and before its first line runs."""
+"""Confine this process permanently, before the first line of a model's program runs."""
 
 from __future__ import annotations
 
@@ -28,45 +28,45 @@ def is_supported() -> bool:
 
 
 def leave_namespaces() -> bool:
-    """Leave the machine's network and users behind, where the kernel lets anybody; a second wall behind seccomp."""
+    """Enter new user, network and IPC namespaces; False if the kernel forbids it. Only an addition to seccomp."""
     return bool(_LIBC.unshare(_NAMESPACES) == 0)
 
 
 class Confinement:
-    """What a program may touch, made ready once; each fork is then left with it. Raises OSError."""
+    """The restrictions of a program, prepared once and applied in each fork. Raises OSError."""
 
     def __init__(self, scratch: Path) -> None:
-        self._files = landlock.Domain(_readable(), scratch)
+        self._files = landlock.Ruleset(_readable_paths(), scratch)
         self._calls = system_calls.Filter()
 
-    def enter(self, limits: Limits) -> None:
-        """Give up resources, capabilities, files and system calls. Raises OSError where any of it does not hold."""
+    def apply(self, limits: Limits) -> None:
+        """Limit this process's resources, capabilities, files and system calls. Raises OSError if any of it fails."""
         _limit_resources(limits)
         if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "the process cannot be kept from new privileges")
-        self._files.enter()
+            raise OSError(ctypes.get_errno(), "the process cannot give up new privileges")
+        self._files.apply()
         _drop_capabilities()
-        self._calls.enter()
+        self._calls.apply()
 
 
-def _readable() -> list[Path]:
-    """Where Python finds its modules and the system its shared libraries; no home, no /etc, no /proc, no data."""
+def _readable_paths() -> list[Path]:
+    """Python's modules and the system's shared libraries. Not home directories, /etc, /proc or data."""
     modules = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     libraries = {Path(sys.base_prefix) / "lib", *map(Path, ("/lib", "/lib64", "/usr/lib", "/usr/lib64"))}
     return sorted({*modules, *libraries, Path("/dev/null"), Path("/dev/urandom"), Path("/usr/share/zoneinfo")})
 
 
 def _limit_resources(limits: Limits) -> None:
-    held_bytes = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    used_bytes = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     processor_seconds = math.ceil(limits.timeout_seconds) + 1
-    for kind, most in (
-        (resource.RLIMIT_AS, held_bytes + (limits.memory_mib << 20)),
+    for kind, limit in (
+        (resource.RLIMIT_AS, used_bytes + (limits.memory_mib << 20)),
         (resource.RLIMIT_CPU, processor_seconds),
         (resource.RLIMIT_FSIZE, limits.disk_bytes),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(kind, (most, most))
+        resource.setrlimit(kind, (limit, limit))
 
 
 def _drop_capabilities() -> None:

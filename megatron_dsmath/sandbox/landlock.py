@@ -1,4 +1,4 @@
-"""Which files a program may touch, as a Landlock domain (linux/landlock.h); it holds for root as well."""
+"""Restrict the files a process may use with Landlock (linux/landlock.h). The restriction applies to root too."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SCRATCH = _READ | _WRITE_FILE | _REMOVE_DIRECTORY | _REMOVE_FILE | _MAKE_DIRECT
 
 
 def version() -> int:
-    """The kernel's version of Landlock; 0 where there is none. 1 came with Linux 5.13."""
+    """The kernel's Landlock ABI version; 0 without Landlock. Version 1 came with Linux 5.13."""
     found = int(_LIBC.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(_VERSION)))
     return max(found, 0)
 
 
-class Domain:
-    """The trees `readable` to read and `scratch` to write, ready for any process to be left with. Raises OSError."""
+class Ruleset:
+    """A Landlock ruleset: the trees `readable` may be read and `scratch` written, nothing else. Raises OSError."""
 
     def __init__(self, readable: Iterable[Path], scratch: Path) -> None:
         abi = version()
@@ -44,8 +44,8 @@ class Domain:
                 self._allow(path, (_READ if path.is_dir() else _READ_FILE) & files)
         self._allow(scratch, _SCRATCH & files)
 
-    def enter(self) -> None:
-        """Leave this process nothing else, for good. It must have given up new privileges. Raises OSError."""
+    def apply(self) -> None:
+        """Apply the rules to this process permanently. It must have no_new_privs set. Raises OSError."""
         _call(_RESTRICT_SELF, ctypes.c_int(self.descriptor), ctypes.c_uint(0))
 
     def _allow(self, path: Path, rights: int) -> None:

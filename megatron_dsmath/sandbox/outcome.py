@@ -1,23 +1,23 @@
-"""What a program may use, and how it ended."""
+"""The limits of a program, and how it ended."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 Verdict = Literal["ok", "error", "timeout", "memory", "output", "denied", "disk"]
 
 
 class Limits(NamedTuple):
-    """What one program may use; beyond it, the verdict names what it wanted too much of."""
+    """The limits of one program. A program that exceeds one ends with the verdict of its name."""
 
     timeout_seconds: float = 10.0
-    """Wall time; the processor time is limited to the same, rounded up."""
+    """Wall time. CPU time has the same limit, rounded up."""
     memory_mib: int = 1024
-    """Address space beyond what the interpreter holds when the program begins."""
+    """Address space in addition to what the interpreter uses when the program starts."""
     output_bytes: int = 64 << 10
-    """Of standard output, and as much again of standard error."""
+    """Of standard output; standard error has the same limit."""
     disk_bytes: int = 16 << 20
-    """In all files of the scratch directory together."""
+    """Total size of the files in the scratch directory."""
     files: int = 256
     """Entries of the scratch directory, at any depth."""
 
@@ -26,17 +26,13 @@ class Outcome(NamedTuple):
     """How a program ended."""
 
     verdict: Verdict
-    """ok: it ended by itself; error: an exception, or a crash; denied: it asked for what no program gets; timeout,
-    memory, output, disk: a limit."""
+    """ok: exit code 0; error: an exception, an exit code or a crash; denied: a forbidden operation; else the limit that
+    was exceeded."""
     stdout: str
-    """What it printed, up to the limit; bytes that are not UTF-8 are replaced."""
+    """Standard output up to the limit; invalid UTF-8 is replaced."""
     stderr: str
-    """What it wrote to standard error, a traceback included, up to the limit."""
+    """Standard error up to the limit, with the traceback."""
     error: str
-    """One line on why it did not end well, as the last line of a traceback; empty where it did."""
+    """One line about the error, such as the last line of the traceback; empty for ok."""
     seconds: float
     """Wall time."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return self._asdict()

@@ -1,6 +1,6 @@
-"""The system calls a program may make, as a seccomp filter; every other one fails with EPERM.
+"""A seccomp filter with the system calls a program may make. Every other call fails with EPERM.
 
-An allow-list: a call that a later kernel adds is refused until somebody looked at it. Numbers are those of
+It is an allow-list, so calls that later kernels add are refused. The numbers are those of
 linux/arch/x86/entry/syscalls/syscall_64.tbl and asm-generic/unistd.h (aarch64).
 """
 
@@ -11,8 +11,8 @@ import platform
 import struct
 from collections.abc import Iterable, Sequence
 
-# name: (x86_64, aarch64). No fork, clone, exec, socket, kill, ptrace, mount, chmod, chown, no times or attributes of
-# files, no memory that RLIMIT_AS does not count. Which files may be opened or removed is Landlock's part.
+# name: (x86_64, aarch64). Without fork, clone, exec, socket, kill, ptrace, mount, chmod, chown, changes of file times
+# or attributes, and memory that RLIMIT_AS does not count. Landlock decides which files may be opened or removed.
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63),
     "write": (1, 64),
@@ -101,11 +101,15 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "exit_group": (231, 94),
 }
 
-# name: numbers, which argument is looked at, what it may be. fcntl could make the kernel signal another process
-# (F_SETOWN), ioctl likewise (FIOSETOWN); prlimit64 may ask for limits, with no new ones at its third argument.
+# name: numbers, index of the checked argument, its allowed values. Other commands of fcntl (F_SETOWN) and ioctl
+# (FIOSETOWN) can make the kernel signal another process. prlimit64 may read limits: its third argument must be null.
 _BY_ARGUMENT: dict[str, tuple[tuple[int, int], int, tuple[int, ...]]] = {
-    "fcntl": ((72, 25), 1, (0, 1, 2, 3, 4, 5, 1030)),  # duplicate, flags of descriptor and file, ask for a lock
-    "ioctl": ((16, 29), 1, (0x5401, 0x5413, 0x5421, 0x5450, 0x5451)),  # terminal? its size; non-blocking, close on exec
+    "fcntl": ((72, 25), 1, (0, 1, 2, 3, 4, 5, 1030)),  # duplicate, descriptor and file flags, query a lock
+    "ioctl": (
+        (16, 29),
+        1,
+        (0x5401, 0x5413, 0x5421, 0x5450, 0x5451),
+    ),  # terminal attributes and size, non-blocking, close-on-exec
     "prlimit64": ((302, 261), 2, (0,)),
 }
 
@@ -118,29 +122,29 @@ _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 
 
 def is_supported() -> bool:
-    """Whether this processor's numbers are known."""
+    """Whether the system call numbers of this processor are known."""
     return platform.machine() in _ARCHITECTURES
 
 
 class Filter:
-    """The filter for this processor, ready for any process to be put under."""
+    """The filter for this processor, which any process can apply to itself."""
 
     def __init__(self) -> None:
-        code = _program(platform.machine())
+        code = _filter_code(platform.machine())
         self._code = ctypes.create_string_buffer(code, len(code))
         self._program = _FilterProgram(len(code) // 8, ctypes.cast(self._code, ctypes.c_void_p))
 
-    def enter(self) -> None:
-        """Put this process under the filter, for good. It must have given up new privileges. Raises OSError."""
+    def apply(self) -> None:
+        """Apply the filter to this process permanently. It must have no_new_privs set. Raises OSError."""
         if _LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(self._program), 0, 0):
-            raise OSError(ctypes.get_errno(), "seccomp is not to be had")
+            raise OSError(ctypes.get_errno(), "seccomp is not available")
 
 
 class _FilterProgram(ctypes.Structure):  # struct sock_fprog
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def _program(machine: str) -> bytes:
+def _filter_code(machine: str) -> bytes:
     column, architecture = _ARCHITECTURES[machine]
     code = [*_only_if(_ARCH, [architecture], otherwise=_KILL), _instruction(_LOAD, _NUMBER)]
     for numbers in ALLOWED.values():
@@ -156,10 +160,10 @@ def _program(machine: str) -> bytes:
 
 
 def _only_if(offset: int, values: Sequence[int], otherwise: int) -> Iterable[bytes]:
-    """Go on behind these instructions if the word at `offset` is one of `values`."""
+    """Instructions that continue after their end if the word at `offset` is one of `values`; otherwise return."""
     yield _instruction(_LOAD, offset)
-    for place, value in enumerate(values):
-        yield _instruction(_EQUAL, value, len(values) - place, 0)
+    for index, value in enumerate(values):
+        yield _instruction(_EQUAL, value, len(values) - index, 0)
     yield _instruction(_RETURN, otherwise)
 
 

@@ -1,4 +1,4 @@
-"""Programs that want out, or too much: name -> (program, verdicts that are right for it)."""
+"""Programs that try to leave the sandbox or to exceed its limits: name -> (program, correct verdicts)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROGRAMS: dict[str, tuple[str, set[str]]] = {
     "exec": ("import os\nos.execv('/bin/sh', ['sh'])", {"denied"}),
     # more memory, disk, time, output, files
     "memory bomb": ("x = []\nwhile True: x.append('x' * (1 << 20))", {"memory"}),
-    "memory in one piece": ("bytearray(1 << 40)", {"memory"}),
+    "memory in one block": ("bytearray(1 << 40)", {"memory"}),
     "memory by numpy": ("import numpy\nnumpy.ones(1 << 36)", {"memory"}),
     "anonymous file": ("import os\nos.memfd_create('x')", {"denied"}),
     "shared memory": (CALL + "call(29, 0, 1 << 30, 0o1600)", {"denied"}),
@@ -31,8 +31,8 @@ PROGRAMS: dict[str, tuple[str, set[str]]] = {
         "for i in range(10**6):\n with open(str(i), 'wb') as f: f.write(b'x' * 10**6)",
         {"disk"},
     ),
-    "files without content": ("for i in range(10**6): open(str(i), 'w').close()", {"disk"}),
-    "a hole of a terabyte": ("open('x', 'wb').truncate(1 << 40)", {"disk"}),
+    "empty files": ("for i in range(10**6): open(str(i), 'w').close()", {"disk"}),
+    "a sparse file of a terabyte": ("open('x', 'wb').truncate(1 << 40)", {"disk"}),
     "open files": ("x = [open('/dev/null') for _ in range(10**6)]", {"error"}),
     "endless loop": ("while True: pass", {"timeout"}),
     "endless sleep": ("import time\ntime.sleep(1e6)", {"timeout"}),
@@ -82,7 +82,7 @@ PROGRAMS: dict[str, tuple[str, set[str]]] = {
     "name lookup": ("import urllib.request\nurllib.request.urlopen('http://example.org')", {"denied", "error"}),
     "local socket": ("import socket\nsocket.socketpair()", {"denied"}),
     "signal to the parent": ("import os\nos.kill(os.getppid(), 9)", {"denied"}),
-    "signal to everybody": ("import os\nos.kill(-1, 9)", {"denied"}),
+    "signal to every process": ("import os\nos.kill(-1, 9)", {"denied"}),
     "signal by the kernel": ("import fcntl, os\nfcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())", {"denied"}),
     "ptrace": (CALL + "import os\ncall(101, 16, os.getppid(), 0, 0)", {"denied"}),
     "memory of another process": (CALL + "import os\ncall(310, os.getppid(), 0, 0, 0, 0, 0)", {"denied"}),
@@ -95,8 +95,8 @@ PROGRAMS: dict[str, tuple[str, set[str]]] = {
     "namespaces": (CALL + "call(272, 0x10000000)", {"denied"}),
     "kernel programs": (CALL + "call(321, 0, 0, 0)", {"denied"}),
     "io_uring": (CALL + "call(425, 8, 0)", {"denied"}),
-    # ways to end
-    "left without a word": ("import os\nos._exit(0)", {"error"}),
+    # ways to exit
+    "exit without a report": ("import os\nos._exit(0)", {"error"}),
     "crash": ("import ctypes\nctypes.string_at(0)", {"error"}),
     "abort": ("import os\nos.abort()", {"error"}),
     "waiting for input": ("input()", {"error"}),

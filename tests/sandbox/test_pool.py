@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not confinement.is_supported(), reason="this mac
 
 
 def limits_for(verdicts: set[str]) -> Limits:
-    """Short where a timeout is what we wait for; else long enough for a busy machine."""
+    """Short if a timeout is expected; otherwise long enough for a busy machine."""
     return Limits(timeout_seconds=1 if "timeout" in verdicts else 30, memory_mib=256)
 
 
@@ -40,7 +40,7 @@ def victim(tmp_path: Path) -> Path:
     return file
 
 
-def prepared(program: str, victim: Path) -> str:
+def with_paths(program: str, victim: Path) -> str:
     return program.replace("{victim_folder}", str(victim.parent)).replace("{victim}", str(victim))
 
 
@@ -51,7 +51,7 @@ def test_a_hostile_program_gets_its_verdict_and_the_next_one_runs(name: str, san
         pytest.skip("its system calls are numbered for x86-64")
     before = victim.stat()
 
-    outcome = sandbox.run(prepared(program, victim), limits=limits_for(verdicts))
+    outcome = sandbox.run(with_paths(program, victim), limits=limits_for(verdicts))
 
     assert outcome.verdict in verdicts, outcome
     assert "xyzzy" not in outcome.stdout + outcome.stderr
@@ -62,7 +62,7 @@ def test_a_hostile_program_gets_its_verdict_and_the_next_one_runs(name: str, san
     assert sandbox.run("print(6 * 7)").stdout == "42\n"
 
 
-def test_a_program_finds_nothing_of_an_earlier_one(sandbox: Sandbox) -> None:
+def test_a_program_finds_no_files_or_state_of_an_earlier_one(sandbox: Sandbox) -> None:
     deep = "import os\nfor _ in range(100): os.mkdir('d', 0o000 if _ == 99 else 0o700); _ == 99 or os.chdir('d')"
     assert sandbox.run(deep + "\nimport sys; sys.leftover = 1").verdict == "ok"
     found = sandbox.run("import os, sys\nprint(os.listdir('.'), hasattr(sys, 'leftover'))")
@@ -81,7 +81,7 @@ print(open("notes.txt").read(), int(numpy.arange(5).sum()), fractions.Fraction(1
     assert sandbox.run(program).stdout == "[-sqrt(2), sqrt(2)] 10 1/3\n"
 
 
-def test_chance_is_the_same_each_time(sandbox: Sandbox) -> None:
+def test_random_numbers_are_the_same_each_time(sandbox: Sandbox) -> None:
     program = "import random, numpy\nprint(random.random(), numpy.random.rand(), list({'a', 'b', 'c', 'd'}))"
     first = sandbox.run(program).stdout
     assert first and sandbox.run(program).stdout == first
@@ -89,29 +89,29 @@ def test_chance_is_the_same_each_time(sandbox: Sandbox) -> None:
         assert another.run(program).stdout == first
 
 
-def test_the_traceback_begins_in_the_program(sandbox: Sandbox) -> None:
+def test_the_traceback_starts_in_the_program(sandbox: Sandbox) -> None:
     outcome = sandbox.run("def half(n):\n    return n / 0\nhalf(1)")
     assert outcome.verdict == "error"
     assert outcome.error == "ZeroDivisionError: division by zero"
     assert outcome.stderr.splitlines()[1].strip() == 'File "program.py", line 3, in <module>'
 
 
-def test_the_environment_holds_nothing_of_ours(sandbox: Sandbox) -> None:
+def test_the_environment_has_none_of_our_variables(sandbox: Sandbox) -> None:
     outcome = sandbox.run("import os\nprint(sorted(os.environ))")
     assert outcome.verdict == "ok"
-    assert not {"HOME", "USER", "WANDB_API_KEY", "DSMATH_TEST_SECRET"} & set(eval_list(outcome.stdout))
+    assert not {"HOME", "USER", "WANDB_API_KEY", "DSMATH_TEST_SECRET"} & set(listed_names(outcome.stdout))
 
 
-def eval_list(text: str) -> list[str]:
+def listed_names(text: str) -> list[str]:
     return [part.strip(" '") for part in text.strip("[]\n").split(",")]
 
 
-def test_programs_run_side_by_side() -> None:
+def test_programs_run_in_parallel() -> None:
     with Sandbox(workers=2) as sandbox:
         list(sandbox.run_all([("", "")] * 4))
         started = time.monotonic()
         outcomes = list(sandbox.run_all([("import time; time.sleep(1.5); print(input())", str(n)) for n in range(4)]))
-        assert time.monotonic() - started < 5.9  # one after the other, 6 s of sleep alone
+        assert time.monotonic() - started < 5.9  # in sequence, the sleeps alone would take 6 s
     assert [outcome.stdout for outcome in outcomes] == [f"{n}\n" for n in range(4)]
 
 
@@ -127,14 +127,14 @@ def test_an_interpreter_that_dies_is_replaced() -> None:
         assert sandbox.run("print(1)").verdict == "ok"
 
 
-def test_without_landlock_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_landlock_no_program_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confinement.landlock, "version", lambda: 0)
-    with pytest.raises(SandboxError, match="cannot be run safely"):
+    with pytest.raises(SandboxError, match="cannot run a model's programs safely"):
         Sandbox(workers=1)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_an_ordinary_user_is_contained_as_well(tmp_path: Path, victim: Path) -> None:
+def test_programs_of_an_ordinary_user_are_confined_too(tmp_path: Path, victim: Path) -> None:
     script = tmp_path / "as_user.py"
     script.write_text(
         "import json, sys\n"
@@ -151,14 +151,14 @@ def test_an_ordinary_user_is_contained_as_well(tmp_path: Path, victim: Path) -> 
     import json
 
     names = [name for name, (program, _) in PROGRAMS.items() if "syscall" not in program]
-    programs = json.dumps([[prepared(PROGRAMS[name][0], victim), limits_for(PROGRAMS[name][1])] for name in names])
+    programs = json.dumps([[with_paths(PROGRAMS[name][0], victim), limits_for(PROGRAMS[name][1])] for name in names])
     try:
         run = subprocess.run(
             [sys.executable, str(script)], input=programs, capture_output=True, text=True, user=65534, group=65534,
             env={"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": "/tmp"}, cwd="/", check=False,
         )  # fmt: skip
     except PermissionError:
-        pytest.skip("this Python lies where no other user may run it")
+        pytest.skip("other users may not run this Python")
     assert run.returncode == 0, run.stderr
     wrong = {n: v for n, v in zip(names, json.loads(run.stdout), strict=True) if v not in PROGRAMS[n][1]}
     assert not wrong
