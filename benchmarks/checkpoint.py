@@ -25,8 +25,9 @@ import torch
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.data.audit.ledger import Ledger
 from megatron_dsmath.errors import OutputError
-from megatron_dsmath.parallel.collectives import barrier
+from megatron_dsmath.parallel.collectives import barrier, true_on_any_rank
 from megatron_dsmath.parallel.state_parts import SHARDING, state_parts
+from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.parallel.transformer import unwrap_decoder
 from megatron_dsmath.training.checkpointing import Saver
 from megatron_dsmath.training.run_directory import RunDirectory
@@ -105,16 +106,23 @@ def measure(run: RunConfig) -> Figures:
             started, cpu = time.perf_counter(), time.process_time()
             saver.save(State(step=step))
             saves.append((time.perf_counter() - started, time.process_time() - cpu))
-            saver.poll()
-            while saver.is_writing:
+            poll(saver, opened.topology)
+            while saver.is_saving:
                 seconds = timed_step(opened, step)
-                saver.poll()
-                if saver.is_writing:  # the write lasted for the whole step
+                poll(saver, opened.topology)
+                if saver.is_saving:  # the write lasted for the whole step
                     disturbed.append(seconds)
             writes.append(time.perf_counter() - started)
             copies.append(timed_copy(saver.size_bytes, *buffers))
         size_bytes = saver.size_bytes
     return Figures(size_bytes, best(copies[1:]), saves[0], saves[1:], min(writes), alone, best(disturbed))
+
+
+def poll(saver: Saver, topology: Topology) -> None:
+    """Advance the save in progress where no rank's writer is busy, as the loop does after a step."""
+    (is_writing,) = true_on_any_rank([saver.is_writing()], topology)
+    if not is_writing:
+        saver.advance()
 
 
 def raise_error(_: int, error: OutputError) -> None:

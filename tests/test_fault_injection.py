@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -82,15 +83,32 @@ def test_a_drift_is_another_one_each_time(monkeypatch: pytest.MonkeyPatch) -> No
         "kill:step.begin:host=1",
     ],
 )
-def test_a_fault_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_fault_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, text)
-    with pytest.raises(UsageError, match="the fault to inject is none"):
+    with pytest.raises(UsageError, match="the fault to inject is not a known one"):
         fault_point("step.begin")
 
 
-def test_every_point_stands_in_the_table_and_every_entry_in_the_code() -> None:
+def test_several_faults_are_separated_by_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "nan:step.loss:count=2 full:checkpoint.begun infinity:step.loss:count=3")
+    assert str([fault_factor("step.loss") for _ in range(4)]) == "[1.0, nan, inf, 1.0]"
+    with pytest.raises(OSError, match="No space left on device"):
+        fault_point("checkpoint.begun")
+
+
+def test_a_delay_is_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "delay:step.begin:count=1")
+    started = time.monotonic()
+    fault_point("step.begin")
+    assert time.monotonic() - started >= 1.0
+    fault_point("step.begin")
+
+
+def test_every_point_is_in_the_table_and_every_entry_in_the_code() -> None:
     calls = re.compile(r"fault_(?:point|factor)\(\s*f?\"([^\"]+)\"")
-    code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.name != "faults.py")
+    code = "".join(
+        path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.name != "fault_injection.py"
+    )
     called = set(calls.findall(code))
     named = {point for point in called if "{" not in point}
     assert named <= POINTS.keys()
@@ -98,5 +116,5 @@ def test_every_point_stands_in_the_table_and_every_entry_in_the_code() -> None:
     assert [point for point in POINTS if point not in named and not point.endswith(tuple(sections))] == []
 
 
-def test_every_kind_and_point_says_in_a_sentence_what_is_true() -> None:
+def test_every_kind_and_point_is_described_in_a_sentence() -> None:
     assert all(len(sentence.split()) > 3 for sentence in [*KINDS.values(), *POINTS.values()])

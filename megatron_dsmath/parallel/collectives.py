@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,19 +22,23 @@ def sum_reports(reports: list[torch.Tensor], shape: tuple[int, ...], topology: T
     return total
 
 
-def sum_reports_and_norm(
-    reports: list[torch.Tensor], shape: tuple[int, ...], norm: float, topology: Topology
-) -> tuple[torch.Tensor, float]:
-    """`sum_reports` and, in the same collective, the gradient norm that all ranks use.
+def sum_step(
+    reports: list[torch.Tensor], shape: tuple[int, ...], norm: float, words: torch.Tensor, topology: Topology
+) -> tuple[torch.Tensor, float, list[int]]:
+    """`sum_reports`, the gradient norm, and the sum of each of the int64 `words` modulo 2^64, by one collective.
 
-    It is that of rank 0, or NaN or infinite if the norm of any rank is not finite.
+    The norm is rank 0's. Where the norm of any rank is not finite, the result is not finite either. The halves of a
+    word are summed as fp64, which is exact for up to 2^21 ranks.
     """
     own_norm = norm if topology.rank == 0 or not math.isfinite(norm) else 0.0
-    last = torch.tensor([own_norm], dtype=torch.float64, device=topology.device)
-    words = torch.cat([_own_sum(reports, shape, topology).flatten(), last])
-    dist.all_reduce(words)
-    words = words.cpu()
-    return words[:-1].view(shape), float(words[-1])
+    own_norms = torch.tensor([own_norm], dtype=torch.float64, device=topology.device)
+    high, low = words >> 32 & 0xFFFFFFFF, words & 0xFFFFFFFF
+    total = torch.cat([_own_sum(reports, shape, topology).flatten(), own_norms, high.double(), low.double()])
+    dist.all_reduce(total)
+    sums, norms, *halves = total.cpu().split([math.prod(shape), 1, len(words), len(words)])
+    highs, lows = (map(int, half.tolist()) for half in halves)
+    word_sums = [((high << 32) + low) % 2**64 for high, low in zip(highs, lows, strict=True)]
+    return sums.view(shape), float(norms), word_sums
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -42,11 +47,11 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def true_on_any_rank(flag: bool, topology: Topology) -> bool:
-    """Whether `flag` is true on any rank."""
-    flags = torch.tensor([float(flag)], device=topology.device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags.item())
+def true_on_any_rank(flags: Sequence[bool], topology: Topology) -> list[bool]:
+    """For each flag, whether it is True on any rank; one collective for all of them."""
+    agreed = torch.tensor(flags, dtype=torch.uint8, device=topology.device)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+    return list(map(bool, agreed.tolist()))
 
 
 def gather_objects(value: Any, topology: Topology) -> list[Any]:

@@ -17,9 +17,9 @@ import torch
 from megatron_dsmath.config import RunConfig, load
 from megatron_dsmath.errors import EXIT_DONE, InternalError
 from megatron_dsmath.parallel.topology import destroy_topology, initialize_topology
+from megatron_dsmath.training.evaluating import validate
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.run_directory import RunDirectory
-from megatron_dsmath.training.validation import validate
 
 NEW_TOKENS = 48
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_dsmath.errors import InternalError
 from megatron_dsmath.files.processes import process_start
-from megatron_dsmath.training.rank_progress import HERE
+from megatron_dsmath.training.rank_progress import RankProgress
 
 OTHERS_NAMED = 8
 _ENTERED = ("marks", "section", "step", "topology")
@@ -21,16 +21,19 @@ _ENTRY_BYTES = 512  # of one page: a reader sees the old or the new
 Beat = dict[str, Any]
 
 
-def heartbeat(thread: int | None, still_seconds: float, *, answers: bool) -> Beat:
-    """Where this process' main `thread` is now, and how long it has not got on; `answers`: to a call (`watchdog`)."""
+def heartbeat(progress: RankProgress, thread: int | None, still_seconds: float, *, answers: bool) -> Beat:
+    """What this process' main `thread` does now, and for how long it has made no progress.
+
+    `answers`: whether this heartbeat answers the call of another rank (`watchdog`).
+    """
     frames = _stack(sys._current_frames().get(thread or 0))
     return {
         "answers": answers,
-        "marks": HERE.marks,
-        "section": HERE.section,
-        "step": HERE.step,
-        "detail": HERE.detail,
-        "topology": HERE.topology,
+        "marks": progress.marks,
+        "section": progress.section,
+        "step": progress.step,
+        "detail": progress.detail,
+        "topology": progress.topology,
         "still_seconds": round(still_seconds, 1),
         "at": _place(frames),
         "waits_in": _collective(frames),
@@ -40,9 +43,9 @@ def heartbeat(thread: int | None, still_seconds: float, *, answers: bool) -> Bea
     }
 
 
-def entry() -> bytes:
-    """The section that the main thread has just entered: little enough to be written on the way into each."""
-    return json.dumps({name: getattr(HERE, name) for name in _ENTERED}).encode().ljust(_ENTRY_BYTES)
+def entry(progress: RankProgress) -> bytes:
+    """The section that the main thread enters, as one short record that is written in one system call."""
+    return json.dumps({name: getattr(progress, name) for name in _ENTERED}).encode().ljust(_ENTRY_BYTES)
 
 
 def brought_up_to(entered: Beat, beat: Beat) -> Beat:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.errors import ConfigError, DsmathError, InternalError
-from megatron_dsmath.training.rank_progress import HERE
+from megatron_dsmath.training.rank_progress import RankProgress
 
 # Of torch's allocator on the host, C++, numpy, the dynamic loader, CUDA and its libraries.
 _SIGNS = re.compile(
@@ -27,7 +27,7 @@ _MOMENTS = 2
 
 
 @contextmanager
-def report_out_of_memory(run: RunConfig, rank: int, world_size: int) -> Iterator[None]:
+def report_out_of_memory(run: RunConfig, progress: RankProgress, rank: int, world_size: int) -> Iterator[None]:
     """Within, an allocation that fails raises ConfigError: the same start would fail again. Other errors pass.
 
     Raises InternalError where a step was done before: then something else on the machine has taken the memory.
@@ -42,8 +42,8 @@ def report_out_of_memory(run: RunConfig, rank: int, world_size: int) -> Iterator
         on_device = type(error).__name__ == "OutOfMemoryError"
         asked = _ASKED.search(str(error))
         traceback.clear_frames(error.__traceback__)  # which hold what was computed so far
-        told = _error(run, rank, world_size, asked.group(1) if asked else "memory", on_device)
-        raise told from None
+        size = asked.group(1) if asked else "memory"
+        raise _error(run, progress, rank, world_size, size, on_device) from None
 
 
 def _ran_out(error: BaseException) -> bool:
@@ -55,24 +55,23 @@ def _ran_out(error: BaseException) -> bool:
     )
 
 
-def _error(run: RunConfig, rank: int, world_size: int, asked: str, on_device: bool) -> DsmathError:
-    section = HERE.section if HERE.section in ("setup", "end") else f"{HERE.section} {_number_of_step()}"
-    places = [f"rank {rank}", HERE.topology, section, HERE.detail]
+def _error(
+    run: RunConfig, progress: RankProgress, rank: int, world_size: int, asked: str, on_device: bool
+) -> DsmathError:
+    section, step = progress.section, progress.step + (progress.section == "step")
+    when = section if section in ("setup", "end") else f"{section} {step}"
+    where = [f"rank {rank}", progress.topology, when, progress.detail]
     device = "device" if on_device else "host"
     facts = {
-        "where": ", ".join(place for place in places if place),
+        "where": ", ".join(filter(None, where)),
         "found": f"{asked} asked for; {_device_room() if on_device else _host_room()}",
         "expected": f"room for what this rank holds, about: {_needs(run, world_size)}",
     }
     knobs = _knobs(run, on_device)
-    if HERE.median_step_seconds is None:
+    if progress.median_step_seconds is None:
         return ConfigError(f"the {device}'s memory runs out", **facts, fix=knobs)
     again = "steps were done before with what there was: see what else runs there, and run it again; or "
     return InternalError(f"the {device}'s memory runs out", **facts, fix=again + knobs)
-
-
-def _number_of_step() -> int:
-    return HERE.step + 1 if HERE.section == "step" else HERE.step
 
 
 def _needs(run: RunConfig, world_size: int) -> str:

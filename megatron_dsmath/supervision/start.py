@@ -1,4 +1,7 @@
-"""From a run file to ranks: what is checked before any process starts, and how each rank ends."""
+"""`dsmath train`: check the run, start its ranks, train on each rank, and report how the run ended.
+
+What a rank does at SIGTERM is described in `stop_request`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +38,7 @@ from megatron_dsmath.supervision.stop_request import StopRequest
 from megatron_dsmath.supervision.watchdog import Watchdog
 from megatron_dsmath.training.goodput import Goodput
 from megatron_dsmath.training.inputs import Resume, open_inputs, require_room
+from megatron_dsmath.training.rank_progress import RankProgress
 from megatron_dsmath.training.run_directory import RunDirectory, Status
 
 if TYPE_CHECKING:
@@ -43,7 +48,10 @@ _STATES: dict[int, Status] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_R
 
 
 def check_run(path: str, overrides: Sequence[str], world_size: int | None) -> RunConfig:
-    """Everything that can be known to be wrong without torch and without a second process."""
+    """Load the run file and check everything that needs neither torch nor a second process.
+
+    Returns the run and creates its directory. Raises the error of the first check that fails.
+    """
     run = load(path, overrides, world_size)
     directory, checkpoint = RunDirectory(Path(run.output)), newest_checkpoint(Path(run.output))
     require_free(directory)
@@ -61,7 +69,7 @@ def start_run(
     resume: Resume = "newest",
     evaluation: Evaluation | None = None,
 ) -> int:
-    """`dsmath train`: join the world this process was started in, or start `ranks` of its own; returns an exit code."""
+    """Train in the world that this process was started in, or start `ranks` local ranks; returns the exit code."""
     if ranks is not None:
         _require_startable(ranks)
     if ranks is not None and ranks > 1:
@@ -70,83 +78,84 @@ def start_run(
             flags = [*(f"--set={assignment}" for assignment in overrides), f"--resume={resume}"]
             flags += evaluation.flags if evaluation else ()
             code = run_ranks(["train", path, *flags], ranks)
-            if directory.state() == "running":  # a rank that was killed could not say how it ended
+            if directory.state() == "running":  # a killed rank cannot write it
                 write_final_status(directory, code, "the processes were killed")
         return code
-    read = load if "RANK" in os.environ else check_run  # of a world, whoever started it has checked
-    return run_rank(read(path, overrides, _world_size()), resume, evaluation)
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    read = load if "RANK" in os.environ else check_run  # the launcher of a world has checked the run
+    run = read(path, overrides, world_size)
+    return run_rank(RankStart(run, resume, evaluation, RunDirectory(Path(run.output)), rank, world_size))
 
 
 def _require_startable(ranks: int) -> None:
     if "RANK" in os.environ:
         raise UsageError(
-            "--nproc starts a world, and this process is in one already",
+            "--nproc starts processes, but this process was itself started as a rank",
             where="--nproc",
             found=f"RANK={os.environ['RANK']} in the environment",
-            fix="leave --nproc away under torchrun or srun",
+            fix="remove --nproc: torchrun or srun starts the processes",
         )
     if ranks < 1:
         raise UsageError("the number of processes is wrong", where="--nproc", found=ranks, expected="1 or more")
 
 
-def run_rank(run: RunConfig, resume: Resume, evaluation: Evaluation | None) -> int:
-    """Train on this rank; returns the exit code."""
-    stop = StopRequest()
-    stop.listen()  # a signal is not lost in the seconds in which torch is imported
+@dataclass(frozen=True)
+class RankStart:
+    """What one process needs to train as a rank of a run."""
+
+    run: RunConfig
+    resume: Resume
+    evaluation: Evaluation | None
+    directory: RunDirectory
+    rank: int
+    world_size: int
+    stop: StopRequest = field(default_factory=StopRequest)
+    progress: RankProgress = field(default_factory=RankProgress)
+
+
+def run_rank(start: RankStart) -> int:
+    """Train on this rank until the run is done, is stopped or fails; returns the exit code."""
+    start.stop.listen()  # before torch is imported, which takes seconds: no signal is lost
     if PARENT in os.environ:
         end_with_parent(int(os.environ[PARENT]))
-    directory, rank = RunDirectory(Path(run.output)), int(os.environ.get("RANK", "0"))
-    is_owner = rank == 0 and PARENT not in os.environ  # else the process that started the ranks is
-    with hold_run(directory) if is_owner else nullcontext():
-        code = _train_and_say(run, stop, resume, evaluation, directory, rank)
+    is_owner = start.rank == 0 and PARENT not in os.environ  # else the process that started the ranks holds the lock
+    with hold_run(start.directory) if is_owner else nullcontext():
+        code = _train_and_report(start)
     sys.stdout.flush()
     sys.stderr.flush()
-    if _world_size() > 1:
-        os._exit(code)  # the others may wait for us in a collective; leaving the groups in order would wait for them
+    if start.world_size > 1:
+        os._exit(code)  # an orderly exit waits for ranks that may wait for this one in a collective
     return code
 
 
-def _train_and_say(
-    run: RunConfig, stop: StopRequest, resume: Resume, evaluation: Evaluation | None, directory: RunDirectory, rank: int
-) -> int:
-    """Take part, and say once for all ranks how it ended; returns the exit code."""
-    watchdog = Watchdog(run.guard, directory, rank, _world_size())
+def _train_and_report(start: RankStart) -> int:
+    """Train; report an error once for all ranks, on stderr and in STATUS.json; returns the exit code."""
+    watchdog = Watchdog(start.run.guard, start.directory, start.progress, start.rank, start.world_size)
     try:
-        with report_out_of_memory(run, rank, _world_size()):
-            return _take_part(run, stop, resume, evaluation, directory, rank, watchdog)
+        with report_out_of_memory(start.run, start.progress, start.rank, start.world_size):
+            return _train(start, watchdog)
     except DsmathError as error:
         watchdog.stop()
         code = error.exit_code
-        if _is_first_to_fail():
+        if _is_first_to_fail(start.world_size):
             show(error)
-            write_final_status(directory, code, error.what)
-    except BaseException as error:  # some of torch's are no Exception
+            write_final_status(start.directory, code, error.what)
+    except BaseException as error:  # some errors of torch are no Exception
         watchdog.stop()
         code, message = EXIT_INTERNAL, f"{type(error).__name__}: {error}"
-        if _is_first_to_fail():
+        if _is_first_to_fail(start.world_size):
             traceback.print_exc()
-            write_final_status(directory, code, message)
+            write_final_status(start.directory, code, message)
         else:
-            print(f"rank {rank} ends because another rank failed ({message.splitlines()[0]})", file=sys.stderr)
+            print(f"rank {start.rank} ends because another rank failed ({message.splitlines()[0]})", file=sys.stderr)
     return code
 
 
-def _take_part(
-    run: RunConfig,
-    stop: StopRequest,
-    resume: Resume,
-    evaluation: Evaluation | None,
-    directory: RunDirectory,
-    rank: int,
-    watchdog: Watchdog,
-) -> int:
-    """Train until the run is done or all ranks agree to stop."""
-    if rank == 0:
-        with suppress(CheckpointError):  # refused once the others, who would wait for this rank, have joined
+def _train(start: RankStart, watchdog: Watchdog) -> int:
+    """Train until the run is done or all ranks agree to stop; returns the exit code."""
+    run, directory = start.run, start.directory
+    if start.rank == 0:
+        with suppress(CheckpointError):  # raised again once all ranks have joined: the others wait for this one
             begin_attempt(directory, newest_checkpoint(directory.root))
         directory.write_status("running", None, directory.last_step())
     watchdog.start()
@@ -155,28 +164,28 @@ def _take_part(
     from megatron_dsmath.training.train import train
 
     code, message = EXIT_DONE, ""
-    state = train(run, lambda: stop.made, resume, evaluation)
+    state = train(run, lambda: start.stop.made, start.resume, start.evaluation, start.progress)
     if state.step < run.schedule.steps:
         stopped = StoppedOnRequest(
             "the run was asked to stop",
             where=run.output,
-            found=stop.signal or "a signal to another rank",
+            found=start.stop.signal or "a signal to another rank",
             fix=f"run it again: it continues after step {state.step}",
         )
         code, message = stopped.exit_code, stopped.what
-        if rank == 0:
+        if start.rank == 0:
             show(stopped)
-    if rank == 0:
+    if start.rank == 0:
         write_final_status(directory, code, message)
-    collectives.barrier()  # the first rank that leaves with 75 makes torchrun end the others
+    collectives.barrier()  # torchrun ends the other ranks as soon as one exits with 75
     watchdog.stop()
     destroy_topology()
     return code
 
 
-def _is_first_to_fail() -> bool:
-    """Whether this rank is to say what went wrong: one rank's mistake makes the others fail, or is theirs as well."""
-    if _world_size() == 1:
+def _is_first_to_fail(world_size: int) -> bool:
+    """Whether this rank reports the error: it is the first to fail, and its error makes the other ranks fail."""
+    if world_size == 1:
         return True
     import torch.distributed as dist
 
@@ -184,7 +193,7 @@ def _is_first_to_fail() -> bool:
         return True
     try:
         return dist.distributed_c10d._get_default_store().add("dsmath/failures", 1) == 1
-    except Exception:  # the store ended with the rank that kept it
+    except Exception:  # the store ended with the rank that held it
         return False
 
 

@@ -27,7 +27,7 @@ from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.files.processes import can_run, process_start
 from megatron_dsmath.supervision.heartbeat import Beat, brought_up_to, entry, heartbeat, verdict
 from megatron_dsmath.training.goodput import Goodput
-from megatron_dsmath.training.rank_progress import HERE, enter
+from megatron_dsmath.training.rank_progress import RankProgress
 from megatron_dsmath.training.run_directory import RunDirectory
 
 MOST_SECONDS_BETWEEN_BEATS = 3.0
@@ -45,8 +45,10 @@ _WORLD = (
 class Watchdog:
     """Watches the main thread of this rank, from `start` on until the process ends."""
 
-    def __init__(self, guard: GuardConfig, directory: RunDirectory, rank: int, ranks: int) -> None:
-        self._guard, self._directory, self._rank, self._ranks = guard, directory, rank, ranks
+    def __init__(
+        self, guard: GuardConfig, directory: RunDirectory, progress: RankProgress, rank: int, ranks: int
+    ) -> None:
+        self._guard, self._directory, self._progress, self._rank, self._ranks = guard, directory, progress, rank, ranks
         self._folder = directory.logs / "heartbeats" / world_name()
         self._call = self._folder / "call.json"
         self._main = threading.main_thread().ident
@@ -60,12 +62,12 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to watch. Rank 0 calls this once the directory is its own: the others write nothing before."""
-        enter("setup", 0)
+        self._progress.enter("setup", 0)
         if self._rank == 0:
             shutil.rmtree(self._folder.parent, ignore_errors=True)
             with suppress(OSError):
                 self._folder.mkdir(parents=True)
-        HERE.on_enter = self._put_down_entry
+        self._progress.on_enter = self._put_down_entry
         self._thread.start()
 
     def stop(self) -> None:
@@ -73,7 +75,7 @@ class Watchdog:
         if self._thread.is_alive() and (self._is_ending or self._call.exists()):
             self._thread.join()
         self._stopped.set()
-        HERE.on_enter = None
+        self._progress.on_enter = None
         if self._entered is not None:
             os.close(self._entered)
             self._entered = None
@@ -82,22 +84,22 @@ class Watchdog:
 
     def limit_seconds(self) -> float:
         """How long the main thread may stand still where it is now."""
-        guard, median = self._guard, HERE.median_step_seconds
-        if HERE.section in ("evaluation", "save", "end"):
+        guard, median = self._guard, self._progress.median_step_seconds
+        if self._progress.section in ("evaluation", "save", "end"):
             return guard.save_timeout_seconds
-        if HERE.section == "setup" or median is None:
+        if self._progress.section == "setup" or median is None:
             return guard.setup_timeout_seconds
         return max(guard.step_timeout_seconds, MEDIAN_FACTOR * median)
 
     def _watch(self) -> None:
-        marks, still_seconds, last, last_beat = HERE.marks, 0.0, time.monotonic(), 0.0
+        marks, still_seconds, last, last_beat = self._progress.marks, 0.0, time.monotonic(), 0.0
         while not self._stopped.wait(self._between_looks):
             now = time.monotonic()
             # A job that was suspended as a whole has not stood still for as long as the clock says.
             still_seconds += min(now - last, 2 * self._between_looks)
             last = now
-            if marks != HERE.marks:
-                marks, still_seconds = HERE.marks, 0.0
+            if marks != self._progress.marks:
+                marks, still_seconds = self._progress.marks, 0.0
             if now - last_beat >= self._between_beats:
                 last_beat = now
                 self._beat(still_seconds)
@@ -107,7 +109,7 @@ class Watchdog:
                 self._judge(still_seconds) if self._is_first_to_call() else self._answer()
 
     def _beat(self, still_seconds: float, *, answers: bool = False) -> Beat:
-        beat = heartbeat(self._main, still_seconds, answers=answers)
+        beat = heartbeat(self._progress, self._main, still_seconds, answers=answers)
         if self._folder.is_dir():  # it belongs to rank 0, which makes it once the run is its own
             with suppress(OutputError):
                 replace_text(self._folder / f"rank_{self._rank}.json", json.dumps(beat))
@@ -118,7 +120,7 @@ class Watchdog:
         with suppress(OSError):
             if self._entered is None:
                 self._entered = os.open(self._folder / f"rank_{self._rank}.entered", os.O_WRONLY | os.O_CREAT)
-            os.pwrite(self._entered, entry(), 0)
+            os.pwrite(self._entered, entry(self._progress), 0)
 
     def _dump(self) -> Path:
         """The Python stacks of this process' threads into the folder that the call names."""

@@ -17,9 +17,9 @@ from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.background_writer import Answer, BackgroundWriter
 from megatron_dsmath.checkpoint.manifest import FileEntry, Manifest
 from megatron_dsmath.errors import DsmathError, InternalError, OutputError
-from megatron_dsmath.fault_injection import fault_point
+from megatron_dsmath.fault_injection import fault_factor, fault_point
 from megatron_dsmath.files import directories
-from megatron_dsmath.parallel.collectives import broadcast_object, gather_objects, true_on_any_rank
+from megatron_dsmath.parallel.collectives import broadcast_object, gather_objects
 from megatron_dsmath.parallel.optimizer import weights_are_finite
 from megatron_dsmath.parallel.shards import ShardSerializer
 from megatron_dsmath.parallel.topology import Topology
@@ -105,8 +105,8 @@ class Saver:
                 self._writer.close()
 
     @property
-    def is_writing(self) -> bool:
-        """Whether a checkpoint is not published yet, as far as `poll` has noticed."""
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is not published yet; `advance` updates it."""
         return self._saving is not None
 
     @property
@@ -115,15 +115,18 @@ class Saver:
         return 0 if self._snapshots is None else self._snapshots.size_bytes
 
     def is_due(self, state: State) -> bool:
-        """Whether the state after this step is to be saved; all ranks agree."""
+        """Whether this rank is to save the state; the clocks of the ranks may differ, so that all must agree."""
         settings = self._job.run.checkpoint
         if state.step == self._job.run.schedule.steps:
             return True
         if settings.every_steps and state.step % settings.every_steps == 0:
             return True
-        if not settings.every_minutes:
-            return False
-        return true_on_any_rank(time.monotonic() - self._last_save_time > 60 * settings.every_minutes, self._topology)
+        minutes = (time.monotonic() - self._last_save_time) / 60
+        return 0 < settings.every_minutes < minutes
+
+    def is_writing(self) -> bool:
+        """Whether this rank's writer is still busy with the checkpoint that is being saved."""
+        return self._saving is not None and self._opened()[1].is_busy
 
     def save(self, state: State) -> None:
         """Copy the state and have it written to `checkpoints/step_N`, which is there once it is whole.
@@ -148,9 +151,12 @@ class Saver:
         if not self._job.run.checkpoint.asynchronous:
             self.finish()
 
-    def poll(self) -> None:
-        """Go on with the checkpoint that is being written, if every rank's writer is done; never waits for one."""
-        if self._saving is not None and not true_on_any_rank(self._opened()[1].is_busy, self._topology):
+    def advance(self) -> None:
+        """Take the next step of the save in progress, if there is one: publish what is written, or note the result.
+
+        Waits for the writers of all ranks. It does not block where no rank's `is_writing` is True.
+        """
+        if self._saving is not None:
             self._advance()
 
     def finish(self) -> None:
@@ -252,12 +258,12 @@ class Saver:
 
 
 def _require_finite_weights(job: Job, step: int) -> None:
-    """Raise InternalError on all ranks if a weight is no number on any: such a state is not worth saving."""
-    bad = [
-        str(rank)
-        for rank, good in enumerate(gather_objects(weights_are_finite(job.optimizer), job.topology))
-        if not good
-    ]
+    """Raise InternalError on all ranks if a weight is NaN or infinite on any: such a state is not worth saving."""
+    factor = fault_factor("save.weights", step)
+    if factor != 1.0:
+        job.optimizer.get_parameters()[-1].data.view(-1)[0] *= factor
+    are_finite = gather_objects(weights_are_finite(job.optimizer), job.topology)
+    bad = [str(rank) for rank, is_finite in enumerate(are_finite) if not is_finite]
     if bad:
         raise InternalError(
             "a weight is no number",

@@ -19,7 +19,25 @@ from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.model.decoder import gather_weights
 from megatron_dsmath.parallel.collectives import gather_objects
 from megatron_dsmath.parallel.optimizer import gathered_parameters
+from megatron_dsmath.training.batches import validation_batches
 from megatron_dsmath.training.job import Job
+from megatron_dsmath.training.step import forward
+
+
+def validate(job: Job) -> dict[str, Any]:
+    """The validation entries of a metrics row, in nats per token; every call uses the same held-out samples.
+
+    `validation_loss` is comparable with `loss` (`data.audit.run_batches.RunBatches.validation_loss`).
+    """
+    with gathered_parameters(job.model_chunks):
+        for chunk in job.model_chunks:
+            chunk.eval()
+        whole, by_corpus = forward(job, validation_batches(job))
+        for chunk in job.model_chunks:
+            chunk.train()
+    loss = job.batches.validation_loss(whole, by_corpus)
+    return {"validation_loss": loss, "validation_loss_by_corpus": by_corpus}
+
 
 Row = Mapping[str, Any]
 Report = Callable[[int, Sequence[Row]], None]

@@ -64,7 +64,7 @@ def reject_step(job: Job, state: State, batches: Sequence[DeviceBatch], sums: St
     if judgement.action == "stop" or memory.rejected_there > MOST_REJECTIONS:
         tried = f"; {memory.rejected_there - 1} times passed over already" if memory.rejected_there > 1 else ""
         raise InternalError(
-            "the loss or the gradient is no number" if judgement.cause == "non_finite" else "the loss spikes",
+            "the loss or the gradient is not finite" if judgement.cause == "non_finite" else "the loss spikes",
             where=f"step {state.step + 1}",
             found=numbers + tried,
             expected="finite numbers" if judgement.cause == "non_finite" else f"at most {SIGMAS:g} standard deviations",

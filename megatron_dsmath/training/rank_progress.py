@@ -1,7 +1,4 @@
-"""Where this process is in its run: named by the code as it goes along, read by the watchdog's thread.
-
-A section's beginning is a fault point too (`faults`), by the name `SECTION.begin`.
-"""
+"""What a rank is doing: written by its main thread, read by the watchdog's thread."""
 
 from __future__ import annotations
 
@@ -18,25 +15,30 @@ MEDIAN_STEPS = 128
 
 
 class RankProgress:
-    """One process' place. Written by its main thread only; a reader needs no lock."""
+    """The section, the step and the operation that a rank is in.
+
+    Only the rank's main thread writes it, so a reader needs no lock. The beginning of a section is also a fault point
+    (`fault_injection`), which is named `SECTION.begin`.
+    """
 
     def __init__(self) -> None:
         self.section: Section = "setup"
         self.step = 0
         """Completed steps."""
         self.detail = ""
+        """The operation within the section."""
         self.marks = 0
-        """Grows whenever the process gets on."""
+        """Increases with every section and every operation that begins."""
         self.topology = ""
-        """Its coordinates in the layout, once they are known."""
+        """The rank's coordinates in the layout; empty until the layout is set up."""
         self.on_enter: Callable[[], None] | None = None
-        """Called on the way into each section."""
+        """Called whenever a section begins."""
         self._step_seconds: deque[float] = deque(maxlen=MEDIAN_STEPS)
         self._entered = time.monotonic()
 
     @property
     def median_step_seconds(self) -> float | None:
-        """Over the last steps without their validation and saves; None before the first is done."""
+        """Over the last MEDIAN_STEPS steps, without validation and saves; None before the first step is done."""
         return statistics.median(self._step_seconds) if self._step_seconds else None
 
     def enter(self, section: Section, step: int) -> None:
@@ -53,10 +55,6 @@ class RankProgress:
         fault_point(f"{section}.begin", step)
 
     def mark(self, detail: str) -> None:
-        """Say what is done now within the section."""
+        """Begin an operation within the section."""
         self.detail = detail
         self.marks += 1
-
-
-HERE = RankProgress()
-enter, mark = HERE.enter, HERE.mark

@@ -1,4 +1,4 @@
-"""The ledger's hash where the model is: `data.ledger.step_hash` in torch, of tokens as they enter the forward pass."""
+"""The hash of a step's tokens in torch, computed from the tokens that enter the model (`data.audit.ledger`)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ import torch
 from megatron_dsmath.data.audit.ledger import GOLDEN, StepHash, position_keys
 from megatron_dsmath.data.mixture.permutation import mix
 from megatron_dsmath.errors import InternalError
-from megatron_dsmath.parallel.collectives import all_reduce_sum, gather_objects
+from megatron_dsmath.parallel.collectives import gather_objects
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.parallel.topology import Topology
-from megatron_dsmath.training.job import Job
-from megatron_dsmath.training.state import State
 
 
 def sample_hashes(tokens: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    """`data.ledger.step_hash.sample_hashes` of int64 [n, length] and int64 [n], as int64 [n]: modulo 2^64."""
+    """`data.audit.ledger.sample_hashes` of int64 [n, length] and int64 [n], modulo 2^64: int64 [n]."""
     keys = torch.from_numpy(position_keys(tokens.size(1)).view(np.int64)).to(tokens.device)
     words = (tokens * keys).sum(1) + samples * _signed(GOLDEN)
     words = (words ^ _shifted(words, 30)) * _signed(0xBF58476D1CE4E5B9)
@@ -27,36 +25,37 @@ def sample_hashes(tokens: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
     return words ^ _shifted(words, 31)
 
 
-def hash_of_step(batches: Sequence[DeviceBatch], topology: Topology) -> StepHash:
-    """The hash of a step from every rank's microbatches, on every rank.
+def hash_words(batches: Sequence[DeviceBatch], topology: Topology) -> torch.Tensor:
+    """This rank's terms of the hash: int64 [3]. Their sums over all ranks modulo 2^64 go to `agreed_hash`."""
+    total, moment = _total_and_moment(batches)
+    counts = topology.tensor_rank == 0 and topology.is_first_stage
+    return torch.stack([total * counts, moment * counts, total * _weight(topology)])
 
-    Ranks that share a microbatch (tensor and pipeline parallel) must have read the same: raises InternalError, naming
-    those that did not. One sum over all ranks does both, see `_weight`.
+
+def agreed_hash(sums: Sequence[int], batches: Sequence[DeviceBatch], topology: Topology) -> StepHash:
+    """The hash of a step, from the `sums` over all ranks of `hash_words`.
+
+    Ranks that share a microbatch (tensor and pipeline parallel) must have the same tokens. Raises InternalError on all
+    ranks, which names the ranks that have others.
     """
+    total, moment, disagreement = sums
+    if disagreement:
+        own_total, _ = _total_and_moment(batches)
+        raise _disagreement(gather_objects((topology.data_rank, own_total.item()), topology))
+    return StepHash(total, moment)
+
+
+def _total_and_moment(batches: Sequence[DeviceBatch]) -> tuple[torch.Tensor, torch.Tensor]:
     hashes = torch.cat([sample_hashes(batch.tokens, batch.samples) for batch in batches])
     samples = torch.cat([batch.samples for batch in batches])
-    total = hashes.sum()
-    speaks = topology.tensor_rank == 0 and topology.is_first_stage
-    own = torch.stack([total * speaks, (hashes * samples).sum() * speaks, total * _weight(topology)])
-    total_sum, moment_sum, disagreement = all_reduce_sum(own).tolist()
-    if disagreement:
-        raise _disagreement(gather_objects((topology.data_rank, total.item()), topology))
-    return StepHash(total_sum % 2**64, moment_sum % 2**64)
-
-
-def record(job: Job, state: State, tokens: StepHash) -> None:
-    """The ledger's row of the step that led to `state`; rank 0 writes it."""
-    if job.topology.rank == 0:
-        samples = job.run.schedule.sequences_per_step
-        version = len(job.batches.plan.versions) - 1
-        job.ledger.append(state.step, version, state.next_sample - samples, samples, tokens)
+    return hashes.sum(), (hashes * samples).sum()
 
 
 def _weight(topology: Topology) -> int:
-    """What a rank's hash is multiplied by in a sum that is 0 when all copies of each microbatch agree.
+    """The factor of a rank's hash in a sum that is 0 where all copies of each microbatch are equal.
 
-    Random odd numbers, but for the first copy's, which makes each data-parallel rank's copies add up to 0. They differ
-    from one data-parallel rank to the next, so that ranks which trade their slices are seen too.
+    The factors are random odd numbers, except that of the first copy, which makes the factors of a data-parallel rank
+    add up to 0. They differ between data-parallel ranks, so that exchanged microbatches are found too.
     """
     copies = topology.tensor_size * topology.pipeline_size
     copy = topology.pipeline_rank * topology.tensor_size + topology.tensor_rank
@@ -73,14 +72,14 @@ def _disagreement(hashes: Sequence[tuple[int, int]]) -> InternalError:
     ]
     return InternalError(
         "ranks that share a microbatch read different tokens",
-        found=f"other tokens on rank {', '.join(odd)}",
-        expected="the same on every tensor- and pipeline-parallel rank of a data-parallel rank",
-        fix="run it again: it goes on from its newest checkpoint; if the same rank fails again, look at its machine",
+        found=f"different tokens on rank {', '.join(odd)}",
+        expected="the same tokens on every tensor- and pipeline-parallel rank of a data-parallel rank",
+        fix="run it again: it continues from its newest checkpoint; if the same rank fails again, check its machine",
     )
 
 
 def _shifted(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """A shift to the right that fills with zeros; torch's fills with the sign."""
+    """Shift right and fill with zeros; torch fills with the sign."""
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megatron_dsmath.errors import OutputError
+from megatron_dsmath.fault_injection import fault_point
 from megatron_dsmath.files.atomic_files import append_row
 from megatron_dsmath.training.goodput import Goodput
 from megatron_dsmath.training.guard import Judgement
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.metrics import model_flops_utilization
-from megatron_dsmath.training.rank_progress import enter
 from megatron_dsmath.training.state import State
 from megatron_dsmath.training.step import StepSums
 from megatron_dsmath.training.weights_and_biases import WeightsAndBiases
@@ -69,9 +69,12 @@ class Tracker:
         }
 
     def log(self, row: Row) -> None:
-        """Keep the row in metrics.jsonl, show it, and tell W&B."""
-        if self.job.topology.rank:
-            return
+        """Append the row to metrics.jsonl, print it, and send it to W&B; only on rank 0."""
+        if self.job.topology.rank == 0:
+            self._log(row)
+        fault_point("step.logged", row["step"])
+
+    def _log(self, row: Row) -> None:
         append_row(self.job.directory.metrics, row)
         if row["step"] % self.job.run.tracking.console_every_steps == 0 or not row.keys().isdisjoint(_RARE):
             self._show(row)
@@ -89,7 +92,7 @@ class Tracker:
     @contextmanager
     def saving(self, step: int) -> Iterator[None]:
         """The section in which the state after `step` is saved, and how long training stands still for it."""
-        enter("save", step)
+        self.job.progress.enter("save", step)
         started = time.perf_counter()
         yield
         if self.job.topology.rank == 0:

@@ -23,7 +23,7 @@ from megatron_dsmath.model.parameters import parameters
 from megatron_dsmath.parallel import collectives, optimizer, pipeline
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.parallel.topology import Topology, destroy_topology, initialize_topology
-from megatron_dsmath.training.job import to_device
+from megatron_dsmath.training.batches import to_device
 from megatron_dsmath.verify_layouts.activation_sums import record_sums
 from megatron_dsmath.verify_layouts.compare import RankResult, Tensors
 

@@ -128,7 +128,6 @@ TESTED_BY = {
     "training.resuming": "training/test_resume.py",
     "training.state": "training/test_spikes.py",
     "training.step": "training/test_train.py",
-    "training.validation": "training/test_train.py",
     "verify_layouts.activation_sums": "verify_layouts/test_verify.py",
 }
 

@@ -71,6 +71,6 @@ def test_a_number_that_is_none(
     run = trial(layout)
     ending = run.go(f"{kind}:{place}:rank={rank}")
     assert ending.codes == [70, 70], ending.said
-    assert "the loss or the gradient is no number" in ending.said
+    assert "the loss or the gradient is not finite" in ending.said
     assert list((run.output / "logs").glob("rejected_*.json")) != []
     run.ends_like(undisturbed(layout))

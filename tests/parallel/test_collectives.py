@@ -11,7 +11,7 @@ from megatron_dsmath.parallel.collectives import (
     broadcast_object,
     gather_objects,
     sum_reports,
-    sum_reports_and_norm,
+    sum_step,
     true_on_any_rank,
 )
 from megatron_dsmath.parallel.topology import initialize_topology
@@ -45,7 +45,8 @@ def test_each_report_counts_once_on_every_rank(ranks: int, parallel: dict[str, A
 def agreed(parallel: ParallelConfig, norms: list[float]) -> tuple[list[float], float]:
     """Each rank with a norm of its own."""
     topology = initialize_topology(parallel, seed=1)
-    totals, norm = sum_reports_and_norm([torch.full((2,), 1.0)], (2,), norms[topology.rank], topology)
+    words = torch.zeros(0, dtype=torch.int64)
+    totals, norm, _ = sum_step([torch.full((2,), 1.0)], (2,), norms[topology.rank], words, topology)
     return totals.tolist(), norm
 
 
@@ -68,16 +69,27 @@ def test_all_ranks_go_by_one_norm_and_it_is_none_where_any_is(
     assert str(found) == str([([total, total], norm)] * 2)  # as text, for NaN is not equal to itself
 
 
+def summed_words(words: list[list[int]]) -> list[int]:
+    topology = initialize_topology(run_config().parallel, seed=1)
+    _, _, sums = sum_step([], (2,), 0.0, torch.tensor(words[topology.rank]), topology)
+    return sums
+
+
+def test_words_are_summed_exactly_modulo_2_to_the_64() -> None:
+    words = [[2**63 - 1, -1, 7, -(2**63)], [2**63 - 1, 1, -(2**62) + 5, -(2**63)]]
+    sums = [(first + second) % 2**64 for first, second in zip(*words, strict=True)]
+    assert run_ranks(2, summed_words, words) == [sums, sums]
+
+
 def tell(parallel: ParallelConfig) -> dict[str, Any]:
     topology = initialize_topology(parallel, seed=1)
     return {
-        "one": true_on_any_rank(topology.rank == 1, topology),
-        "none": true_on_any_rank(False, topology),
+        "one": true_on_any_rank([topology.rank == 1, False, topology.rank == 0, True], topology),
         "all": gather_objects({"rank": topology.rank}, topology),
         "first": broadcast_object(f"said by {topology.rank}"),
     }
 
 
 def test_ranks_agree_on_what_one_of_them_knows() -> None:
-    expected = {"one": True, "none": False, "all": [{"rank": 0}, {"rank": 1}], "first": "said by 0"}
+    expected = {"one": [True, False, True, True], "all": [{"rank": 0}, {"rank": 1}], "first": "said by 0"}
     assert run_ranks(2, tell, run_config().parallel) == [expected, expected]

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from megatron_dsmath.errors import ConfigError, OutputError
 from megatron_dsmath.supervision.out_of_memory import report_out_of_memory
+from megatron_dsmath.training.rank_progress import RankProgress
 from tests.support.corpora import write_run_file
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
-from tests.training.ranks import Ending, dsmath, rows_of, status_of
+from tests.training.ranks import dsmath, rows_of, status_of, with_fault
 
 # Logits of 2 sequences of 32 tokens are 25.6 MB each time, which no heap has lying about; the state is 154 MB.
 LARGE = {"model__vocabulary_size": 100_000}
-SPARE_BYTES = 16 << 20
 
 
 @pytest.mark.fault(
@@ -29,20 +26,21 @@ SPARE_BYTES = 16 << 20
     "the exit code is 78, or 70 where steps were done before; the other rank ends too",
 )
 @pytest.mark.parametrize(
-    ("section", "step", "code", "kind", "said"),
+    ("point", "steps", "code", "kind", "said"),
     [
-        ("setup", 0, 78, "config", "rank 1, data 1 of 2, setup"),
-        ("step", 0, 78, "config", "rank 1, data 1 of 2, step 1, microbatch 1 of 2"),
+        ("setup.open", 0, 78, "config", "rank 1, data 1 of 2, setup"),
+        ("step.begin:step=0", 0, 78, "config", "rank 1, data 1 of 2, step 1, microbatch 1 of 2"),
         pytest.param(
-            *("step", 1, 70, "internal", "rank 1, data 1 of 2, step 2, microbatch 1 of 2"), marks=pytest.mark.long
+            *("step.begin:step=1", 1, 70, "internal", "rank 1, data 1 of 2, step 2, microbatch 1 of 2"),
+            marks=pytest.mark.long,
         ),
     ],
 )
 def test_memory_that_runs_out_is_one_error(
-    section: str, step: int, code: int, kind: str, said: str, inputs: Path, tmp_path: Path
+    point: str, steps: int, code: int, kind: str, said: str, inputs: Path, tmp_path: Path
 ) -> None:
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", **LARGE)
-    endings = run_ranks(2, dsmath_with_little_memory, ["train", str(run_file)], section, step)
+    endings = run_ranks(2, with_fault, f"memory:{point}:rank=1", dsmath, ["train", str(run_file)])
     assert endings[1].code == status_of(tmp_path / "run")["exit_code"] == code, endings[1].err
     assert endings[0].code == 70
     assert endings[1].err.count("error[") == 1
@@ -52,33 +50,8 @@ def test_memory_that_runs_out_is_one_error(
     assert "bytes asked for" in endings[1].err
     assert "of addresses (ulimit -v)" in endings[1].err
     assert "lower parallel.microbatch_sequences (2), then set parallel.recompute to" in endings[1].err
-    if step:
+    if steps:
         assert [row["step"] for row in rows_of(tmp_path / "run")] == [1]
-
-
-def dsmath_with_little_memory(arguments: list[str], section: str, step: int) -> Ending:
-    """On rank 1 what it holds then is all it gets: when the groups are formed, or when a step begins."""
-    from megatron_dsmath.training import train
-
-    open_job, enter = train.open_job, train.enter
-
-    def opened(*given: Any) -> Any:
-        if section == "setup":
-            limit()
-        return open_job(*given)
-
-    def entered(name: Any, now: int) -> None:
-        enter(name, now)
-        if (name, now) == (section, step):
-            limit()
-
-    def limit() -> None:
-        if os.environ["RANK"] == "1":
-            held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (held + SPARE_BYTES, resource.RLIM_INFINITY))
-
-    train.open_job, train.enter = opened, entered  # type: ignore[attr-defined]
-    return dsmath(arguments)
 
 
 TORCH = (
@@ -101,7 +74,7 @@ TORCH = (
 def test_whoever_says_it(error: Exception, asked: str) -> None:
     with (
         pytest.raises(ConfigError, match="the host's memory runs out") as raised,
-        report_out_of_memory(run_config(), 0, 1),
+        report_out_of_memory(run_config(), RankProgress(), 0, 1),
     ):
         raise error
     assert asked in str(raised.value.found)
@@ -109,7 +82,7 @@ def test_whoever_says_it(error: Exception, asked: str) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), OutputError("no space"), OSError(28, "full")])
 def test_other_errors_pass_as_they_are(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, report_out_of_memory(run_config(), 0, 1):
+    with pytest.raises(type(error)) as raised, report_out_of_memory(run_config(), RankProgress(), 0, 1):
         raise error
     assert raised.value is error
 
@@ -118,7 +91,7 @@ def test_the_sizes_are_those_of_the_layout() -> None:
     """By hand, of 1,000,000 parameters a rank: 2 bytes a weight, 4 a gradient, 12 in the optimizer over 2 copies."""
     run = run_config(precision="bf16", parallel__tensor=2)
     parameters = run.model.parameters // 2
-    with pytest.raises(ConfigError) as raised, report_out_of_memory(run, 0, 4):
+    with pytest.raises(ConfigError) as raised, report_out_of_memory(run, RankProgress(), 0, 4):
         raise MemoryError
     needs = str(raised.value.expected)
     assert f"weights ({parameters:,} parameters) {parameters * 2 / 1024:.1f} KiB" in needs

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,10 +12,10 @@ from megatron_dsmath.config import load
 from megatron_dsmath.errors import OutputError
 from megatron_dsmath.supervision import start
 from megatron_dsmath.training.inputs import require_room
-from megatron_dsmath.training.run_directory import RunDirectory, Status
+from megatron_dsmath.training.run_directory import RunDirectory
 from tests.support.corpora import write_run_file
 from tests.support.ranks import run_ranks
-from tests.training.ranks import Ending, Row, dsmath, numbers_of, rows_of, status_of
+from tests.training.ranks import Ending, Row, dsmath, numbers_of, rows_of, status_of, with_fault
 
 
 @pytest.fixture
@@ -91,7 +87,7 @@ def test_a_rank_of_a_world_starts_no_world(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     assert main(["train", str(run_file), "--nproc", "2"]) == 78
-    assert "leave --nproc away under torchrun or srun" in capsys.readouterr().err
+    assert "remove --nproc: torchrun or srun starts the processes" in capsys.readouterr().err
 
 
 def test_run_yaml_alone_repeats_the_run(run_file: Path, tmp_path: Path) -> None:
@@ -130,50 +126,29 @@ def test_every_rank_is_told_from_which_checkpoint_to_go_on(run_file: Path, monke
     assert told == [["train", str(run_file), "--set=seed=3", "--resume=last-good"]]
 
 
-def dsmath_with_slow_last_words(arguments: list[str], output: Path) -> tuple[Ending, Row]:
-    """Asked to stop after step 1; with STATUS.json as it stood when this rank could leave."""
-    write_status = RunDirectory.write_status
-
-    def said_slowly(self: RunDirectory, state: Status, *facts: Any, **more: Any) -> None:
-        if state != "running":
-            time.sleep(1)
-        write_status(self, state, *facts, **more)
-
-    RunDirectory.write_status = said_slowly  # type: ignore[method-assign]
-    ending = dsmath(arguments, (signal.SIGTERM, 0, 1))
+def dsmath_with_slow_status(arguments: list[str], output: Path) -> tuple[Ending, Row]:
+    """Stopped after step 1 while rank 0 writes slowly; also STATUS.json at the time when this rank may leave."""
+    fault = "terminate:step.logged:rank=0:step=1 delay:file.before_rename:rank=0"
+    ending = with_fault(fault, dsmath, arguments)
     return ending, status_of(output)
 
 
 def test_no_rank_leaves_with_75_before_the_status_says_so(run_file: Path) -> None:
     """torchrun ends the others as soon as one rank leaves with a code other than 0."""
     output = run_file.parent / "run"
-    left = run_ranks(2, dsmath_with_slow_last_words, ["train", str(run_file)], output)
+    left = run_ranks(2, dsmath_with_slow_status, ["train", str(run_file)], output)
     assert [(ending.code, status["state"]) for ending, status in left] == [(75, "stopped")] * 2
-
-
-def dsmath_with_a_fault(rank: int, step: int, arguments: list[str]) -> Ending:
-    """Something nobody foresaw happens in one rank, when it draws the batch of a step."""
-    from megatron_dsmath.training.job import Job
-
-    draw = Job.step_batches
-
-    def drawn(self: Job, next_sample: int) -> object:
-        if int(os.environ["RANK"]) == rank and next_sample == 8 * (step - 1):
-            raise KeyError("nobody foresaw this")
-        return draw(self, next_sample)
-
-    Job.step_batches = drawn  # type: ignore[method-assign,assignment]
-    return dsmath(arguments)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_rank_that_fails_first_says_why_for_all(rank: int, run_file: Path) -> None:
-    endings = run_ranks(2, dsmath_with_a_fault, rank, 2, ["train", str(run_file)])
+    fault = f"raise:step.draw:rank={rank}:step=1"  # an error that no code expects, in the batches of step 2
+    endings = run_ranks(2, with_fault, fault, dsmath, ["train", str(run_file)])
     assert [ending.code for ending in endings] == [70, 70]
     assert endings[rank].err.count("Traceback") == 1
-    assert "nobody foresaw this" in endings[rank].err
+    assert f"InjectedFaultError: DSMATH_FAULT is {fault}" in endings[rank].err
     assert endings[1 - rank].err.splitlines()[0].startswith(f"rank {1 - rank} ends because another rank failed")
     assert "Traceback" not in endings[1 - rank].err
     status = status_of(run_file.parent / "run")
     assert (status["state"], status["exit_code"], status["step"]) == ("failed", 70, 1)
-    assert status["message"] == "KeyError: 'nobody foresaw this'"
+    assert status["message"] == f"InjectedFaultError: DSMATH_FAULT is {fault}"

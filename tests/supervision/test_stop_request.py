@@ -15,14 +15,14 @@ from tests.support.ranks import run_ranks
 from tests.training.ranks import Row, dsmath, numbers_of, rows_of, status_of, with_fault
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize(("kind", "name"), [("terminate", "SIGTERM"), ("warn", "SIGUSR1")])
 def test_a_signal_stops_a_run_after_the_step_and_a_rerun_continues(
-    number: signal.Signals, inputs: Path, one_process: list[Row], tmp_path: Path
+    kind: str, name: str, inputs: Path, one_process: list[Row], tmp_path: Path
 ) -> None:
     run_file, output = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml"), tmp_path / "run"
-    (ending,) = run_ranks(1, dsmath, ["train", str(run_file)], (number, 0, 5))
+    (ending,) = run_ranks(1, with_fault, f"{kind}:step.logged:step=5", dsmath, ["train", str(run_file)])
     assert ending.code == 75
-    assert number.name in ending.err
+    assert name in ending.err
     assert (output / "checkpoints" / "step_5" / "MANIFEST.json").is_file()
     status = status_of(output)
     assert (status["state"], status["exit_code"], status["step"]) == ("stopped", 75, 5)
@@ -35,7 +35,7 @@ def test_a_signal_stops_a_run_after_the_step_and_a_rerun_continues(
 
 def test_a_signal_to_one_rank_stops_all(inputs: Path, tmp_path: Path) -> None:
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml")
-    endings = run_ranks(2, dsmath, ["train", str(run_file)], (signal.SIGTERM, 1, 2))
+    endings = run_ranks(2, with_fault, "terminate:step.logged:rank=1:step=2", dsmath, ["train", str(run_file)])
     assert [ending.code for ending in endings] == [75, 75]
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2]
     assert status_of(tmp_path / "run")["exit_code"] == 75
@@ -45,7 +45,7 @@ def test_a_signal_to_one_rank_stops_all(inputs: Path, tmp_path: Path) -> None:
 
 def test_a_signal_while_the_run_starts_is_not_lost_and_nothing_is_saved(inputs: Path, tmp_path: Path) -> None:
     run_file, output = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml"), tmp_path / "run"
-    (ending,) = run_ranks(1, dsmath, ["train", str(run_file)], (signal.SIGTERM, 0, 0))
+    (ending,) = run_ranks(1, with_fault, "terminate:setup.begin", dsmath, ["train", str(run_file)])
     assert ending.code == 75
     assert not (output / "metrics.jsonl").exists()
     assert list((output / "checkpoints").iterdir()) == []
@@ -79,7 +79,7 @@ def test_in_every_phase_all_ranks_agree_on_one_step_and_save_once(
 
 def test_a_signal_after_the_last_step_finds_the_run_done(inputs: Path, tmp_path: Path) -> None:
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", schedule__steps=3)
-    (ending,) = run_ranks(1, dsmath, ["train", str(run_file)], (signal.SIGTERM, 0, 3))
+    (ending,) = run_ranks(1, with_fault, "terminate:step.logged:step=3", dsmath, ["train", str(run_file)])
     assert ending.code == 0
     assert status_of(tmp_path / "run")["state"] == "done"
 

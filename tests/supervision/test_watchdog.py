@@ -19,7 +19,7 @@ from megatron_dsmath.files.processes import process_start
 from megatron_dsmath.supervision import watchdog
 from megatron_dsmath.supervision.heartbeat import verdict
 from megatron_dsmath.supervision.watchdog import Watchdog
-from megatron_dsmath.training.rank_progress import HERE
+from megatron_dsmath.training.rank_progress import RankProgress
 from megatron_dsmath.training.run_directory import RunDirectory
 from tests.support.corpora import write_run_file
 from tests.support.job import Ending, run_job
@@ -99,7 +99,7 @@ def caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watchdog:
     monkeypatch.setattr(watchdog.os, "_exit", lambda code: None)
     directory = RunDirectory(tmp_path)
     directory.create()
-    dog = Watchdog(run_config().guard, directory, 0, 2)
+    dog = Watchdog(run_config().guard, directory, RankProgress(), 0, 2)
     dog._folder.mkdir(parents=True)
     return dog
 
@@ -164,12 +164,13 @@ def test_a_section_entered_since_the_last_heartbeat_is_where_a_rank_is(
     assert where in capsys.readouterr().err
 
 
-def test_each_section_is_put_down_on_the_way_in(caller: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HERE, "on_enter", caller._put_down_entry)
+def test_each_section_is_put_down_on_the_way_in(caller: Watchdog) -> None:
+    progress = caller._progress
+    progress.on_enter = caller._put_down_entry
     for section, step in (("validation", 1234), ("step", 7)):
-        HERE.enter(section, step)  # type: ignore[arg-type]
+        progress.enter(section, step)  # type: ignore[arg-type]
         found = json.loads((caller._folder / "rank_0.entered").read_text())
-        assert (found["section"], found["step"], found["marks"]) == (section, step, HERE.marks)
+        assert (found["section"], found["step"], found["marks"]) == (section, step, progress.marks)
     caller.stop()
 
 
@@ -208,22 +209,23 @@ def test_the_rank_the_others_wait_for_is_the_one_named(
 
 def test_the_limit_is_that_of_the_section_and_ten_median_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = run_config(guard__setup_timeout_seconds=900.0, guard__save_timeout_seconds=500.0)
-    dog = Watchdog(run.guard, RunDirectory(tmp_path), 0, 1)
+    progress = RankProgress()
+    dog = Watchdog(run.guard, RunDirectory(tmp_path), progress, 0, 1)
     clock = [0.0]
     monkeypatch.setattr("megatron_dsmath.training.rank_progress.time.monotonic", lambda: clock[0])
-    HERE.enter("setup", 0)
+    progress.enter("setup", 0)
     assert dog.limit_seconds() == 900.0
     for step, seconds in enumerate([50.0, 2.0, 3.0]):  # the first compiles; the median is 3
-        HERE.enter("step", step)
+        progress.enter("step", step)
         assert dog.limit_seconds() == (900.0 if step == 0 else max(60.0, 10 * [50.0, 26.0][step - 1]))
         clock[0] += seconds
-    HERE.enter("save", 3)
+    progress.enter("save", 3)
     assert dog.limit_seconds() == 500.0
-    HERE.enter("validation", 3)
+    progress.enter("validation", 3)
     assert dog.limit_seconds() == 60.0  # ten medians are 30
-    HERE.enter("evaluation", 3)
+    progress.enter("evaluation", 3)
     assert dog.limit_seconds() == 500.0
-    HERE.enter("end", 3)
+    progress.enter("end", 3)
     assert dog.limit_seconds() == 500.0
 
 
@@ -231,7 +233,7 @@ def test_time_in_which_the_whole_job_was_suspended_does_not_count(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As after `scontrol suspend`: the clock has gone on by an hour, the thread woke up twice."""
-    dog = Watchdog(run_config().guard, RunDirectory(tmp_path), 0, 1)
+    dog = Watchdog(run_config().guard, RunDirectory(tmp_path), RankProgress(), 0, 1)
     judged: list[float] = []
     monkeypatch.setattr(dog, "_judge", judged.append)
     woken, clock = iter([False, False, True]), iter([0.0, 3600.0, 7200.0])

@@ -1,4 +1,4 @@
-"""What the ranks of these tests do: train, die at a step, be asked to stop at one; and what they leave behind."""
+"""What the ranks of these tests run, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import gc
 import io
 import json
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,18 +48,16 @@ def train_run(run: RunConfig) -> None:
 
 def train_until_killed(run: RunConfig, after_step: int) -> None:
     """The same; SIGKILL comes once the row of `after_step` is in metrics.jsonl, and what was due before is saved."""
-    _after(after_step, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    train_run(run.model_copy(update={"checkpoint": run.checkpoint.model_copy(update={"asynchronous": False})}))
+    other_faults = os.environ.get("DSMATH_FAULT", "")
+    run = run.model_copy(update={"checkpoint": run.checkpoint.model_copy(update={"asynchronous": False})})
+    with_fault(f"{other_faults} kill:step.logged:step={after_step}", train_run, run)
 
 
-def dsmath(arguments: list[str], signal_after: tuple[int, int, int] | None = None) -> Ending:
-    """The command in this rank. `signal_after`: the signal that a rank sends itself, the rank, and after which step."""
+def dsmath(arguments: list[str]) -> Ending:
+    """The command in this rank."""
     from megatron_dsmath import cli
 
     gc.freeze()
-    if signal_after is not None and signal_after[1] == int(os.environ["RANK"]):
-        number, _, step = signal_after
-        _after(step, lambda: os.kill(os.getpid(), number))
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _exit_as_exception():
         try:
@@ -71,34 +68,14 @@ def dsmath(arguments: list[str], signal_after: tuple[int, int, int] | None = Non
 
 
 def with_fault(fault: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function` in this rank, with the fault that DSMATH_FAULT would inject (`megatron_dsmath.fault_injection`)."""
+    """Call the function in this rank with the faults of DSMATH_FAULT (`megatron_dsmath.fault_injection`)."""
     os.environ["DSMATH_FAULT"] = fault
     return function(*arguments)
 
 
-def _after(step: int, act: Callable[[], None]) -> None:
-    """Act once the row of `step` is written; step 0 is when the run says that it starts."""
-    from megatron_dsmath.training.run_directory import RunDirectory
-    from megatron_dsmath.training.tracking import Tracker
-
-    log, write_status = Tracker.log, RunDirectory.write_status
-
-    def logged(self: Tracker, row: Row) -> None:
-        log(self, row)
-        if row["step"] == step:
-            act()
-
-    def said(self: RunDirectory, *status: Any, **more: Any) -> None:
-        write_status(self, *status, **more)
-        if step == 0:
-            act()
-
-    Tracker.log, RunDirectory.write_status = logged, said  # type: ignore[method-assign]
-
-
 @contextlib.contextmanager
 def _exit_as_exception() -> Any:
-    """A rank that gives up leaves at once; here its last words are still to be carried home."""
+    """A rank that fails calls `os._exit`; here its output is still to be returned to the test."""
 
     def leave(code: int) -> None:
         raise SystemExit(code)

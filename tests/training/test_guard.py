@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def test_a_number_that_is_none_on_one_rank_stops_all_before_any_weight_changes(
     endings = run_ranks(2, with_fault, fault, dsmath, ["train", str(run_file)])
     assert [ending.code for ending in endings] == [70, 70]
     said = "".join(ending.err for ending in endings)
-    assert said.count("the loss or the gradient is no number") == 1
+    assert said.count("the loss or the gradient is not finite") == 1
     assert "computed again: the same, bit for bit" in said
     assert "Traceback" not in said
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2, 3]
@@ -84,20 +83,17 @@ def train_until_rejected(run: RunConfig) -> None:
         train_run(run)
 
 
-def train_passing_over_step_3(run: RunConfig) -> None:
-    """The same decision without any bad number."""
-    from megatron_dsmath.training import rerun
-    from megatron_dsmath.training.guard import Judgement
-
-    judge = rerun.judge
-
-    def judged(guard: Any, state: State, sums: Any) -> Judgement:
-        if state.next_sample == 16:
-            return Judgement("non_finite", "skip", (None, None), state.memory.after_rejection(2, spiked=False))
-        return judge(guard, state, sums)
-
-    rerun.judge = judged  # type: ignore[attr-defined]
-    train_run(run)
+def train_with_samples_skipped(ranks: int, run: RunConfig, step: int, samples: int, rejected_after: int) -> None:
+    """Train to `step`, where a checkpoint is saved; edit it so that it skips the next `samples`; continue from it."""
+    with pytest.raises(RuntimeError, match="rank 0 died"):
+        run_ranks(ranks, with_fault, f"kill:step.begin:step={step}", train_run, run)
+    manifest = Path(run.output) / "checkpoints" / f"step_{step}" / "MANIFEST.json"
+    facts = json.loads(manifest.read_text())
+    state = State.from_dict(facts["state"])
+    state = state.passing_over(samples, state.memory.after_rejection(rejected_after, spiked=False))
+    edited = {**facts, "state": state.as_dict(), "next_sample": state.next_sample}
+    manifest.write_text(Manifest.model_validate_json(json.dumps(edited)).to_json())
+    run_ranks(ranks, train_run, run)
 
 
 @pytest.mark.fault(
@@ -112,9 +108,11 @@ def test_skipped_data_leaves_no_trace_in_weights_or_moments(layout: str, inputs:
     run_ranks(
         ranks, with_fault, "nan:step.gradients:count=3,4", train_run, small_run(inputs, tmp_path, **SKIP, **overrides)
     )
-    run_ranks(ranks, train_passing_over_step_3, small_run(inputs, tmp_path / "told", **SKIP, **overrides))
+    saved = {"checkpoint__every_steps": 2, "checkpoint__asynchronous": False}
+    expected = small_run(inputs, tmp_path / "expected", **SKIP, **overrides, **saved)
+    train_with_samples_skipped(ranks, expected, step=2, samples=8, rejected_after=2)
     rows = rows_of(tmp_path)
-    assert numbers_of(rows) == numbers_of(rows_of(tmp_path / "told"))
+    assert numbers_of(rows) == numbers_of(rows_of(tmp_path / "expected"))
     assert [(row["step"], row["consumed_samples"], row["rejected_steps"]) for row in rows[1:4]] == [
         (2, 16, 0),
         (3, 32, 1),
@@ -170,24 +168,8 @@ def test_rewinding_continues_as_a_new_process_from_that_checkpoint_with_the_data
     ]
 
     again = small_run(inputs, tmp_path / "again", **REWIND, **overrides)
-    run_ranks(ranks, with_fault, "raise:step.begin:step=3", fails, again)
-    manifest = tmp_path / "again" / "checkpoints" / "step_3" / "MANIFEST.json"
-    facts = json.loads(manifest.read_text())
-    state = State.from_dict(facts["state"])
-    state = state.passing_over(40, state.memory.after_rejection(7, spiked=False))
-    edited = Manifest.model_validate_json(
-        json.dumps({**facts, "state": state.as_dict(), "next_sample": state.next_sample})
-    )
-    manifest.write_text(edited.to_json())
-    run_ranks(ranks, train_run, again)
+    train_with_samples_skipped(ranks, again, step=3, samples=40, rejected_after=7)
     assert numbers_of(rows_of(tmp_path / "again")) == numbers_of(rows)
-
-
-def fails(run: RunConfig) -> None:
-    from megatron_dsmath.fault_injection import InjectedFaultError
-
-    with pytest.raises(InjectedFaultError):
-        train_run(run)
 
 
 def test_without_a_checkpoint_that_old_rewinding_is_not_possible(inputs: Path, tmp_path: Path) -> None:
@@ -217,26 +199,8 @@ def test_what_is_not_the_data_s_fault_is_not_tried_for_ever(
 )
 def test_a_weight_that_is_no_number_is_not_saved(inputs: Path, tmp_path: Path) -> None:
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml")
-    endings = run_ranks(2, dsmath_with_a_bad_weight, ["train", str(run_file)])
+    endings = run_ranks(2, with_fault, "nan:save.weights:rank=1:step=6", dsmath, ["train", str(run_file)])
     assert [ending.code for ending in endings] == [70, 70]
     assert "a weight is no number" in endings[0].err + endings[1].err
     assert "step 6, rank 1" in endings[0].err + endings[1].err
     assert saved_steps(tmp_path / "run") == ["step_3"]
-
-
-def dsmath_with_a_bad_weight(arguments: list[str]) -> Any:
-    """On rank 1, after the sixth update: nothing has computed with it when the save comes."""
-    import os
-
-    from megatron_dsmath.training import train
-
-    apply_gradients, updates = train.apply_gradients, [0]
-
-    def applied(optimizer: Any, *numbers: float) -> None:
-        apply_gradients(optimizer, *numbers)
-        updates[0] += 1
-        if updates[0] == 6 and os.environ["RANK"] == "1":
-            optimizer.get_parameters()[-1].data.view(-1)[0] = math.nan
-
-    train.apply_gradients = applied  # type: ignore[attr-defined]
-    return dsmath(arguments)

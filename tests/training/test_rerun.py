@@ -61,7 +61,8 @@ def test_the_rank_whose_layer_computes_wrong_once_is_named(
     layout: str, rank: int, inputs: Path, tmp_path: Path
 ) -> None:
     run = small_run(inputs, tmp_path, schedule__steps=2, **VERIFIED, **TWO_RANKS[layout])
-    run_ranks(2, train_with_a_layer_that_errs, run, rank)
+    microbatches = 2 if layout.startswith("data") else 4
+    run_ranks(2, train_with_a_layer_that_errs, run, rank, microbatches)
     (row,) = told(tmp_path)
     assert (row["step"], row["kind"]) == (2, "transient")
     place = PLACES[layout.split()[0]].format(rank)
@@ -70,38 +71,32 @@ def test_the_rank_whose_layer_computes_wrong_once_is_named(
     ]
 
 
-def train_with_a_layer_that_errs(run: RunConfig, rank: int) -> None:
-    """On one rank, in the second computation of step 2, the first feed-forward's output has one value doubled."""
-    from megatron_dsmath.training import rerun, train
+def train_with_a_layer_that_errs(run: RunConfig, rank: int, microbatches: int) -> None:
+    """On one rank, in the second computation of step 2, the first feed-forward layer doubles one value once."""
+    import torch
+    from megatron.core.transformer.mlp import MLP
 
-    open_job, forward_backward = train.open_job, rerun.forward_backward
-    computations = [0]
+    layers: list[MLP] = []
+    outputs_seen = [0]
 
-    def opened(*arguments: Any) -> Any:
-        job = open_job(*arguments)
-        layers = [module for name, module in job.model_chunks[0].named_modules() if name.endswith("mlp.linear_fc1")]
-        layers[0].register_forward_hook(erring())
-        return job
+    def double_one_value(layer: MLP, _inputs: Any, outputs: Any) -> Any:
+        if not isinstance(layer, MLP) or layer is not layers[0]:
+            return None
+        outputs_seen[0] += 1
+        if outputs_seen[0] != 2 * microbatches + 1:  # step 1 is computed once
+            return None
+        values, *rest = outputs
+        factors = values.detach().clone().fill_(1.0)
+        factors.view(-1)[7] = 2.0
+        return (values * factors, *rest)
 
-    def erring() -> Callable[..., Any]:
-        erred: list[bool] = []
+    def find_first(layer: Any, _inputs: Any) -> None:
+        if isinstance(layer, MLP) and not layers:
+            layers.append(layer)
 
-        def hook(_layer: Any, _inputs: Any, outputs: Any) -> Any:
-            if computations[0] != 3 or erred or int(os.environ["RANK"]) != rank:
-                return None
-            erred.append(True)
-            values, *rest = outputs
-            factors = values.detach().clone().fill_(1.0)
-            factors.view(-1)[7] = 2.0
-            return (values * factors, *rest)
-
-        return hook
-
-    def counted(*arguments: Any) -> Any:
-        computations[0] += 1
-        return forward_backward(*arguments)
-
-    train.open_job, rerun.forward_backward = opened, counted  # type: ignore[attr-defined]
+    if int(os.environ["RANK"]) == rank:
+        torch.nn.modules.module.register_module_forward_pre_hook(find_first)
+        torch.nn.modules.module.register_module_forward_hook(double_one_value)
     train_run(run)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,6 @@ from tests.support.corpora import small_run, write_run_file
 from tests.support.ranks import run_ranks
 from tests.training.ranks import (
     Ending,
-    _after,
     dsmath,
     numbers_of,
     rows_of,
@@ -38,18 +38,23 @@ def checkpoints_of(output: Path) -> list[str]:
 
 
 def train_while_the_writer_stands_still(run: RunConfig) -> list[str]:
-    """The writer of this rank stops inside its first file, and is let on after step 5."""
+    """The writer of this rank stops inside its first file, and is resumed after step 5."""
     seen: list[str] = []
 
-    def let_on() -> None:
+    def resume_writer() -> None:
+        metrics = Path(run.output) / "metrics.jsonl"
+        while not metrics.exists() or len(rows_of(Path(run.output))) < 5:
+            time.sleep(0.01)
         seen.extend(checkpoints_of(Path(run.output)))
         (writer,) = (child for child in psutil.Process().children() if "checkpoint.writer" in " ".join(child.cmdline()))
         while writer.status() != psutil.STATUS_STOPPED:  # steps may be faster than it is
             time.sleep(0.01)
         writer.resume()
 
-    _after(5, let_on)
+    resuming = threading.Thread(target=resume_writer)
+    resuming.start()
     with_fault("stop:writer.inside_file:count=1", train_run, run)
+    resuming.join()
     return seen
 
 

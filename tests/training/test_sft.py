@@ -24,6 +24,7 @@ from megatron_dsmath.errors import ConfigError, DataError, DsmathError
 from megatron_dsmath.model import decoder
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.parallel.topology import initialize_topology
+from megatron_dsmath.training.batches import StepBatches
 from megatron_dsmath.training.inputs import open_inputs
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.step import forward_backward
@@ -74,7 +75,8 @@ def computed(run: RunConfig, *, alone: bool = False) -> Found:
     """What this rank says of the run's first step, or of the examples in it one by one."""
     topology = initialize_topology(run.parallel, run.seed)
     job = open_job(run, topology)
-    batches = job.step_batches(0)
+    with StepBatches(job) as step_batches:
+        batches = step_batches.next(job.start)
     if alone:
         assert isinstance(job.batches, PackedBatches)
         batches = one_by_one(job.batches, run.schedule.sequences_per_step)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_dsmath.config.sections import GuardConfig
+from megatron_dsmath.data.audit.ledger import StepHash
 from megatron_dsmath.training.guard import Judgement, judge
 from megatron_dsmath.training.state import SpikeWindow, State
 from megatron_dsmath.training.step import StepSums
@@ -37,7 +38,7 @@ def judged(memory: SpikeWindow, loss: float, norm: float, **policy: str) -> Judg
             **policy,
         }
     )
-    return judge(guard, State(step=200, memory=memory), StepSums(loss, {}, {}, norm, []))
+    return judge(guard, State(step=200, memory=memory), StepSums(loss, {}, {}, norm, [], StepHash(0, 0)))
 
 
 @pytest.mark.parametrize("steps", [64, 100, 128, 200])

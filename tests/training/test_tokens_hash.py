@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.data.audit import ledger
 from megatron_dsmath.data.audit.audit import audit
 from megatron_dsmath.training import tokens_hash
 from tests.support.corpora import small_run
 from tests.support.ranks import run_ranks
-from tests.training.ranks import LAYOUTS, read_rows, train_run, train_until_killed
+from tests.training.ranks import LAYOUTS, read_rows, train_run, train_until_killed, with_fault
 
 
 def ledger_of(output: Path) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def test_torch_and_numpy_hash_alike(first: int, vocabulary: int, seed: int) -> N
     tokens = np.random.default_rng(seed).integers(0, vocabulary, (6, 33))
     samples = np.arange(first, first + 6)
     ours = tokens_hash.sample_hashes(torch.from_numpy(tokens), torch.from_numpy(samples))
-    assert ours.numpy().view(np.uint64).tolist() == tokens_hash.sample_hashes(tokens, samples).tolist()
+    assert ours.numpy().view(np.uint64).tolist() == ledger.sample_hashes(tokens, samples).tolist()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -70,37 +70,19 @@ def test_a_mixture_that_changes_at_a_checkpoint_goes_on_with_data_not_seen_yet(i
     assert manifest["state"]["plan"] == json.loads((tmp_path / "ledger" / "plan.json").read_text())
 
 
-def train_with_a_rank_that_reads_other_tokens(run: RunConfig, rank: int) -> None:
-    import os
-
-    from megatron_dsmath.parallel.pipeline import DeviceBatch
-    from megatron_dsmath.training import job
-
-    to_device = job.to_device
-
-    def misread(*arguments: Any) -> list[DeviceBatch]:
-        batches = to_device(*arguments)
-        if os.environ["RANK"] == str(rank):
-            batches[0].tokens[0, 3] += 1
-        return batches
-
-    job.to_device = misread  # type: ignore[assignment]
-    train_run(run)
-
-
 @pytest.mark.parametrize("layout", [{"parallel__tensor": 2}, {"parallel__pipeline": 2}], ids=str)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_that_share_a_microbatch_must_have_read_the_same(
     layout: dict[str, int], rank: int, inputs: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError, match="ranks that share a microbatch read different tokens"):
-        run_ranks(2, train_with_a_rank_that_reads_other_tokens, small_run(inputs, tmp_path, **layout), rank)
+        run_ranks(2, with_fault, f"drift:step.tokens:rank={rank}", train_run, small_run(inputs, tmp_path, **layout))
     assert not (tmp_path / "ledger" / "steps.jsonl").exists()
 
 
 def test_a_data_parallel_rank_that_read_other_tokens_is_found_by_the_audit(inputs: Path, tmp_path: Path) -> None:
     run = small_run(inputs, tmp_path, schedule__steps=2)
-    run_ranks(2, train_with_a_rank_that_reads_other_tokens, run, 1)
+    run_ranks(2, with_fault, "drift:step.tokens:rank=1", train_run, run)
     fault = audit(tmp_path).faults[0]
     assert fault.what == "a sample is not on the disk as it was trained on"
     assert "no file that differs from its sidecar" in str(fault.found)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.training.metrics import METRICS
 from tests.support.corpora import VOCABULARY, small_run, write_run_file
 from tests.support.ranks import run_ranks
@@ -112,14 +115,55 @@ def test_a_finished_run_started_again_does_nothing(inputs: Path, tmp_path: Path)
     assert status["restarts"] == 1
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(inputs: Path, tmp_path: Path) -> None:
-    run_file = write_run_file(
-        inputs, tmp_path / "run", tmp_path / "run.yaml", schedule__peak_learning_rate=1e30, checkpoint__every_steps=1
-    )
-    (ending,) = run_ranks(1, dsmath, ["train", str(run_file)])
+def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_is_saved_after_it(inputs: Path, tmp_path: Path) -> None:
+    """Two steps are trained and saved; then the learning rate becomes 1e30, which spoils the weights."""
+    saves = {"checkpoint__every_steps": 1, "checkpoint__keep": 9, "checkpoint__asynchronous": False}
+    run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", **saves)
+    (ending,) = run_ranks(1, dsmath, ["train", str(run_file), "--set", "schedule.steps=2"])
+    assert ending.code == 0
+    (ending,) = run_ranks(1, dsmath, ["train", str(run_file), "--set", "schedule.peak_learning_rate=1e30"])
     assert ending.code == 70
-    assert "the loss or the gradient is no number" in ending.err
+    assert "the loss or the gradient is not finite" in ending.err
     assert "Traceback" not in ending.err
-    saved = {folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()}
-    logged = {f"step_{row['step']}" for row in rows_of(tmp_path / "run")}
-    assert saved - {"LATEST"} <= logged
+    last_step = len(rows_of(tmp_path / "run"))
+    assert 2 <= last_step < 9
+    saved = {folder.name for folder in (tmp_path / "run" / "checkpoints").glob("step_*")}
+    assert saved == {f"step_{step}" for step in range(1, last_step + 1)}
+
+
+WORLD_COLLECTIVES = (
+    *("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "barrier", "broadcast", "gather"),
+    *("broadcast_object_list", "reduce", "reduce_scatter_tensor", "scatter", "all_to_all_single"),
+)
+
+
+def count_exchanges_of_all_ranks(run: RunConfig) -> Counter[str]:
+    """The calls of torch.distributed's collectives on the world group while the run trains on this rank."""
+    import torch.distributed as dist
+
+    counts: Counter[str] = Counter()
+
+    def counted(name: str) -> Callable[..., Any]:
+        collective = getattr(dist, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            groups = [value for value in (*arguments, *named.values()) if isinstance(value, dist.ProcessGroup)]
+            counts[name] += groups in ([], [dist.group.WORLD])
+            return collective(*arguments, **named)
+
+        return call
+
+    for name in WORLD_COLLECTIVES:
+        setattr(dist, name, counted(name))
+    train_run(run)
+    return counts
+
+
+def test_an_ordinary_step_has_two_exchanges_of_all_ranks(inputs: Path, tmp_path: Path) -> None:
+    """The sums of losses, norm and hash; and the agreement. Validation and saves come after the last step only."""
+    counts = []
+    for steps in (3, 7):
+        ordinary = {"schedule__steps": steps, "checkpoint__every_steps": 0, "validation__every_steps": 0}
+        counts.append(run_ranks(2, count_exchanges_of_all_ranks, small_run(inputs, tmp_path / f"{steps}", **ordinary)))
+    for fewer, more in zip(*counts, strict=True):
+        assert more - fewer == {"all_reduce": 2 * (7 - 3)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from threading import RLock
 from typing import NamedTuple
 
 import numpy as np
@@ -77,24 +78,27 @@ class PackedExamples:
             )
         self._ends: list[int] = []  # of the epochs counted so far: sequences up to their end
         self._planned: dict[int, Packing] = {}
+        self._lock = RLock()  # training draws batches in a thread of its own
         facts = examples.sidecar.get("tokenizer")
         end = facts.get("end_of_document") if isinstance(facts, dict) else None
         self._padding_token = 1 if end == 0 else 0  # any id but the one that ends an answer
 
     def plan(self, epoch: int) -> Packing:
         """The sequences of an epoch; the last two asked for are kept."""
-        if epoch not in self._planned:
-            packing = pack(
-                self.examples.lengths, self._of_epoch(epoch), self.sequence_length, self.policy, self._seed, epoch
-            )
-            self._planned = {**dict(list(self._planned.items())[-1:]), epoch: packing}
-        return self._planned[epoch]
+        with self._lock:
+            if epoch not in self._planned:
+                packing = pack(
+                    self.examples.lengths, self._of_epoch(epoch), self.sequence_length, self.policy, self._seed, epoch
+                )
+                self._planned = {**dict(list(self._planned.items())[-1:]), epoch: packing}
+            return self._planned[epoch]
 
     def locate(self, number: int) -> tuple[int, int]:
         """The epoch of a sequence and its number within. Counts the sequences of every epoch before it, once."""
-        while not self._ends or self._ends[-1] <= number:
-            before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + self.plan(len(self._ends)).sequence_count)
+        with self._lock:
+            while not self._ends or self._ends[-1] <= number:
+                before = self._ends[-1] if self._ends else 0
+                self._ends.append(before + self.plan(len(self._ends)).sequence_count)
         epoch = bisect_right(self._ends, number)
         return epoch, number - (self._ends[epoch - 1] if epoch else 0)
 
