@@ -1,1 +1,1 @@
-"""NUMBERS FROM A STEP: pure functions of a run's configuration and a step."""
+"""Computes numbers from a run's configuration and a step."""

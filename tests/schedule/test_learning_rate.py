@@ -1,4 +1,4 @@
-"""The rate against its closed form (DeepSeekMath, section 2.2.1; DeepSeek LLM, section 2.3), step for step."""
+"""The learning rate of each step equals its closed form (DeepSeekMath, section 2.2.1; DeepSeek LLM, section 2.3)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_rate_of_fine_tuning_is_constant() -> None:
     assert {learning_rate(schedule, step) for step in range(500)} == {5e-5}
 
 
-def test_rate_of_a_run_that_goes_on_beyond_its_end_stays_at_the_last_drop() -> None:
+def test_the_rate_after_the_end_of_the_run_stays_at_the_last_drop() -> None:
     schedule = _schedule(steps=10, peak=1.0, warmup=0, drops=((0.5, 0.25),))
     assert learning_rate(schedule, 10) == learning_rate(schedule, 1000) == 0.25
 
@@ -57,8 +57,7 @@ def test_rate_of_a_run_that_goes_on_beyond_its_end_stays_at_the_last_drop() -> N
 def test_rate_equals_its_closed_form(steps: int, peak: float, warmup: int, percents: list[int], share: float) -> None:
     step = int(share * steps)
     schedule = _schedule(steps, peak, warmup, tuple((percent / 100, 0.5**n) for n, percent in enumerate(percents, 1)))
-    # In whole numbers: the n-th drop holds from the first step at which at least its percentage of the run is done,
-    # rounded down to a step; what is done is `step` of `steps`.
+    # In integers: a drop applies from its percentage of the steps on, rounded down to a step.
     drops = sum(step >= percent * steps // 100 for percent in percents)
     expected = peak * (step + 1) / warmup if step < warmup else peak * 0.5**drops
     assert learning_rate(schedule, step) == pytest.approx(expected, rel=ROUNDING)
@@ -69,14 +68,14 @@ def test_rate_equals_its_closed_form(steps: int, peak: float, warmup: int, perce
     [
         (0.8, 47_684, 38_147),
         (0.9, 47_684, 42_915),
-        (0.8, 50_000, 40_000),  # the paper's run, were its batch 10,000,000 tokens
+        (0.8, 50_000, 40_000),  # the paper's run with a batch of 10,000,000 tokens
         (0.9, 50_000, 45_000),
-        (0.7, 10, 7),  # floating point makes it 6.999...
-        (0.29, 100, 29),  # and this 28.999...
+        (0.7, 10, 7),  # 6.999... in floating point
+        (0.29, 100, 29),  # 28.999... in floating point
         (0.5, 1, 0),
     ],
 )
-def test_a_drop_holds_from_the_step_at_its_share_of_the_run(share: float, steps: int, step: int) -> None:
+def test_a_drop_applies_from_its_share_of_the_run_on(share: float, steps: int, step: int) -> None:
     assert first_step_after(share, steps) == step
 
 
@@ -89,7 +88,7 @@ def test_drops_of_deepseek_llm_7b_fall_at_1_6_and_1_8_trillion_tokens() -> None:
 
 
 @given(digits=st.integers(1, 9_999), steps=st.integers(1, 10**9))
-def test_a_share_means_the_number_as_it_is_written(digits: int, steps: int) -> None:
+def test_a_share_is_an_exact_decimal_number(digits: int, steps: int) -> None:
     share = Decimal(digits) / 10_000
     assert first_step_after(float(share), steps) == int(share * steps)
 

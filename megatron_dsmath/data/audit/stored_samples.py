@@ -123,7 +123,7 @@ class MixtureOnDisk:
         """See `OnDisk`."""
         mixture = self._batches.mixture(self.plan.version_at(int(samples[0])))
         places = zip(*(column.tolist() for column in mixture.locate(samples)), strict=True)
-        return np.stack([mixture.training[corpus].tokens(epoch, start) for corpus, epoch, start in places])
+        return np.stack([mixture.training[corpus].window_tokens(epoch, start) for corpus, epoch, start in places])
 
     def passages(self, sample: int) -> Iterator[StoredPassage]:
         """See `OnDisk`."""

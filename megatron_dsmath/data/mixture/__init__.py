@@ -1,1 +1,1 @@
-"""Which tokens each sample of a run reads: pure functions of numbers."""
+"""Computes the tokens of each sample of a run from the seed, the weights and the sample's number."""

@@ -1,4 +1,4 @@
-"""The datasets that corpora are made of, each opened once and read at random."""
+"""Opens the datasets of which corpora consist, each once, for random reads."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from megatron_dsmath.errors import DataError, DsmathError, TokenizerError, raise
 
 
 class Shards:
-    """Datasets by prefix; nothing is opened twice."""
+    """A cache of open datasets by prefix."""
 
     def __init__(self, fingerprint: str | None) -> None:
-        """`fingerprint` of the tokenizer they must have been made with, as far as sidecars tell; None compares none."""
+        """`fingerprint` of the tokenizer that every sidecar must have if it has one; None accepts any."""
         self._fingerprint = fingerprint
         self._opened: dict[Path, IndexedDataset] = {}
 
     def open(self, prefix: str | Path) -> IndexedDataset:
-        """The dataset at `prefix`. Raises IndexedDatasetError (missing, damaged) and TokenizerError."""
+        """Open the dataset at `prefix`. Raises IndexedDatasetError (missing, damaged) and TokenizerError."""
         path = Path(prefix)
         if path not in self._opened:
             dataset = open_validated_dataset(path)
@@ -39,14 +39,14 @@ class Shards:
         return self._opened[path]
 
     def open_planned(self, record: Shard) -> IndexedDataset:
-        """The dataset of a plan. Raises DataError when it is gone or is not what the run first read, and as `open`."""
+        """Open a dataset of a plan. Raises DataError if it is missing or was changed, and as `open`."""
         if not bin_path(record.prefix).exists():
             raise DataError(
-                "a file that the run still reads is gone",
+                "a file that the run still reads is missing",
                 where=f"{record.prefix}.bin",
                 found="no such file",
-                expected="every file until the running epoch of its corpus ends, even one that is no longer listed",
-                fix="put it back, or a link to it; under another name a corpus begins anew with the files it has",
+                expected="every file until the current epoch of its corpus ends, even if it is no longer listed",
+                fix="restore it or a link to it; a corpus with a new name starts again with its present files",
             )
         dataset = self.open(record.prefix)
         sha256 = bin_sha256(read_sidecar(record.prefix)) or record.sha256
@@ -58,12 +58,12 @@ class Shards:
                 where=f"{record.prefix}.bin",
                 found=_description(*found),
                 expected=_description(*expected),
-                fix="put the former file back; new data goes under another name",
+                fix="restore the original file, and add new data under another name",
             )
         return dataset
 
     def open_corpora(self, corpora: Sequence[CorpusConfig]) -> dict[str, list[IndexedDataset]]:
-        """The datasets of every entry of `data.corpora`, in order; all that is wrong with them is raised at once.
+        """Open the datasets of every entry of `data.corpora`, in order. Raises all errors at once.
 
         Raises DataError for a path without a dataset and for a file that is given twice, and as `open`.
         """
@@ -72,29 +72,29 @@ class Shards:
         entries: dict[Path, str] = {}
         for entry in corpora:
             try:
-                opened[entry.name] = [self._of_entry(prefix, entry, entries) for prefix in _prefixes(entry)]
+                opened[entry.name] = [self._open_corpus_file(prefix, entry, entries) for prefix in _prefixes(entry)]
             except DsmathError as error:
                 errors.append(error)
         raise_all(errors)
         return opened
 
-    def _of_entry(self, prefix: str, entry: CorpusConfig, entries: dict[Path, str]) -> IndexedDataset:
-        """One dataset of an entry; `entries` remembers which file was opened for which entry."""
+    def _open_corpus_file(self, prefix: str, entry: CorpusConfig, entries: dict[Path, str]) -> IndexedDataset:
+        """Open one dataset of an entry; `entries` maps each file to the entry that opened it."""
         dataset, file = self.open(prefix), bin_path(prefix).resolve()
         if CONVERSATIONS in (read_sidecar(prefix) or {}):
             raise DataError(
-                "a set of conversations is no corpus: its loss masks would be ignored",
+                "a set of conversations is not a corpus: its loss masks would be ignored",
                 where=_where(entry),
-                found=f"{prefix}, which `dsmath sft build` made",
+                found=f"{prefix}, made by `dsmath sft build`",
                 expected="a dataset of `dsmath data tokenize`",
-                fix="name the set in data.conversations.prefix; several sources go into one set: `dsmath sft build`",
+                fix="name the set in data.conversations.prefix; `dsmath sft build` joins several sources in one set",
             )
         if file in entries:
             raise DataError(
                 "a file is given twice",
                 where=_where(entry),
                 found=f"{prefix}.bin, also under {entries[file]}",
-                expected="each file once: a corpus is repeated by its weight",
+                expected="each file once; a larger weight repeats a corpus",
                 fix="remove one of the two",
             )
         entries[file] = _where(entry)
@@ -107,15 +107,15 @@ class Shards:
                 "the data was made with another tokenizer",
                 where=sidecar_path(prefix),
                 found=f"fingerprint {made_with}",
-                expected=f"fingerprint {self._fingerprint}, of data.tokenizer",
+                expected=f"fingerprint {self._fingerprint} of data.tokenizer",
                 fix="tokenize the corpus with data.tokenizer, or name the tokenizer it was made with",
             )
 
 
 def _prefixes(entry: CorpusConfig) -> Iterator[str]:
-    """The prefixes that the paths of an entry stand for: itself, or every match of a pattern in sorted order."""
+    """Yield the prefixes of an entry: each path itself, or the matches of a pattern in sorted order."""
     for path in entry.paths:
-        matches = sorted(glob(f"{path}.idx", recursive=True))  # noqa: PTH207, pathlib matches no absolute pattern
+        matches = sorted(glob(f"{path}.idx", recursive=True))  # noqa: PTH207, pathlib does not match absolute patterns
         indices = [f"{path}.idx"] if Path(f"{path}.idx").exists() else matches
         if not indices:
             raise DataError(

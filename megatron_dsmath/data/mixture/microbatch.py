@@ -1,4 +1,4 @@
-"""The sequences that one rank computes at once, as numpy arrays: the one batch type of mixtures and conversations."""
+"""The batch type of mixtures and conversations: sequences that one rank computes together, as numpy arrays."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import numpy.typing as npt
 
 from megatron_dsmath.data.mixture.permutation import IntArray
 
-PADDING = -1  # the number of a sample, or of a group, that counts for nothing
+PADDING = -1  # sample or group number of padding, which has no effect on the loss
 
 
 class Microbatch(NamedTuple):
-    """Some sequences, with their targets and the groups their loss belongs to."""
+    """Sequences with their loss mask and the groups to which their loss belongs."""
 
     tokens: IntArray
-    """int64 [microbatch, sequence_length + 1]; inputs are all but the last, targets all but the first."""
+    """int64 [microbatch, sequence_length + 1]; inputs are all but the last token, targets all but the first."""
     loss_mask: npt.NDArray[np.bool_]
-    """Whether the target counts in the loss: [microbatch, sequence_length]."""
+    """[microbatch, sequence_length]: whether the target is part of the loss."""
     groups: npt.NDArray[np.int32]
-    """The groups of each target, as indices into `RunBatches.group_names`; PADDING where nothing is learned.
+    """The groups of each target as indices into `RunBatches.group_names`; PADDING where the mask is false.
 
-    [microbatch, sequence_length, groups of each], or [microbatch, 1, groups of each] where all targets of a sequence
-    belong to the same groups.
+    [microbatch, sequence_length, groups per target], or [microbatch, 1, groups per target] if all targets of a
+    sequence belong to the same groups.
     """
     document_starts: list[IntArray]
-    """For each sequence int64, ascending from 0; padding at the end belongs to the last document."""
+    """Per sequence int64, ascending from 0. Padding at the end belongs to the last document."""
     samples: IntArray
-    """The numbers of the sequences in the run, or in the validation set: int64 [microbatch]."""
+    """int64 [microbatch]: the numbers of the sequences in the run or in the validation set."""
 
     def without_targets(self) -> Microbatch:
-        """The same sequences, none of whose targets count in the loss."""
+        """Return the same sequences without any target in the loss."""
         return self._replace(
             loss_mask=np.zeros_like(self.loss_mask), groups=np.full_like(self.groups, np.int32(PADDING))
         )

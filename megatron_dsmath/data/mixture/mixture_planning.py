@@ -1,4 +1,4 @@
-"""A run's configuration and files -> its plan, or the next version of it: what a start or a restart begins with."""
+"""Plans the mixture of a run from its configuration and files; on a restart, adds a version if anything changed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,7 @@ from megatron_dsmath.data.mixture.permutation import random_words
 from megatron_dsmath.data.mixture.samples import document_start
 from megatron_dsmath.errors import ConfigError, DataError, DsmathError, raise_all
 
-RUNS = 8
-
-
-def held_out_runs(documents: int, share: float, *label: object, at_least: int = 1) -> list[range]:
-    """The runs of document numbers, in order, that hold `share` (0 to below 0.5) of `documents`, `at_least` so many.
-
-    Runs lie at one distance from each other, up to a document; `label` decides where the first begins.
-    """
-    held_out = min(documents, max(at_least, round(share * documents))) if share else 0
-    if held_out == 0:
-        return []
-    runs = min(RUNS, held_out)
-    room = documents // runs - -(-held_out // runs)
-    first = int(random_words(*label, "held_out")[0]) % (room + 1)
-    starts = [first + run * documents // runs for run in range(runs)]
-    sizes = [(run + 1) * held_out // runs - run * held_out // runs for run in range(runs)]
-    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+HELD_OUT_RUNS = 8  # at most, per corpus
 
 
 def plan_run(
@@ -41,48 +25,65 @@ def plan_run(
     earlier: MixturePlan | None = None,
     next_sample: int = 0,
 ) -> MixturePlan:
-    """The plan of a run with this `config` that goes on at `next_sample` and ends before `end_sample`.
+    """Return the plan of a run with this `config` that continues at `next_sample` and ends before `end_sample`.
 
-    That is the `earlier` plan, with one version more if anything was changed. Raises ConfigError for a weight, for a
-    seed or held-out share that is not the earlier plan's, and for a corpus read more often than its `max_epochs`;
-    DataError for a corpus that is too small; and as `Shards.open_corpora` and `Shards.open_planned`.
+    It is the `earlier` plan, with one more version if anything changed. Raises ConfigError for an invalid weight, a
+    changed seed or held-out share, and a corpus that is read more often than its `max_epochs`; DataError for a corpus
+    that is too small; and the errors of `Shards.open_corpora` and `Shards.open_planned`.
     """
     plan = earlier or MixturePlan(seed=seed, held_out_share=config.held_out_share, shards=(), versions=())
-    raise_all(list(_what_cannot_change(plan, config, seed)))
+    raise_all(list(_fixed_value_changes(plan, config, seed)))
     opened = shards.open_corpora(config.corpora)
-    plan = _with_joining_shards(plan, opened, next_sample)
+    plan = _with_new_shards(plan, opened, next_sample)
     version = Version(
         first_sample=next_sample,
         skipped_samples=0,
         end_sample=end_sample,
         sequence_length=config.sequence_length,
         corpora=tuple(
-            _standing(plan, entry, opened[entry.name], config.sequence_length, next_sample) for entry in config.corpora
+            _corpus_position(plan, entry, opened[entry.name], config.sequence_length, next_sample)
+            for entry in config.corpora
         ),
     )
     if not plan.versions or _mixture(version) != _mixture(plan.versions[-1]):
-        raise_all(list(_too_small(plan, version)))
+        raise_all(list(_corpora_too_small(plan, version)))
         plan = plan.model_copy(update={"versions": (*plan.versions, version)})
     raise_all(list(_repeated_too_often(plan, config.corpora, end_sample)))
     return plan
 
 
-def _with_joining_shards(plan: MixturePlan, opened: dict[str, list[IndexedDataset]], next_sample: int) -> MixturePlan:
-    """The plan with a record of every shard. Those that join a corpus together are split for validation together."""
+def _with_new_shards(plan: MixturePlan, opened: dict[str, list[IndexedDataset]], next_sample: int) -> MixturePlan:
+    """Return the plan with all new shards; those added to a corpus together are split for validation together."""
     known = {shard.prefix for shard in plan.shards}
-    joining: list[Shard] = []
+    new_shards: list[Shard] = []
     for name, datasets in opened.items():
         new = [dataset for dataset in datasets if str(dataset.prefix) not in known]
         at_least = 1 if plan.last_version_with(name, next_sample) is None else 0
         counts = [dataset.document_count for dataset in new]
         runs = held_out_runs(sum(counts), plan.held_out_share, plan.seed, name, at_least=at_least)
         firsts = accumulate(counts, initial=0)
-        joining += [_record(dataset, runs, first) for dataset, first in zip(new, firsts, strict=False)]
-    return plan.model_copy(update={"shards": (*plan.shards, *joining)})
+        new_shards += [_shard(dataset, runs, first) for dataset, first in zip(new, firsts, strict=False)]
+    return plan.model_copy(update={"shards": (*plan.shards, *new_shards)})
 
 
-def _record(dataset: IndexedDataset, runs: Sequence[range], first: int) -> Shard:
-    """A shard whose documents are numbered from `first` on in `runs`, those held out."""
+def held_out_runs(documents: int, share: float, *label: object, at_least: int = 1) -> list[range]:
+    """Return runs of document numbers with `share` (0 to below 0.5) of `documents`, and `at_least` so many.
+
+    The runs are ascending and evenly spaced, up to one document; `label` determines where the first begins.
+    """
+    held_out = min(documents, max(at_least, round(share * documents))) if share else 0
+    if held_out == 0:
+        return []
+    runs = min(HELD_OUT_RUNS, held_out)
+    room = documents // runs - -(-held_out // runs)
+    first = int(random_words(*label, "held_out")[0]) % (room + 1)
+    starts = [first + run * documents // runs for run in range(runs)]
+    sizes = [(run + 1) * held_out // runs - run * held_out // runs for run in range(runs)]
+    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _shard(dataset: IndexedDataset, runs: Sequence[range], first: int) -> Shard:
+    """Return the record of a shard; `runs` are the held-out documents, in which its first has number `first`."""
     parts = [range(max(run.start - first, 0), min(run.stop - first, dataset.document_count)) for run in runs]
     return Shard(
         prefix=str(dataset.prefix),
@@ -95,12 +96,12 @@ def _record(dataset: IndexedDataset, runs: Sequence[range], first: int) -> Shard
     )
 
 
-def _standing(
+def _corpus_position(
     plan: MixturePlan, entry: CorpusConfig, datasets: Sequence[IndexedDataset], sequence_length: int, next_sample: int
 ) -> CorpusPosition:
-    """Where a corpus goes on: within its epoch, at the next one if the sequence length is new, or at its beginning."""
-    places = {shard.prefix: place for place, shard in enumerate(plan.shards)}
-    shards = tuple(places[str(dataset.prefix)] for dataset in datasets)
+    """Return where a corpus continues: in its epoch, at the next one if the sequence length is new, or at its start."""
+    indices = {shard.prefix: index for index, shard in enumerate(plan.shards)}
+    shards = tuple(indices[str(dataset.prefix)] for dataset in datasets)
     epoch, position, epoch_shards = 0, 0, shards
     version = plan.last_version_with(entry.name, next_sample)
     if version is not None:
@@ -119,27 +120,27 @@ def _standing(
 
 
 def _mixture(version: Version) -> object:
-    """What a version says but for where it begins: a restart that says the same changes nothing."""
+    """Return what defines a version except its start; a restart with an equal mixture adds no version."""
     corpora = {corpus.name: (corpus.weight, corpus.shards) for corpus in version.corpora}
     return version.sequence_length, version.end_sample, corpora
 
 
-def _what_cannot_change(plan: MixturePlan, config: DataConfig, seed: int) -> Iterator[ConfigError]:
+def _fixed_value_changes(plan: MixturePlan, config: DataConfig, seed: int) -> Iterator[ConfigError]:
     for key, before, now, why in (
-        ("seed", plan.seed, seed, "it decides the order of the data that is still to come"),
-        ("data.held_out_share", plan.held_out_share, config.held_out_share, "validation would hold documents seen"),
+        ("seed", plan.seed, seed, "it determines the order of the remaining data"),
+        ("data.held_out_share", plan.held_out_share, config.held_out_share, "validation would use training documents"),
     ):
         if before != now:
             yield ConfigError(
-                f"a run cannot go on with another {key}: {why}",
+                f"a run cannot continue with another {key}: {why}",
                 where=key,
                 found=now,
-                expected=f"{before}, as the run began",
-                fix=f"set {key}: {before}, or output to a new directory",
+                expected=f"{before}, the value at the start of the run",
+                fix=f"set {key}: {before}, or use a new output directory",
             )
 
 
-def _too_small(plan: MixturePlan, version: Version) -> Iterator[DsmathError]:
+def _corpora_too_small(plan: MixturePlan, version: Version) -> Iterator[DsmathError]:
     for corpus in version.corpora:
         shards = [plan.shards[shard] for shard in corpus.shards]
         training = sum(shard.training_tokens for shard in shards)
@@ -165,7 +166,7 @@ def _repeated_too_often(plan: MixturePlan, corpora: Sequence[CorpusConfig], end_
         total = totals[entry.name]
         if entry.max_epochs is not None and total.epochs > entry.max_epochs:
             yield ConfigError(
-                "the run reads a corpus more often than it allows",
+                "the run reads a corpus more often than its max_epochs",
                 where=f"data.corpora.{entry.name}.max_epochs",
                 found=f"{total.epochs:.4g} epochs ({total.tokens:,} tokens)",
                 expected=f"at most {entry.max_epochs:g}",

@@ -1,6 +1,6 @@
-"""A keyed permutation of 0 .. size - 1: where any position goes is computed, so that no shuffled index is kept.
+"""A keyed permutation of 0 .. size - 1 that computes any position without a stored shuffled index.
 
-A Feistel network over a grid of rows x columns >= size; what lands outside goes round again ("cycle walking").
+A Feistel network over a grid of rows x columns >= size; results outside are permuted again ("cycle walking").
 Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, the generalized-Feistel cipher.
 """
 
@@ -19,13 +19,13 @@ ROUNDS = 8
 
 
 def random_words(*label: object) -> Words:
-    """One random 64-bit word for each round, the same on every machine for the same label: uint64 [ROUNDS]."""
+    """Return one pseudo-random word per round, the same on every machine for the same label: uint64 [ROUNDS]."""
     digest = blake2b("/".join(map(str, label)).encode(), digest_size=8 * ROUNDS).digest()
     return np.frombuffer(digest, "<u8").astype(np.uint64)
 
 
 def permute(positions: IntArray, size: int, key: Words) -> IntArray:
-    """Where each of `positions`, int64 [n] in 0 .. size - 1, goes under `key`, uint64 [rounds]: int64 [n]."""
+    """Permute `positions`, int64 [n] in 0 .. size - 1, with `key`, uint64 [rounds]: int64 [n]."""
     rows = isqrt(size - 1) + 1
     columns = -(-size // rows)
     image = _network(positions.astype(np.uint64), rows, columns, key)
@@ -35,7 +35,7 @@ def permute(positions: IntArray, size: int, key: Words) -> IntArray:
 
 
 def mix(words: Words) -> Words:
-    """Each word as a random one: a bijection of 64 bits (SplitMix64's finalizer)."""
+    """Map each word to a pseudo-random word: a bijection of 64 bits (SplitMix64's finalizer)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: Words = words ^ (words >> np.uint64(31))
@@ -43,7 +43,7 @@ def mix(words: Words) -> Words:
 
 
 def _network(cells: Words, rows: int, columns: int, key: Words) -> Words:
-    """Move cells of the grid: in turn, each column is rotated by an amount of its own, then each row."""
+    """Permute the cells of the grid: alternately rotate each column and each row by its own amount."""
     row, column = divmod(cells, np.uint64(columns))
     for turn, word in enumerate(key):
         if turn % 2 == 0:
@@ -55,6 +55,6 @@ def _network(cells: Words, rows: int, columns: int, key: Words) -> Words:
 
 
 def _amount(words: Words) -> Words:
-    """A random 63-bit number for each word; 63, so that adding a row never wraps."""
+    """Return a pseudo-random number per word, of 63 bits so that adding a row does not overflow."""
     amounts: Words = mix(words) >> np.uint64(1)
     return amounts

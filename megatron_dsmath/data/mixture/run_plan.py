@@ -1,4 +1,4 @@
-"""What every plan of a run's data is, of a mixture or of conversations: versions, each from one of its samples on."""
+"""The base of `MixturePlan` and `ConversationPlan`: a list of versions, each valid from one sample on."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from pydantic import Field
 
 from megatron_dsmath.config.sections import Section
 
-Count = Annotated[int, Field(ge=0, lt=2**48)]  # of tokens, documents, samples: products and sums stay within int64
+# A number of tokens, documents or samples; sums and products fit in int64.
+Count = Annotated[int, Field(ge=0, lt=2**48)]
 
 
 class VersionStart(Section):
-    """Where a version of a plan begins."""
+    """The start of a version of a plan."""
 
     first_sample: Count
     skipped_samples: Count
-    """The samples right before `first_sample` that were passed over."""
+    """The number of samples directly before `first_sample` that were skipped."""
 
 
 class RunPlan(Section, ABC):
-    """A plan, as a run's state and its ledger see it. Samples are numbered from the run's first on."""
+    """A plan as stored in checkpoints and in the ledger. Samples are numbered from the start of the run."""
 
     versions: tuple[VersionStart, ...]
-    """A version holds from its first sample until the next one's."""
+    """A version is valid from its first sample until the first sample of the next version."""
 
     @abstractmethod
     def with_skipped(self, next_sample: int, samples: int) -> RunPlan:
-        """This plan, but that the `samples` from `next_sample` on are passed over; the run gets no shorter by it."""
+        """Return a plan that skips `samples` samples from `next_sample` on and ends as many samples later."""
 
     def version_at(self, sample: int) -> int:
-        """The version from which `sample` is drawn, and with it a step that begins there."""
+        """Return the index of the version that is valid at `sample`; a step is drawn from that of its first sample."""
         return bisect_right(self.versions, sample, key=lambda version: version.first_sample) - 1
 
     def after_skips(self, sample: int) -> int:
-        """`sample`, or the end of the skipped samples that begin with it."""
-        begins = (version for version in self.versions if version.first_sample - version.skipped_samples == sample)
-        return max((version.first_sample for version in begins), default=sample)
+        """Return `sample`, or the first sample after a skip that begins with `sample`."""
+        after = (version for version in self.versions if version.first_sample - version.skipped_samples == sample)
+        return max((version.first_sample for version in after), default=sample)
 
 
 def require_order(versions: Sequence[VersionStart]) -> None:
-    """Raise ValueError unless they begin at 0 and rise."""
+    """Raise ValueError unless the first samples begin at 0 and ascend."""
     firsts = [version.first_sample for version in versions]
     if firsts != sorted(firsts) or firsts[:1] not in ([], [0]):
-        raise ValueError("the versions do not begin at 0 and rise")
+        raise ValueError("the versions do not begin at 0 and ascend")

@@ -1,7 +1,7 @@
-"""Sample number -> sequence_length + 1 tokens: a pure function of the seed, the corpus' name and its files.
+"""Maps the number of a sample of a corpus to its tokens: a pure function of the seed, the corpus' name and its files.
 
-A corpus is one stream of tokens, its shards end to end, read as a circle. An epoch cuts it into windows of
-`sequence_length` tokens, from an offset of its own, and visits them in a permutation of its own.
+The shards of a corpus form one circular stream of tokens. Each epoch cuts the stream into windows of `sequence_length`
+tokens, starting at its own offset, and reads the windows in its own permutation.
 """
 
 from __future__ import annotations
@@ -19,27 +19,10 @@ from megatron_dsmath.data.mixture.permutation import IntArray, permute, random_w
 from megatron_dsmath.errors import IndexedDatasetError
 
 
-def document_start(shard: IndexedDataset, document: int) -> int:
-    """The first token of a document; for the number of documents, the number of tokens."""
-    sequence = int(shard.document_indices[document])
-    return int(shard.offsets[sequence]) // shard.dtype.itemsize if sequence < len(shard) else shard.token_count
-
-
-def documents_before(shard: IndexedDataset, token: int) -> int:
-    """How many documents begin before `token`. Not numpy's bisection: that would copy the index, unaligned on disk."""
-    return bisect_left(range(shard.document_count), token, key=partial(document_start, shard))
-
-
-def document_starts_between(shard: IndexedDataset, first: int, end: int) -> IntArray:
-    """The tokens of the shard, from `first` to before `end`, at which a document begins."""
-    sequences = shard.document_indices[documents_before(shard, first) : documents_before(shard, end)]
-    return shard.offsets[sequences] // shard.dtype.itemsize
-
-
 class Sample(NamedTuple):
-    """`tokens`: int64 [sequence_length + 1]; inputs are all but the last, targets all but the first.
+    """`tokens`: int64 [sequence_length + 1]; inputs are all but the last token, targets all but the first.
 
-    `document_starts`: int64, rising: 0, and every position in `tokens` at which a document begins (the last too).
+    `document_starts`: int64, ascending: 0 and every index into `tokens` at which a document begins.
     """
 
     tokens: IntArray
@@ -47,7 +30,7 @@ class Sample(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Where samples lie, each int64 [n]: in which epoch, at which place, from which token of its stream on."""
+    """The locations of samples, each int64 [n]: epoch, index of the window, first token in the epoch's stream."""
 
     epoch: IntArray
     window: IntArray
@@ -55,7 +38,7 @@ class Windows(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """`token_count` tokens of a shard, from `start` on: whole documents."""
+    """`token_count` tokens of a shard from token `start` on."""
 
     shard: IndexedDataset
     start: int
@@ -63,7 +46,7 @@ class Segment(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A run of tokens of one document: those from `first` to before `end`, counted within the document."""
+    """The tokens [first, end) of one document, counted within the document."""
 
     shard: IndexedDataset
     document: int
@@ -73,12 +56,12 @@ class Passage(NamedTuple):
 
 
 def samples_per_epoch(token_count: int, sequence_length: int) -> int:
-    """How many windows an epoch over a circle of `token_count` tokens has; a window holds one token more."""
+    """Return the number of windows in an epoch of `token_count` tokens; a window reads one token more."""
     return token_count // sequence_length if token_count > sequence_length else 0
 
 
-class Stream:
-    """Segments of shards end to end, and round again."""
+class TokenStream:
+    """Segments of shards, joined into a circular stream of tokens."""
 
     def __init__(self, segments: Sequence[Segment], vocabulary_size: int) -> None:
         self.segments = [segment for segment in segments if segment.token_count]
@@ -86,30 +69,30 @@ class Stream:
         *self._starts, self.token_count = accumulate((part.token_count for part in self.segments), initial=0)
 
     def read(self, start: int, token_count: int) -> Sample:
-        """The `token_count` tokens from token `start` on; after the last token comes the first. Raises as `tokens`."""
+        """Read `token_count` tokens from `start` on; the first token follows the last. Raises as `tokens`."""
         document_starts = [np.zeros(1, np.int64)]
         filled = 0
-        for shard, first, count in self._pieces(start, token_count):
+        for shard, first, count in self._parts(start, token_count):
             document_starts.append(document_starts_between(shard, first, first + count) - first + filled)
             filled += count
         return Sample(self.tokens(start, token_count), np.unique(np.concatenate(document_starts)))
 
     def tokens(self, start: int, token_count: int) -> IntArray:
-        """The same tokens without their documents: int64 [token_count].
+        """Read the same tokens without document starts, which is faster: int64 [token_count].
 
-        Raises IndexedDatasetError, naming shard and document, for an id beyond the vocabulary.
+        Raises IndexedDatasetError with shard and document for a token id beyond the vocabulary.
         """
         tokens = np.empty(token_count, np.int64)
         filled = 0
-        for shard, first, count in self._pieces(start, token_count):
+        for shard, first, count in self._parts(start, token_count):
             tokens[filled : filled + count] = shard.tokens[first : first + count]
             self._require_known_tokens(tokens[filled : filled + count], shard, first)
             filled += count
         return tokens
 
     def passages(self, start: int, token_count: int) -> Iterator[Passage]:
-        """The same tokens document by document, in the order of the stream."""
-        for shard, first, count in self._pieces(start, token_count):
+        """Yield the same tokens document by document, in the order of the stream."""
+        for shard, first, count in self._parts(start, token_count):
             while count:
                 document = documents_before(shard, first + 1) - 1
                 document_first = document_start(shard, document)
@@ -118,8 +101,8 @@ class Stream:
                 yield Passage(shard, document, first - document_first, first - document_first + passage_count, tokens)
                 first, count = first + passage_count, count - passage_count
 
-    def _pieces(self, start: int, token_count: int) -> Iterator[Segment]:
-        """The parts of the segments that make up these tokens."""
+    def _parts(self, start: int, token_count: int) -> Iterator[Segment]:
+        """Yield the parts of the segments that contain these tokens."""
         index = bisect_right(self._starts, start) - 1
         skipped = start - self._starts[index]
         while token_count:
@@ -129,38 +112,38 @@ class Stream:
             index, skipped, token_count = index + 1, 0, token_count - count
 
     def _require_known_tokens(self, tokens: IntArray, shard: IndexedDataset, first: int) -> None:
-        unsigned = tokens.view(np.uint64)  # a negative id is then beyond every vocabulary
+        unsigned = tokens.view(np.uint64)  # turns negative ids into large ones
         if unsigned.max() < self.vocabulary_size:
             return
-        place = int(unsigned.argmax())
+        index = int(unsigned.argmax())
         raise IndexedDatasetError(
             "a token id is beyond the model's vocabulary",
-            where=f"{shard.prefix}.bin, document {documents_before(shard, first + place + 1) - 1:,}",
-            found=f"{tokens[place]:,}",
+            where=f"{shard.prefix}.bin, document {documents_before(shard, first + index + 1) - 1:,}",
+            found=f"{tokens[index]:,}",
             expected=f"0 to {self.vocabulary_size - 1:,} (model.vocabulary_size {self.vocabulary_size:,})",
             fix="tokenize the corpus with the tokenizer of this model",
         )
 
 
-class Samples:
-    """The samples of a corpus, numbered on through its epochs from where it stands.
+class CorpusSamples:
+    """The samples of a corpus from a position on, numbered through all epochs.
 
-    Stride is `sequence_length`: in an epoch every token is an input at most once and a target at most once. Cut are
-    the token_count % sequence_length tokens left after the last window; offsets spread that cut over the stream.
+    The stride is `sequence_length`, so in an epoch every token is an input at most once and a target at most once. An
+    epoch omits the token_count % sequence_length tokens after its last window; the offsets vary which these are.
     """
 
     def __init__(
         self,
-        stream: Stream,
+        stream: TokenStream,
         sequence_length: int,
         *label: object,
         epoch: int = 0,
         position: int = 0,
-        epoch_stream: Stream | None = None,
+        epoch_stream: TokenStream | None = None,
     ) -> None:
-        """Stand in `epoch`, of which `position` samples were drawn before; `label` decides the order of every epoch.
+        """Start in `epoch` after its first `position` samples; `label` determines offset and order of every epoch.
 
-        That epoch is cut from `epoch_stream` (None: from `stream`), all later ones from `stream`.
+        This epoch is cut from `epoch_stream` (None: from `stream`), all later ones from `stream`.
         """
         self.stream = stream
         self.sequence_length = sequence_length
@@ -169,7 +152,7 @@ class Samples:
         self._label = label
 
     def locate(self, numbers: IntArray) -> Windows:
-        """Where the samples `numbers`, int64 [n], lie; needs no read, and no longer for a late number than for 0."""
+        """Return the locations of the samples `numbers`, int64 [n], without reading files."""
         left = samples_per_epoch(self._epoch_stream.token_count, self.sequence_length) - self._position
         rounds, rest = divmod(numbers - left, self.samples_per_epoch)
         epochs = np.where(numbers < left, self._epoch, self._epoch + 1 + rounds)
@@ -183,22 +166,39 @@ class Samples:
             starts[rows] = (offset + windows[rows] * self.sequence_length) % token_count
         return Windows(epochs, windows, starts)
 
-    def read(self, epoch: int, start: int) -> Sample:
-        """The sample of `epoch` whose first token is token `start` of its stream, as `locate` tells both."""
+    def read(self, number: int) -> Sample:
+        """Read sample `number`. Raises as `TokenStream.tokens`."""
+        windows = self.locate(np.array([number]))
+        return self.read_window(int(windows.epoch[0]), int(windows.start[0]))
+
+    def read_window(self, epoch: int, start: int) -> Sample:
+        """Read the sample of `epoch` that begins at token `start` of its stream; `locate` gives both."""
         return self._stream_of(epoch).read(start, self.sequence_length + 1)
 
-    def tokens(self, epoch: int, start: int) -> IntArray:
-        """Its tokens alone, which is quicker: int64 [sequence_length + 1]."""
+    def window_tokens(self, epoch: int, start: int) -> IntArray:
+        """Read only its tokens, which is faster: int64 [sequence_length + 1]."""
         return self._stream_of(epoch).tokens(start, self.sequence_length + 1)
 
-    def passages(self, epoch: int, start: int) -> Iterator[Passage]:
-        """The same sample, document by document."""
+    def window_passages(self, epoch: int, start: int) -> Iterator[Passage]:
+        """Yield the same sample document by document."""
         return self._stream_of(epoch).passages(start, self.sequence_length + 1)
 
-    def sample(self, number: int) -> Sample:
-        """Sample `number`, from 0 on; raises as `Stream.read`."""
-        windows = self.locate(np.array([number]))
-        return self.read(int(windows.epoch[0]), int(windows.start[0]))
-
-    def _stream_of(self, epoch: int) -> Stream:
+    def _stream_of(self, epoch: int) -> TokenStream:
         return self._epoch_stream if epoch == self._epoch else self.stream
+
+
+def document_start(shard: IndexedDataset, document: int) -> int:
+    """Return the first token of a document; for the number of documents, the number of tokens."""
+    sequence = int(shard.document_indices[document])
+    return int(shard.offsets[sequence]) // shard.dtype.itemsize if sequence < len(shard) else shard.token_count
+
+
+def documents_before(shard: IndexedDataset, token: int) -> int:
+    """Return how many documents begin before `token`. np.searchsorted would copy the index, unaligned on disk."""
+    return bisect_left(range(shard.document_count), token, key=partial(document_start, shard))
+
+
+def document_starts_between(shard: IndexedDataset, first: int, end: int) -> IntArray:
+    """Return the token positions in [first, end) of the shard at which a document begins."""
+    sequences = shard.document_indices[documents_before(shard, first) : documents_before(shard, end)]
+    return shard.offsets[sequences] // shard.dtype.itemsize

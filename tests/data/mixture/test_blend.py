@@ -25,7 +25,7 @@ def test_equal_weights_take_turns() -> None:
     assert draw.number.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_one_in_four_comes_when_half_of_it_is_due() -> None:
+def test_one_in_four_is_drawn_when_half_of_it_is_due() -> None:
     draw = Blend({"a": 3, "b": 1}).locate(np.arange(8))
     assert draw.corpus.tolist() == [0, 1, 0, 0, 0, 1, 0, 0]  # b is owed 1/4, 2/4 -> drawn, ..., 5/4, 6/4 -> drawn
     assert draw.number.tolist() == [0, 0, 1, 2, 3, 1, 4, 5]
@@ -41,7 +41,7 @@ def test_each_fifty_samples_hold_the_papers_mixture() -> None:
     assert [np.bincount(part).tolist() for part in corpora] == [[28, 2, 5, 10, 5]] * 10
 
 
-def test_step_47000_of_the_paper_goes_on_where_its_share_stands() -> None:
+def test_counts_at_step_47000_of_the_paper_equal_its_shares() -> None:
     blend, first = Blend(PAPER), 47_000 * 2_560
     late, early = blend.locate(np.arange(first, first + 2_560)), blend.locate(np.arange(2_560))
     drawn_before = np.array([67_379_200, 4_812_800, 12_032_000, 24_064_000, 12_032_000])  # first x weight / 100
@@ -49,7 +49,7 @@ def test_step_47000_of_the_paper_goes_on_where_its_share_stands() -> None:
     assert late.number.tolist() == (early.number + drawn_before[early.corpus]).tolist()
 
 
-def test_the_paper_reads_its_corpora_as_often_as_it_implies() -> None:
+def test_epochs_of_the_paper_follow_from_its_weights() -> None:
     tokens = np.array([120.2e9, 10.3e9, 28.0e9])  # sizes the paper gives
     epochs = Blend(PAPER).counts(np.array([PAPER_SAMPLES]))[0, :3] * 4096 / tokens
     assert [f"{epoch:.2f}" for epoch in epochs] == ["2.33", "1.94", "1.79"]
@@ -66,7 +66,7 @@ def test_every_prefix_is_within_two_samples_of_every_weight(weights: dict[str, f
 
 
 @given(weights=WEIGHTS, first=st.integers(0, PAPER_SAMPLES))
-def test_a_corpus_counts_its_samples_without_a_gap(weights: dict[str, float], first: int) -> None:
+def test_the_samples_of_a_corpus_are_numbered_without_gaps(weights: dict[str, float], first: int) -> None:
     blend = Blend(weights)
     draw = blend.locate(np.arange(first, first + 300))
     before, after = blend.counts(np.array([first, first + 300])).tolist()
@@ -75,7 +75,7 @@ def test_a_corpus_counts_its_samples_without_a_gap(weights: dict[str, float], fi
 
 
 @given(weights=st.lists(st.integers(1, 30), min_size=1, max_size=6))
-def test_largest_deviations_are_those_of_counting_one_by_one(weights: list[int]) -> None:
+def test_largest_deviations_equal_those_counted_one_by_one(weights: list[int]) -> None:
     blend, total = Blend({str(place): weight for place, weight in enumerate(weights)}), sum(weights)
     drawn = blend.locate(np.arange(2 * total)).corpus.tolist()
     theirs = [
@@ -90,7 +90,7 @@ def test_largest_deviations_by_hand() -> None:
     assert Blend({"a": 3, "b": 1}).largest_deviations(1) == (0.25, 0.25)
 
 
-def test_the_unit_of_the_weights_does_not_count() -> None:
+def test_the_unit_of_the_weights_does_not_matter() -> None:
     percent, samples = Blend(PAPER), np.arange(1000)
     for unit in (0.01, 0.7, 1e9):
         blend = Blend({name: round(weight * unit, 6) for name, weight in PAPER.items()})
@@ -98,7 +98,7 @@ def test_the_unit_of_the_weights_does_not_count() -> None:
 
 
 @given(weights=WEIGHTS, order=st.randoms())
-def test_the_order_of_the_entries_does_not_count(weights: dict[str, float], order: object) -> None:
+def test_the_order_of_the_entries_does_not_matter(weights: dict[str, float], order: object) -> None:
     names = list(weights)
     order.shuffle(names)  # type: ignore[attr-defined]
     ours, theirs = Blend(weights), Blend({name: weights[name] for name in names})
@@ -107,7 +107,7 @@ def test_the_order_of_the_entries_does_not_count(weights: dict[str, float], orde
 
 
 @pytest.mark.parametrize("weight", [nan, inf, -1.0, 0.0])
-def test_a_weight_that_is_no_share_is_refused_by_name(weight: float) -> None:
+def test_an_invalid_weight_is_refused_by_name(weight: float) -> None:
     with pytest.raises(ConfigError, match=r"data\.corpora\.arxiv\.weight") as refusal:
         Blend({"math": 56.0, "arxiv": weight})
     assert str(weight) in refusal.value.text()

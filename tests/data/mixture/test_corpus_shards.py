@@ -14,14 +14,14 @@ from tests.support.mixtures import corpus, mixture, planned, write_shard
 from tests.support.small_tokenizer import write_small_tokenizer
 
 
-def test_a_pattern_stands_for_every_match_in_sorted_order(tmp_path: Path) -> None:
+def test_a_pattern_opens_every_match_in_sorted_order(tmp_path: Path) -> None:
     prefixes = [write_shard(tmp_path / f"code_{place}", range(10 * place, 10 * place + 10)) for place in (1, 0, 2)]
     opened = Shards(None).open_corpora([corpus("code", 1.0, tmp_path / "code_*")])
     assert [shard.prefix for shard in opened["code"]] == sorted(prefixes)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how a file is mapped")
-def test_a_shard_is_mapped_for_reads_at_random(tmp_path: Path) -> None:
+def test_a_shard_is_mapped_for_random_reads(tmp_path: Path) -> None:
     shard = Shards(None).open(write_shard(tmp_path / "math", range(100)))
     mapped = Path("/proc/self/smaps").read_text().split(f"{shard.prefix}.bin")[1]
     flags = next(line for line in mapped.splitlines() if line.startswith("VmFlags"))
@@ -45,14 +45,14 @@ def test_a_file_given_twice_is_refused_by_name(tmp_path: Path) -> None:
     assert "also under data.corpora.math.paths" in twice
 
 
-def test_a_set_of_conversations_is_no_corpus(tmp_path: Path) -> None:
+def test_a_set_of_conversations_is_refused(tmp_path: Path) -> None:
     small_set(tmp_path, 6)
     with pytest.raises(DataError, match="its loss masks would be ignored") as caught:
         Shards(None).open_corpora([corpus("sft", 1.0, tmp_path / "set")])
     assert caught.value.where == "data.corpora.sft.paths"
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_raised_at_once(tmp_path: Path) -> None:
     both = refused(Refusals, corpus("math", 1.0, tmp_path / "absent"), corpus("prose", 1.0, tmp_path / "lost"))
     assert "data.corpora.math.paths" in both
     assert "data.corpora.prose.paths" in both
@@ -67,12 +67,12 @@ def test_data_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="another tokenizer") as refusal:
         Shards("another").open(tmp_path / "data")
     assert f"{tmp_path / 'data'}.json" in refusal.value.text()
-    assert {f"found:    fingerprint {made_with}", "expected: fingerprint another, of data.tokenizer"} <= {
+    assert {f"found:    fingerprint {made_with}", "expected: fingerprint another of data.tokenizer"} <= {
         line.strip() for line in refusal.value.text().splitlines()
     }
 
 
-def test_data_without_a_sidecar_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_data_without_a_sidecar_is_accepted(tmp_path: Path) -> None:
     write_shard(tmp_path / "megatron", range(100), fingerprint="theirs")
     (tmp_path / "megatron.json").unlink()
     assert Shards("ours").open(tmp_path / "megatron").token_count == 100
@@ -95,11 +95,11 @@ def test_a_file_that_was_changed_since_the_run_began_is_refused(
     assert difference in str(refusal.value.found)
 
 
-def test_a_file_that_is_gone_is_refused_with_what_it_was_for(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_with_the_reason_it_is_needed(tmp_path: Path) -> None:
     math = write_shard(tmp_path / "math", range(100))
     (record,) = planned(mixture(corpus("math", 1.0, math))).shards
     (tmp_path / "math.bin").unlink()
-    with pytest.raises(DataError, match="still reads is gone") as refusal:
+    with pytest.raises(DataError, match="still reads is missing") as refusal:
         Shards(None).open_planned(record)
     assert f"{math}.bin" in refusal.value.text()
 

@@ -12,7 +12,7 @@ SHARES = st.floats(0.0001, 0.4999)
 
 
 @given(documents=st.integers(2, 10**8), share=SHARES, seed=st.integers(0, 100))
-def test_runs_hold_the_share_in_order_and_apart(documents: int, share: float, seed: int) -> None:
+def test_runs_hold_the_share_in_order_without_overlap(documents: int, share: float, seed: int) -> None:
     runs = held_out_runs(documents, share, seed, "math")
     assert 1 <= len(runs) <= 8
     assert all(runs)
@@ -37,14 +37,14 @@ def test_one_in_ten_of_eighty_documents_is_one_in_each_ten() -> None:
     assert len({run.start % 10 for run in runs}) == 1
 
 
-def test_the_seed_and_the_corpus_decide_where() -> None:
-    places = {held_out_runs(10**6, 0.01, seed, name)[0].start for seed in (1, 2) for name in ("math", "code")}
-    assert len(places) == 4
+def test_the_seed_and_the_corpus_determine_the_runs() -> None:
+    starts = {held_out_runs(10**6, 0.01, seed, name)[0].start for seed in (1, 2) for name in ("math", "code")}
+    assert len(starts) == 4
     assert held_out_runs(10**6, 0.01, 1, "math") == held_out_runs(10**6, 0.01, 1, "math")
 
 
 @pytest.mark.parametrize(("documents", "share", "expected"), [(0, 0.1, 0), (1, 0.1, 0), (4, 0.1, 0), (6, 0.1, 1)])
-def test_documents_that_join_may_hold_none_out(documents: int, share: float, expected: int) -> None:
+def test_added_documents_may_hold_none_out(documents: int, share: float, expected: int) -> None:
     assert sum(map(len, held_out_runs(documents, share, 1, "math", at_least=0))) == expected
 
 

@@ -58,7 +58,7 @@ def test_a_row_is_a_whole_sample_of_its_corpus(data: Path) -> None:
     drawn = batches.mixture(0)
     draw = drawn.version.blend.locate(np.arange(100, 124))
     expected = [
-        (100 + row, place, *(part.tolist() for part in drawn.training[place].sample(number)))
+        (100 + row, place, *(part.tolist() for part in drawn.training[place].read(number)))
         for row, (place, number) in enumerate(zip(draw.corpus.tolist(), draw.number.tolist(), strict=True))
     ]
     assert in_order([batches.step_batches(100, 24, 2, 0, 1)]) == expected
@@ -94,7 +94,7 @@ def test_steps_follow_each_other_without_gap_or_repeat(data: Path) -> None:
     assert one_by_one == in_order([batches.step_batches(0, 120, 8, 0, 1)])
 
 
-def test_what_does_not_divide_is_refused(data: Path) -> None:
+def test_samples_that_do_not_divide_are_refused(data: Path) -> None:
     with pytest.raises(LayoutError, match="24 samples, 5 data-parallel ranks x microbatches of 2"):
         batches_of(data).step_batches(0, 24, 2, 0, 5)
 
@@ -144,7 +144,7 @@ def test_validation_is_the_same_samples_in_every_layout(data: Path, size: int, d
     assert counted == rows[: len(counted)]
     assert len(rows) - len(counted) < size * data_size
     assert counted == [
-        (5 * corpus + number, corpus, *(part.tolist() for part in held_out.sample(number)))
+        (5 * corpus + number, corpus, *(part.tolist() for part in held_out.read(number)))
         for corpus, held_out in enumerate(batches.mixture(0).validation)
         for number in range(5)
     ]

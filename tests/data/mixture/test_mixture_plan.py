@@ -43,7 +43,7 @@ def version_of(
     )
 
 
-def test_the_paper_reads_its_corpora_as_often_as_it_implies() -> None:
+def test_epochs_of_the_paper_follow_from_its_weights() -> None:
     totals = plan(PAPER, SIZES, 4096, PAPER_SAMPLES).totals(PAPER_SAMPLES)
     assert [f"{total.epochs:.2f}" for total in totals[:3]] == ["2.33", "1.94", "1.79"]
     assert sum(total.tokens for total in totals) == PAPER_SAMPLES * 4096
@@ -59,12 +59,12 @@ def test_totals_count_fractional_epochs() -> None:
     )
 
 
-def test_a_version_holds_from_its_first_sample_until_the_next_ones() -> None:
+def test_a_version_is_valid_until_the_next_one_begins() -> None:
     later = plan({"a": 1.0}, {"a": 100}, 4, 1000).with_skipped(50, 10)
     assert [later.version_at(sample) for sample in (0, 49, 59, 60, 61, 10**9)] == [0, 0, 0, 1, 1, 1]
 
 
-def test_skipped_samples_are_passed_over_and_not_counted() -> None:
+def test_skipped_samples_are_not_counted() -> None:
     first = plan({"a": 3.0, "b": 1.0}, {"a": 4000, "b": 4000}, 4, 1000)
     later = first.with_skipped(next_sample=50, samples=30)
     assert (later.versions[1].first_sample, later.versions[1].skipped_samples) == (80, 30)
@@ -74,14 +74,14 @@ def test_skipped_samples_are_passed_over_and_not_counted() -> None:
         assert sum(total.samples for total in later.totals(sample)) == trained
 
 
-def test_where_a_corpus_stands_by_hand() -> None:
+def test_corpus_positions_by_hand() -> None:
     one = plan({"a": 1.0}, {"a": 41}, 4, 1000)  # epochs of 10 samples
     for sample, epoch, position in ((0, 0, 0), (9, 0, 9), (10, 1, 0), (11, 1, 1), (39, 3, 9)):
         corpus = one.corpus_positions(0, sample)["a"]
         assert (corpus.epoch, corpus.position) == (epoch, position)
 
 
-def test_a_corpus_that_grew_goes_on_with_longer_epochs() -> None:
+def test_a_corpus_that_grew_continues_with_longer_epochs() -> None:
     one = plan({"a": 1.0}, {"a": 41}, 4, 1000)
     grown = Shard(prefix="more", documents=1, tokens=20, sha256=None, held_out=((0, 8),))  # epochs of 13 samples
     corpus = one.corpus_positions(0, 7)["a"].model_copy(update={"shards": (0, 1)})
@@ -125,7 +125,7 @@ def test_every_prefix_of_a_version_is_within_two_samples_of_its_weights(
                 assert abs(after[str(corpus)] - before[str(corpus)] - owed) < 2
 
 
-def test_a_plan_travels_as_plain_json() -> None:
+def test_a_plan_is_stored_as_plain_json() -> None:
     later = plan(PAPER, SIZES, 4096, PAPER_SAMPLES).with_skipped(47_000 * 2560, 2560)
     text = json.dumps(later.model_dump(mode="json"))
     assert MixturePlan.model_validate_json(text) == later
@@ -141,14 +141,14 @@ def test_a_plan_travels_as_plain_json() -> None:
         ('"first_sample":0', '"first_sample":1'),
     ],
 )
-def test_a_plan_that_contradicts_itself_is_refused(old: str, new: str) -> None:
+def test_a_contradictory_plan_is_refused(old: str, new: str) -> None:
     text = plan(PAPER, SIZES, 4096, PAPER_SAMPLES).model_dump_json()
     assert old in text
     with pytest.raises(ValidationError):
         MixturePlan.model_validate_json(text.replace(old, new))
 
 
-def test_the_documented_plan_and_row_are_ones() -> None:
+def test_the_documented_plan_and_row_are_valid() -> None:
     page = (Path(__file__).parents[3] / "docs" / "data_plan.md").read_text(encoding="utf-8")
     documented, row = (block.partition("```")[0] for block in page.split("```json")[1:])
     plan_shown = MixturePlan.model_validate_json(documented)

@@ -42,14 +42,14 @@ def test_the_same_configuration_changes_nothing(data: Path) -> None:
     assert len(again.versions) == 1
 
 
-def test_the_plan_a_checkpoint_gives_back_goes_on_as_the_one_that_was_saved(data: Path) -> None:
+def test_a_plan_restored_from_a_checkpoint_continues_unchanged(data: Path) -> None:
     config = mixture(corpus("math", 3.0, data / "a"), held_out_share=0.1)
     first = planned(config)
     restored = MixturePlan.model_validate(json.loads(json.dumps(first.model_dump(mode="json"))), strict=False)
     assert planned(config, restored, next_sample=20) == first
 
 
-def test_new_weights_go_on_with_what_each_corpus_has_not_given_yet(data: Path) -> None:
+def test_new_weights_continue_with_unread_data(data: Path) -> None:
     math, code = corpus("math", 3.0, data / "a"), corpus("code", 1.0, data / "b")
     undisturbed = planned(mixture(math, code))
     plan = planned(mixture(corpus("math", 1.0, data / "a"), code), undisturbed, next_sample=24)
@@ -60,7 +60,7 @@ def test_new_weights_go_on_with_what_each_corpus_has_not_given_yet(data: Path) -
     assert drawn_since == [38, 38]
 
 
-def test_a_corpus_that_joins_begins_at_its_first_sample(data: Path) -> None:
+def test_an_added_corpus_begins_at_its_first_sample(data: Path) -> None:
     math, code = corpus("math", 3.0, data / "a"), corpus("code", 1.0, data / "b")
     plan = planned(mixture(math, code), planned(mixture(math)), next_sample=13)
     alone = planned(mixture(code))
@@ -68,7 +68,7 @@ def test_a_corpus_that_joins_begins_at_its_first_sample(data: Path) -> None:
     assert drawn(plan, "code", (13, 53)) == drawn(alone, "code", (0, 10))
 
 
-def test_a_corpus_that_returns_goes_on_where_it_was_removed(data: Path) -> None:
+def test_a_corpus_added_again_continues_at_its_last_position(data: Path) -> None:
     math, code = corpus("math", 3.0, data / "a"), corpus("code", 1.0, data / "b")
     undisturbed = planned(mixture(math, code))
     without = planned(mixture(math), undisturbed, next_sample=20)
@@ -79,7 +79,7 @@ def test_a_corpus_that_returns_goes_on_where_it_was_removed(data: Path) -> None:
     assert plan.totals(50)[1].samples == len(samples) == 10
 
 
-def test_a_shard_joins_at_the_next_epoch_and_the_running_one_is_read_to_its_end(data: Path) -> None:
+def test_an_added_shard_is_read_from_the_next_epoch_on(data: Path) -> None:
     before = planned(mixture(corpus("math", 1.0, data / "a")))  # epochs of 10 samples
     plan = planned(mixture(corpus("math", 1.0, data / "a", data / "c")), before, next_sample=7)
     assert drawn(plan, "math", (0, 7), (7, 10)) == drawn(before, "math", (0, 10))
@@ -87,14 +87,14 @@ def test_a_shard_joins_at_the_next_epoch_and_the_running_one_is_read_to_its_end(
     assert Counter(next_epoch) == Counter([*range(40), *range(2000, 2040)])
 
 
-def test_a_shard_that_is_removed_is_read_to_the_end_of_its_epoch(data: Path) -> None:
+def test_a_removed_shard_is_read_to_the_end_of_its_epoch(data: Path) -> None:
     before = planned(mixture(corpus("math", 1.0, data / "a", data / "c")))
     plan = planned(mixture(corpus("math", 1.0, data / "c")), before, next_sample=7)
     assert drawn(plan, "math", (0, 7), (7, 20)) == drawn(before, "math", (0, 20))
     assert Counter(targets(drawn(plan, "math", (20, 30)))) == Counter(range(2000, 2040))
 
 
-def test_at_the_end_of_an_epoch_a_change_of_files_holds_at_once(data: Path) -> None:
+def test_a_change_of_files_at_the_end_of_an_epoch_applies_immediately(data: Path) -> None:
     before = planned(mixture(corpus("math", 1.0, data / "a")))
     plan = planned(mixture(corpus("math", 1.0, data / "c")), before, next_sample=10)
     assert Counter(targets(drawn(plan, "math", (10, 20)))) == Counter(range(2000, 2040))
@@ -109,7 +109,7 @@ def test_a_new_sequence_length_begins_a_new_epoch(data: Path) -> None:
     assert plan.totals(12)[0].tokens == 7 * 4 + 5 * 8
 
 
-def test_a_new_length_of_the_run_is_a_version_that_moves_nothing(data: Path) -> None:
+def test_a_new_length_of_the_run_keeps_all_positions(data: Path) -> None:
     config = mixture(corpus("math", 3.0, data / "a"), corpus("code", 1.0, data / "b"))
     short = planned(config, end_sample=100)
     longer = planned(config, short, next_sample=20, end_sample=200)
@@ -118,7 +118,7 @@ def test_a_new_length_of_the_run_is_a_version_that_moves_nothing(data: Path) -> 
         assert drawn(longer, name, (0, 20), (20, 60)) == drawn(short, name, (0, 60))
 
 
-def test_no_document_changes_sides_when_shards_join_and_leave(data: Path) -> None:
+def test_no_document_moves_between_training_and_validation(data: Path) -> None:
     def config(*names: str) -> DataConfig:
         return mixture(corpus("math", 1.0, *(data / name for name in names)), held_out_share=0.2)
 
@@ -172,7 +172,7 @@ CHANGES = st.lists(
 
 @settings(deadline=None, max_examples=60)  # a deadline would time the disk
 @given(changes=CHANGES)
-def test_whatever_changes_an_epoch_is_read_to_its_end_and_nothing_in_it_twice(
+def test_after_any_change_an_epoch_is_read_once_and_completely(
     data: Path, changes: list[tuple[dict[str, int], list[str], int]]
 ) -> None:
     plan, first = None, 0
@@ -209,7 +209,7 @@ def shard_of(data: Path, name: str, shard: str) -> Path:
 @pytest.mark.parametrize(
     ("seed", "held_out_share", "key"), [(SEED + 1, 0.1, "seed"), (SEED, 0.2, "data.held_out_share")]
 )
-def test_what_decides_the_order_cannot_change(data: Path, seed: int, held_out_share: float, key: str) -> None:
+def test_the_seed_and_the_held_out_share_cannot_change(data: Path, seed: int, held_out_share: float, key: str) -> None:
     math = corpus("math", 1.0, data / "b")
     plan = planned(mixture(math, held_out_share=0.1))
     with pytest.raises(ConfigError) as refusal:
@@ -235,7 +235,7 @@ def test_epochs_of_earlier_versions_count_towards_the_limit(data: Path) -> None:
     config = mixture(math, corpus("code", 1.0, data / "b"))
     alone = planned(mixture(math), end_sample=20)
     assert planned(config, alone, next_sample=20, end_sample=30).totals(30)[0].epochs == 2.5
-    with pytest.raises(ConfigError, match="more often than it allows"):
+    with pytest.raises(ConfigError, match="more often than its max_epochs"):
         planned(config, alone, next_sample=20, end_sample=32)
 
 
@@ -260,7 +260,7 @@ def test_training_and_validation_share_no_document(data: Path, share: float, seq
     config = mixture(corpus("math", 1.0, data / "d", data / "e"), sequence_length=sequence_length, held_out_share=share)
     only = opened(planned(config)).mixture(0)
     training, held_out = (
-        {token // 5 for number in range(part.samples_per_epoch) for token in part.sample(number).tokens.tolist()}
+        {token // 5 for number in range(part.samples_per_epoch) for token in part.read(number).tokens.tolist()}
         for part in (only.training[0], only.validation[0])
     )
     assert len(held_out) == round(share * 32)
@@ -268,7 +268,7 @@ def test_training_and_validation_share_no_document(data: Path, share: float, seq
     assert training & held_out == set()
 
 
-def test_one_document_that_joins_is_trained_on(data: Path, tmp_path: Path) -> None:
+def test_a_single_added_document_is_trained_on(data: Path, tmp_path: Path) -> None:
     before = planned(mixture(corpus("math", 1.0, data / "b"), held_out_share=0.1))
     book = write_shard(tmp_path / "book", range(5000, 5040), document_tokens=40)
     after = planned(mixture(corpus("math", 1.0, data / "b", book), held_out_share=0.1), before, 10)

@@ -1,4 +1,4 @@
-"""Sorted corpora are told from shuffled ones: synthetic documents of known kinds, then real texts."""
+"""Sorted corpora are distinguished from shuffled ones, with synthetic documents and with real texts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from megatron_dsmath.data.mixture.planned_corpora import (
     COMPARED_TOKENS,
     FEWEST_COMPARISONS,
     MOST_COMPARISONS,
-    NeighbourLikeness,
-    neighbour_likeness,
+    NeighbourSimilarity,
+    neighbour_similarity,
 )
 from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 
@@ -31,23 +31,23 @@ def write(prefix: Path, documents: Sequence[Sequence[int]]) -> IndexedDataset:
 
 
 def shuffled(documents: Sequence[Sequence[int]], seed: int) -> list[Sequence[int]]:
-    return [documents[place] for place in np.random.default_rng(seed).permutation(len(documents))]
+    return [documents[index] for index in np.random.default_rng(seed).permutation(len(documents))]
 
 
-def measured(shards: Sequence[IndexedDataset], seed: int = 0) -> NeighbourLikeness:
-    likeness = neighbour_likeness(shards, seed)
-    assert likeness is not None
-    return likeness
+def measured(shards: Sequence[IndexedDataset], seed: int = 0) -> NeighbourSimilarity:
+    similarity = neighbour_similarity(shards, seed)
+    assert similarity is not None
+    return similarity
 
 
 def documents_of(source: int, count: int, shared_share: float = 0.7) -> list[list[int]]:
-    """Texts of one source: most of their words are everybody's, the others its own; lengths differ."""
+    """Documents of one source: most words are shared with other sources, the rest are its own; lengths vary."""
     generator = np.random.default_rng(source)
     documents = []
     for length in generator.integers(5, 400, count):
-        everybodys = generator.zipf(1.3, length) % 1000
+        shared = generator.zipf(1.3, length) % 1000
         own = 1000 * (1 + source) + generator.zipf(1.3, length) % 1000
-        documents.append(np.where(generator.random(length) < shared_share, everybodys, own).tolist())
+        documents.append(np.where(generator.random(length) < shared_share, shared, own).tolist())
     return documents
 
 
@@ -62,14 +62,14 @@ def test_a_corpus_sorted_by_source_is_found_and_the_same_shuffled_is_not(tmp_pat
     assert abs(mixed.excess) < 0.05
 
 
-def test_shards_of_one_source_each_are_as_one_sorted_file(tmp_path: Path) -> None:
+def test_one_shard_per_source_is_found_like_one_sorted_file(tmp_path: Path) -> None:
     shards = [write(tmp_path / str(source), documents_of(source, 500)) for source in range(4)]
     assert measured(shards).is_beyond_chance
     mixed = shuffled([document for source in range(4) for document in documents_of(source, 500)], 0)
     assert not measured([write(tmp_path / f"m{part}", mixed[part::4]) for part in range(4)]).is_beyond_chance
 
 
-def test_documents_that_stand_twice_in_a_row_are_found(tmp_path: Path) -> None:
+def test_repeated_neighbours_are_found(tmp_path: Path) -> None:
     twice = [document for document in documents_of(0, 400) for _ in range(2)]
     assert measured([write(tmp_path / "twice", twice)]).is_beyond_chance
 
@@ -79,8 +79,8 @@ def test_a_tenth_of_another_language_at_the_end_is_found(tmp_path: Path) -> None
     assert measured([write(tmp_path / "tail", documents)]).is_beyond_chance
 
 
-def test_a_shuffled_corpus_strays_from_zero_as_chance_has_it(tmp_path: Path) -> None:
-    """Of 200 shuffled corpora two thirds lie within one standard deviation, and none far out.
+def test_deviations_of_shuffled_corpora_are_normal(tmp_path: Path) -> None:
+    """Two thirds of 200 shuffled corpora are within one standard deviation, and none is far away.
 
     Bounds: 68% +- 4 standard errors of 3.3%; the largest of 200 normal deviates is below 4 with 99%.
     """
@@ -92,36 +92,34 @@ def test_a_shuffled_corpus_strays_from_zero_as_chance_has_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4 * FEWEST_COMPARISONS - 1])
-def test_of_a_tiny_corpus_nothing_is_said(tmp_path: Path, count: int) -> None:
+def test_a_tiny_corpus_has_no_result(tmp_path: Path, count: int) -> None:
     dataset = write(tmp_path / "tiny", [[1, 2, 3]] * (count // 2) + [[7, 8, 9]] * (count - count // 2))
-    assert neighbour_likeness([dataset], 0) is None
+    assert neighbour_similarity([dataset], 0) is None
 
 
-def test_the_smallest_corpus_of_which_something_is_said_can_be_found_sorted(tmp_path: Path) -> None:
+def test_the_smallest_compared_corpus_can_be_found_sorted(tmp_path: Path) -> None:
     count = 2 * FEWEST_COMPARISONS
     assert measured([write(tmp_path / "small", [[1]] * count + [[2]] * count)]).deviations > 3
 
 
 @pytest.mark.parametrize("document", [[0] * 50, [5, 6, 7], []], ids=["zeros", "equal", "empty"])
-def test_equal_documents_are_no_sign_of_an_order(tmp_path: Path, document: list[int]) -> None:
+def test_equal_documents_have_no_order(tmp_path: Path, document: list[int]) -> None:
     documents = [document * (1 + place // 300) for place in range(1200)]  # equal frequencies, sorted by length
     assert measured([write(tmp_path / "equal", documents)]) == (0.0, 0.0)
 
 
-def test_ids_beyond_every_vocabulary_are_compared_as_any_other(tmp_path: Path) -> None:
-    likeness = measured([write(tmp_path / "wild", [[-(2**31), 2**31 - 1, place] for place in range(400)])])
-    assert not likeness.is_beyond_chance
+def test_ids_beyond_every_vocabulary_are_compared(tmp_path: Path) -> None:
+    similarity = measured([write(tmp_path / "wild", [[-(2**31), 2**31 - 1, place] for place in range(400)])])
+    assert not similarity.is_beyond_chance
 
 
-def test_the_seed_alone_decides_which_documents_are_compared(tmp_path: Path) -> None:
+def test_only_the_seed_determines_which_documents_are_compared(tmp_path: Path) -> None:
     dataset = write(tmp_path / "corpus", documents_of(0, 600))
     assert measured([dataset], 3) == measured([dataset], 3)
     assert measured([dataset], 3) != measured([dataset], 4)
 
 
-def test_no_document_is_read_twice_and_none_beyond_its_beginning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_document_is_read_twice_or_beyond_its_first_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write(tmp_path / "corpus", [[place % 1000] * 300 for place in range(5_000)])
     read: list[int] = []
     of_dataset = IndexedDataset.document
@@ -129,16 +127,16 @@ def test_no_document_is_read_twice_and_none_beyond_its_beginning(
     def document(self: IndexedDataset, number: int) -> Tokens:
         read.append(number)
         tokens: Tokens = of_dataset(self, number).copy()
-        tokens[COMPARED_TOKENS:] = -1  # would be another document's
+        tokens[COMPARED_TOKENS:] = -1  # must not be compared
         return tokens
 
-    undisturbed = measured([dataset])
+    expected = measured([dataset])
     monkeypatch.setattr(IndexedDataset, "document", document)
-    assert measured([dataset]) == undisturbed
+    assert measured([dataset]) == expected
     assert len(read) == len(set(read)) == 3 * MOST_COMPARISONS
 
 
-def test_real_texts_one_source_after_the_other_are_found(shared_data: Path, tmp_path: Path) -> None:
+def test_real_texts_sorted_by_source_are_found(shared_data: Path, tmp_path: Path) -> None:
     """Pages of the web, Chinese encyclopedia, exercises and parts of articles, in several pairs."""
     tokenizer = load_tokenizer(shared_data / "tokenizer" / "deepseek_llm")
 

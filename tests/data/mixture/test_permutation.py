@@ -13,7 +13,7 @@ WORD = 2**64
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, WORD))
-def test_every_position_goes_to_a_place_of_its_own(size: int, seed: int) -> None:
+def test_every_position_has_its_own_image(size: int, seed: int) -> None:
     assert sorted(permute(np.arange(size), size, random_words(seed))) == list(range(size))
 
 
@@ -24,7 +24,7 @@ def test_equals_the_same_network_in_plain_integers(size: int, place: float, seed
     assert ours.tolist() == [their_permutation(position, size, f"{seed}/corpus")]
 
 
-def test_a_position_needs_no_other() -> None:
+def test_a_position_is_computed_alone() -> None:
     key, size, positions = random_words(7), 52_000_000, np.arange(51_000_000, 51_001_000)
     one_by_one = [permute(positions[[row]], size, key)[0] for row in (0, 500, 999)]
     assert permute(positions, size, key)[[0, 500, 999]].tolist() == one_by_one
@@ -38,7 +38,7 @@ def test_all_orders_of_four_are_equally_likely() -> None:
     assert sum((count - 200) ** 2 / 200 for count in orders.values()) < 56
 
 
-def test_neighbours_are_parted() -> None:
+def test_neighbours_are_separated() -> None:
     places = permute(np.arange(10_007), 10_007, random_words("neighbours"))
     # Two are expected by chance (Poisson); more than 12 in one of 10 million shuffles.
     assert (np.abs(np.diff(places)) == 1).sum() <= 12

@@ -26,7 +26,7 @@ def test_a_corpus_is_counted_to_the_end_of_the_run(tmp_path: Path) -> None:
     assert (rows["code"].samples, rows["code"].epochs, rows["code"].warning) == (250, 0.5, None)
 
 
-def test_a_corpus_of_a_few_documents_has_no_likeness_and_no_warning(tmp_path: Path) -> None:
+def test_a_corpus_of_a_few_documents_has_no_similarity_and_no_warning(tmp_path: Path) -> None:
     row = corpora_of(corpus("math", 1.0, write_shard(tmp_path / "math", [1] * 400 + [2] * 400)))["math"]
     assert (row.neighbours_alike, row.unshuffled, row.warning) == (None, False, None)
 
@@ -55,7 +55,7 @@ def test_blend_warns_of_sorted_documents_until_they_are_shuffled(
     assert rows["code"]["unshuffled"] is True
     (warning,) = shown.err.splitlines()
     assert warning.startswith("warning: corpus code is not shuffled")
-    assert f" {rows['code']['neighbours_alike']:.2f} more alike " in warning
+    assert f" {rows['code']['neighbours_alike']:.2f} higher than of others" in warning
     assert "dsmath data tokenize --shuffle-seed" in warning
     tokenize([lines], inputs / "tokenizer", inputs / "data" / "code", shuffle_seed=1)
     assert cli.main(["data", "blend", run_file]) == 0
@@ -65,7 +65,7 @@ def test_blend_warns_of_sorted_documents_until_they_are_shuffled(
 
 
 @pytest.mark.parametrize("weight", [".nan", ".inf", "-1.0", "0.0"])
-def test_blend_refuses_a_weight_that_is_no_share_by_its_place(
+def test_blend_refuses_an_invalid_weight_and_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], weight: str
 ) -> None:
     run_file = write_run_file(tmp_path, tmp_path / "run", tmp_path / "run.yaml")
