@@ -12,82 +12,15 @@ from math import isclose
 from megatron_dsmath.grading.notation import closing_braces
 from megatron_dsmath.grading.strict import Symbolic
 
-_LIMIT_CHARACTERS = 4000
+_LIMIT_CHARACTERS = 4000  # the harness has no limit
 _LIMIT_BOXES = 50  # ours; the harness compares as many of the last ones as the reference has parts
-_BRACE = re.compile("[{}]")
-
-_BEFORE_UNITS: tuple[tuple[str, str], ...] = (
-    (r"\n", ""),
-    (r"\.+$", ""),
-    (r"\\!", ""),
-    (r"^\\text\{(.*)\}$", r"\1"),
-    (r"[tdc]frac", "frac"),
-    (r"\\left|\\right", ""),
-)
-_AFTER_UNITS: tuple[tuple[str, str], ...] = (
-    (r"\^\{\\circ\}|\^\\circ", ""),
-    (r"\{[cm]?m\}(?:\^[23])?", ""),
-    (r"p\.m\.$", ""),
-    (r"(\d) ?t$", r"\1"),
-    (r"\\?\$", ""),
-    (r"x\\in", ""),
-    (r"\\%", "%"),
-    (r" \.", " 0."),
-    (r"\{\.", "{0."),
-    (r"\\cdot", ""),
-    (r"infinity|(?<!\\)inf(?!ty)", r"\\infty"),
-    (r"\\mathbf|\\mathrm", ""),
-    (r"\\mbox\{[^}]*\}", ""),
-)
-_AT_LAST: tuple[tuple[str, str], ...] = (
-    (r"(?<!\d)(\d{1,400})\.0+(\D|$)", r"\1\2"),
-    (r"^\.", "0."),
-    (r"\\sqrt(-?[0-9.a-zA-Z]+)", r"\\sqrt{\1}"),
-    (r"\\sqrt +(\w+)$", r"\\sqrt{\1}"),
-    (r"\\tan(-?[0-9.a-zA-Z]+)", r"\\tan{\1}"),
-    (r"\\tan +(\w+)$", r"\\tan{\1}"),
-    (r" ", ""),
-    (r"\\frac([^{])([^{])", r"\\frac{\1}{\2}"),
-    (r"\\frac([^{])(?=\{)", r"\\frac{\1}"),
-    (r"^(-?\d+)/(-?\d+)$", r"\\frac{\1}{\2}"),
-    (r"[\\,.]+$", ""),
-)
-
-
-def boxes(text: str) -> list[str]:
-    """What each `boxed{` holds, a box within a box as well; one that is not closed is left out."""
-    closings = closing_braces(text, _BRACE)
-    places = ((match.end(), closings.get(match.end() - 1)) for match in re.finditer(r"boxed\{", text))
-    return [text[start : end + (text[end + 1 : end + 2] == "%")] for start, end in places if end is not None][
-        -_LIMIT_BOXES:
-    ]
-
-
-def stripped(answer: str) -> str:
-    """The answer in the harness's own notation. Longer than any answer, it comes back empty."""
-    if len(answer) > _LIMIT_CHARACTERS:
-        return ""
-    text = _rewritten(answer.strip(), _BEFORE_UNITS)
-    without_unit = re.sub(r"\\text\{[^}]*\}$", "", text).strip()
-    text = _rewritten(without_unit or text, _AFTER_UNITS).strip()
-    if "j" in text and "i" not in text:
-        text = text.replace("j", "i")
-    return _rewritten(text, _AT_LAST)
-
-
-def _rewritten(text: str, rules: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in rules:
-        text = re.sub(pattern, replacement, text).strip()
-    return text
-
-
 _TOLERANCE = 1e-3
-_LIMIT_CHARACTERS = 4000  # ours: the harness has none
 _FOLLOWING = {
     "gsm8k": "Q: ", "math": "Problem:", "sat": "Problem:", "mmlu-stem": "Problem:", "ocw": "Problem:",
     "gaokao-cloze": "问题 ", "gaokao-mathqa": "问题 ", "cmath": "问题：",
 }  # fmt: skip
 _ALWAYS_FEW_SHOT = frozenset(("sat", "mmlu-stem", "ocw", "gaokao-cloze", "gaokao-mathqa"))
+_BRACE = re.compile("[{}]")
 _CHOICE = re.compile(r"the final answer is \(?([abcd])\)?")
 _RATIO = re.compile(r"(-?)(?:\\frac\{(\d{1,9})\}\{(\d{1,9})\}|(\d{1,9}))")
 _ROUND_OR_SQUARE = re.compile(r"[(\[].+[)\]]", re.DOTALL)
@@ -115,27 +48,6 @@ def extract(output: str, task: str | None, is_few_shot: bool = False) -> list[st
     return found_answers[-1:] or [""]
 
 
-def is_correct(reference: str, answers: str, task: str | None, symbolic: Symbolic) -> bool:
-    """Whether what `extract` found, joined by line breaks, is the reference."""
-    given = answers.split("\n")
-    if len(answers) > _LIMIT_CHARACTERS or len(reference) > _LIMIT_CHARACTERS:
-        return False
-    if task == "math":
-        wanted = list(dict.fromkeys(_parts(stripped(reference))))
-        given = list(dict.fromkeys(given))[-len(wanted) :]
-        return _all_matched(given, wanted, symbolic)
-    if task == "gaokao-cloze":
-        blanks = [stripped(blank) for blank in reference.strip().split(";")]
-        given = list(dict.fromkeys(part for answer in given for part in _cloze_parts(answer)))[-len(blanks) :]
-        return len(given) == len(blanks) and all(_accepts(*pair, symbolic) for pair in zip(given, blanks, strict=True))
-    if task == "gaokao-mathqa":
-        letters = {letter: given[0].index(letter) for letter in "ABCD" if letter in given[0]}
-        return bool(letters) and max(letters, key=lambda letter: letters[letter]) == reference
-    if task in ("sat", "mmlu-stem"):
-        return given[0].lower() == reference.lower()
-    return _accepts(given[-1], reference.strip().replace(",", "") if task else stripped(reference), symbolic)
-
-
 def _answers(output: str) -> list[str]:
     if "final answer is $" in output and "$. I hope" in output:
         return [output.partition("final answer is $")[2].partition("$. I hope")[0]]
@@ -155,12 +67,42 @@ def _last(pattern: str, text: str) -> str:
     return found[-1] if found else ""
 
 
+def boxes(text: str) -> list[str]:
+    """What each `boxed{` holds, a box within a box as well; one that is not closed is left out."""
+    closings = closing_braces(text, _BRACE)
+    places = ((match.end(), closings.get(match.end() - 1)) for match in re.finditer(r"boxed\{", text))
+    return [text[start : end + (text[end + 1 : end + 2] == "%")] for start, end in places if end is not None][
+        -_LIMIT_BOXES:
+    ]
+
+
 def _first_line(answer: str) -> str:
     return stripped(answer.strip().split("\n")[0].lstrip(":").rstrip(".").rstrip("/"))
 
 
 def _parts(answer: str) -> list[str]:
     return [part.strip() for part in re.split(r"\\text\{\s*and\s*\}", answer)]
+
+
+def is_correct(reference: str, answers: str, task: str | None, symbolic: Symbolic) -> bool:
+    """Whether what `extract` found, joined by line breaks, is the reference."""
+    given = answers.split("\n")
+    if len(answers) > _LIMIT_CHARACTERS or len(reference) > _LIMIT_CHARACTERS:
+        return False
+    if task == "math":
+        wanted = list(dict.fromkeys(_parts(stripped(reference))))
+        given = list(dict.fromkeys(given))[-len(wanted) :]
+        return _all_matched(given, wanted, symbolic)
+    if task == "gaokao-cloze":
+        blanks = [stripped(blank) for blank in reference.strip().split(";")]
+        given = list(dict.fromkeys(part for answer in given for part in _cloze_parts(answer)))[-len(blanks) :]
+        return len(given) == len(blanks) and all(_accepts(*pair, symbolic) for pair in zip(given, blanks, strict=True))
+    if task == "gaokao-mathqa":
+        letters = {letter: given[0].index(letter) for letter in "ABCD" if letter in given[0]}
+        return bool(letters) and max(letters, key=lambda letter: letters[letter]) == reference
+    if task in ("sat", "mmlu-stem"):
+        return given[0].lower() == reference.lower()
+    return _accepts(given[-1], reference.strip().replace(",", "") if task else stripped(reference), symbolic)
 
 
 def _cloze_parts(answer: str) -> list[str]:
@@ -195,14 +137,6 @@ def _float(text: str) -> float | None:
         return float(text.replace(",", ""))
     except (ValueError, OverflowError):
         return None
-
-
-def _float_or_percent(text: str) -> float | None:
-    value = _float(text)
-    if value is None and text.endswith("%"):
-        value = _float(text[:-1].removesuffix("\\"))
-        return None if value is None else value / 100
-    return value
 
 
 def _math_equal(answer: str, reference: str, symbolic: Symbolic) -> bool:
@@ -243,6 +177,14 @@ def _math_equal(answer: str, reference: str, symbolic: Symbolic) -> bool:
     return symbolic(reference, answer)
 
 
+def _float_or_percent(text: str) -> float | None:
+    value = _float(text)
+    if value is None and text.endswith("%"):
+        value = _float(text[:-1].removesuffix("\\"))
+        return None if value is None else value / 100
+    return value
+
+
 def _entries_equal(mine: list[str], theirs: list[str], symbolic: Symbolic) -> bool:
     return len(mine) == len(theirs) and all(map(lambda one, other: _math_equal(one, other, symbolic), mine, theirs))
 
@@ -266,3 +208,59 @@ def _matrix_rows(text: str) -> list[str]:
 def _as_difference(equation: str) -> str:
     left, _, right = equation.partition("=")
     return f"{left.strip()} - ({right.strip()})"
+
+
+_BEFORE_UNITS: tuple[tuple[str, str], ...] = (
+    (r"\n", ""),
+    (r"\.+$", ""),
+    (r"\\!", ""),
+    (r"^\\text\{(.*)\}$", r"\1"),
+    (r"[tdc]frac", "frac"),
+    (r"\\left|\\right", ""),
+)
+_AFTER_UNITS: tuple[tuple[str, str], ...] = (
+    (r"\^\{\\circ\}|\^\\circ", ""),
+    (r"\{[cm]?m\}(?:\^[23])?", ""),
+    (r"p\.m\.$", ""),
+    (r"(\d) ?t$", r"\1"),
+    (r"\\?\$", ""),
+    (r"x\\in", ""),
+    (r"\\%", "%"),
+    (r" \.", " 0."),
+    (r"\{\.", "{0."),
+    (r"\\cdot", ""),
+    (r"infinity|(?<!\\)inf(?!ty)", r"\\infty"),
+    (r"\\mathbf|\\mathrm", ""),
+    (r"\\mbox\{[^}]*\}", ""),
+)
+_AT_LAST: tuple[tuple[str, str], ...] = (
+    (r"(?<!\d)(\d{1,400})\.0+(\D|$)", r"\1\2"),
+    (r"^\.", "0."),
+    (r"\\sqrt(-?[0-9.a-zA-Z]+)", r"\\sqrt{\1}"),
+    (r"\\sqrt +(\w+)$", r"\\sqrt{\1}"),
+    (r"\\tan(-?[0-9.a-zA-Z]+)", r"\\tan{\1}"),
+    (r"\\tan +(\w+)$", r"\\tan{\1}"),
+    (r" ", ""),
+    (r"\\frac([^{])([^{])", r"\\frac{\1}{\2}"),
+    (r"\\frac([^{])(?=\{)", r"\\frac{\1}"),
+    (r"^(-?\d+)/(-?\d+)$", r"\\frac{\1}{\2}"),
+    (r"[\\,.]+$", ""),
+)
+
+
+def stripped(answer: str) -> str:
+    """The answer in the harness's own notation. Longer than any answer, it comes back empty."""
+    if len(answer) > _LIMIT_CHARACTERS:
+        return ""
+    text = _rewritten(answer.strip(), _BEFORE_UNITS)
+    without_unit = re.sub(r"\\text\{[^}]*\}$", "", text).strip()
+    text = _rewritten(without_unit or text, _AFTER_UNITS).strip()
+    if "j" in text and "i" not in text:
+        text = text.replace("j", "i")
+    return _rewritten(text, _AT_LAST)
+
+
+def _rewritten(text: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text).strip()
+    return text

@@ -42,6 +42,7 @@ OUTPUTS: list[tuple[str, str | None, str | None]] = [
     ("no idea", "math", None),
     ("", "math", None),
     ("The answer is 5\n\nQ: What is 2+2?\nThe answer is 4.", "gsm8k", "5"),
+    ("The answer is 5.\n\nQuestion: What is 2+2?\nThe answer is 4.", "gsm8k", "5"),
     ("The answer is 5.\n\nProblem:\nWhat? The final answer is 6.", "math", "5"),
     ("答案：一万二千元", "cmath", "一万二千元"),
     ("Answer: 12", "gsm8k", "12"),
