@@ -67,7 +67,7 @@ def show_drop_rates(folder: Path) -> None:
     rows = [json.loads(line) for line in (DATA / "sft" / "tal_scq5k_cn_train.jsonl").open()]
     corpus = write_corpus(folder / "tal.jsonl", map(text_of_tal_row, rows))
     show("TAL-SCQ5K's training rows", decontaminate([corpus], BENCHMARKS, folder / "out"))
-    corpus = write_corpus(folder / "pages.jsonl", islice(web_pages.pages(Random(0)), GENERATED_DOCUMENTS))
+    corpus = write_corpus(folder / "pages.jsonl", islice(web_pages.generate_pages(Random(0)), GENERATED_DOCUMENTS))
     show("The quickstart's mathematics", decontaminate([corpus], BENCHMARKS, folder / "out"))
 
 

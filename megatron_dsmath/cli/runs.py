@@ -1,4 +1,4 @@
-"""Verbs about a run: the machine, the story in miniature, training, its layouts, its report."""
+"""Verbs about a run: the machine, the quickstart, training, its layouts, its report."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def quickstart(options: argparse.Namespace) -> int:
-    """Tell the whole story in miniature: corpora, tokenizer, training, a kill, a resume, an export, a report."""
-    from megatron_dsmath.quickstart.run_quickstart import tell
+    """Make small corpora and a tokenizer, train, kill, resume, export and report, all on two CPU processes."""
+    from megatron_dsmath.quickstart.run_quickstart import run_quickstart
     from megatron_dsmath.report.page import Section, write_report
 
-    page = tell(options.out, lambda run_dir, rows: write_report([run_dir], [Section("Quickstart", rows)]))
+    page = run_quickstart(options.out, lambda run_dir, rows: write_report([run_dir], [Section("Quickstart", rows)]))
     print(f"report: {page}")
     return EXIT_DONE
 

@@ -1,1 +1,1 @@
-"""The whole story in miniature: corpora and a tokenizer made on the spot, a run, its report."""
+"""A complete run in miniature: corpora, a tokenizer, training, an export and a report."""

@@ -1,7 +1,7 @@
-"""Formal and computed mathematics, generated: stands in for AlgebraicStack (paper, section 2.3).
+"""Generated formal and computed mathematics, in place of AlgebraicStack (paper, section 2.3).
 
-Lean theorems, sessions in the manner of PARI/GP, Octave and SymPy, and numerical programs with their output. Every
-statement is true and every result computed. The texts are this project's own.
+Lean theorems, sessions in the style of PARI/GP, Octave and SymPy, and numerical programs with their output. Every
+statement is true and every result is computed. The texts are written for this project.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterator
 from random import Random
 
-from megatron_dsmath.quickstart.exercises import polynomial, value
+from megatron_dsmath.quickstart.exercises import evaluate_polynomial, format_polynomial
 
 
-def sessions(draw: Random) -> Iterator[str]:
-    """Documents without end: each a session or file of one system, a few statements long."""
+def generate_sessions(draw: Random) -> Iterator[str]:
+    """Yield documents without end, each a short session or file of one system."""
     kinds = (_lean, _pari, _octave, _sympy, _newton, _recurrence)
     while True:
         yield draw.choice(kinds)(draw)
@@ -107,20 +107,20 @@ def _sympy(draw: Random) -> str:
         factors = f"(x + {low})*(x + {high})" if low < high else f"(x + {low})**2"
         command, result = draw.choice(
             (
-                (f"expand((x + {r})*(x + {s}))", _python(wide)),
-                (f"factor({_python(wide)})", factors),
-                (f"diff({_python(cubic)}, x)", _python((12 * top, 0, -2 * s))),
-                (f"integrate({_python((3 * top, 2 * r, s))}, x)", _python((top, r, s, 0))),
-                (f"({_python(wide)}).subs(x, {top})", str(value(wide, top))),
+                (f"expand((x + {r})*(x + {s}))", _sympy_text(wide)),
+                (f"factor({_sympy_text(wide)})", factors),
+                (f"diff({_sympy_text(cubic)}, x)", _sympy_text((12 * top, 0, -2 * s))),
+                (f"integrate({_sympy_text((3 * top, 2 * r, s))}, x)", _sympy_text((top, r, s, 0))),
+                (f"({_sympy_text(wide)}).subs(x, {top})", str(evaluate_polynomial(wide, top))),
             )
         )
         lines += [f">>> {command}", result]
     return "\n".join(lines)
 
 
-def _python(coefficients: tuple[int, ...]) -> str:
-    """A polynomial as sympy prints it: `3*x**2 - x + 1`."""
-    terms = polynomial(coefficients, "X").replace("^", "**").split(" ")
+def _sympy_text(coefficients: tuple[int, ...]) -> str:
+    """The polynomial as SymPy prints it: `3*x**2 - x + 1`."""
+    terms = format_polynomial(coefficients, "X").replace("^", "**").split(" ")
     return " ".join(term.replace("X", "*x") if term.lstrip("-")[:1].isdigit() else term.lower() for term in terms)
 
 

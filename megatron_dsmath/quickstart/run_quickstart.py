@@ -1,4 +1,4 @@
-"""The whole story in miniature, on two CPU processes: text, tokens, training, a kill, a resume, an export, a report."""
+"""`dsmath quickstart`: from corpora to a report on two CPU processes, with a kill and a resume on the way."""
 
 from __future__ import annotations
 
@@ -14,55 +14,36 @@ from typing import NamedTuple
 
 import torch
 
+from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.config import RunConfig, load
+from megatron_dsmath.data.indexed.dataset import idx_path
+from megatron_dsmath.data.tokenizing.tokenize import tokenize
 from megatron_dsmath.errors import EXIT_DONE, InternalError
 from megatron_dsmath.parallel.topology import destroy_topology, initialize_topology
+from megatron_dsmath.quickstart import corpora
+from megatron_dsmath.quickstart.small_tokenizer import train_tokenizer
 from megatron_dsmath.training.evaluating import validate
 from megatron_dsmath.training.job import open_job
 from megatron_dsmath.training.run_directory import RunDirectory
 
-NEW_TOKENS = 48
-
-
-class Reading(NamedTuple):
-    """The validation loss in nats per token, and the most likely continuation of a prompt."""
-
-    validation_loss: float
-    continuation: str
-
-
-def read(run: RunConfig, prompt: str) -> Reading:
-    """Load `model.initial_weights` of a run of one process and try it."""
-    job = open_job(run, initialize_topology(run.parallel, run.seed))
-    loss = validate(job)["validation_loss"]
-    model, tokens = job.model_chunks[0].eval(), job.tokenizer.encode(prompt)
-    for _ in range(NEW_TOKENS):
-        with torch.no_grad():
-            logits = model(torch.tensor([tokens[-run.data.sequence_length :]], device=job.topology.device), None, None)
-        tokens.append(int(logits[0, -1].argmax()))
-        if tokens[-1] == job.tokenizer.end_of_document:
-            break
-    destroy_topology()
-    return Reading(loss, job.tokenizer.decode(tokens)[len(prompt) :])
-
-
 RUN_FILE = Path(__file__).with_name("pretrain.yaml")
 RANKS = 2
+LARGEST_DIFFERENCE = 1e-4  # relative, of two fp32 forward passes that add in different orders
+PROMPT = "Example 1. Solve $3x + 5 = 20$ for $x$.\nSolution."
+NEW_TOKENS = 48
 Rows = list[tuple[str, str]]
 WriteReport = Callable[[Path, Rows], Path]
-LARGEST_DIFFERENCE = 1e-4  # relative, of two fp32 forward passes that add in another order
-PROMPT = "Example 1. Solve $3x + 5 = 20$ for $x$.\nSolution."
 
 
-def tell(out: Path, write_report: WriteReport) -> Path:
-    """Do all of it under `out`; a rerun continues where this one stopped. Returns the report's path.
+def run_quickstart(out: Path, write_report: WriteReport) -> Path:
+    """Make the data, train, kill, resume, export and report under `out`; return the path of the report.
 
-    `write_report` writes a run directory's page, with rows of ours on it, and returns its path.
-
-    Raises InternalError when the export does not compute what the trained model computed.
+    A rerun continues where this one stopped. `write_report` writes the page of a run's directory, with (label, value)
+    rows of the quickstart on it, and returns its path. Raises InternalError when the exported model computes another
+    validation loss than the trained one.
     """
     started = time.monotonic()
-    overrides = _placed_in(out)
+    overrides = _overrides(out)
     run = load(RUN_FILE, overrides, RANKS)
     directory = RunDirectory(Path(run.output))
     make_data(out, run)
@@ -70,41 +51,35 @@ def tell(out: Path, write_report: WriteReport) -> Path:
         _train_and_kill(directory, overrides, after_step=run.schedule.steps * 5 // 8)
     if directory.state() != "done":
         _train(overrides)
-    reading = _export(out, run, overrides)
-    rows = _rows(out, directory, reading, time.monotonic() - started)
+    exported = _export(out, run, overrides)
+    rows = _rows(out, directory, exported, time.monotonic() - started)
     page = write_report(directory.root, rows)
     for label, value in rows:
-        _say(f"{label}: {value}")
+        _print(f"{label}: {value}")
     return page
 
 
 def make_data(out: Path, run: RunConfig) -> None:
     """Write the corpora, train a tokenizer on them, and tokenize them, unless that is done."""
-    from megatron_dsmath.data.indexed.dataset import idx_path
-    from megatron_dsmath.data.tokenizing.tokenize import tokenize
-    from megatron_dsmath.quickstart.corpora import write_corpora
-    from megatron_dsmath.quickstart.small_tokenizer import train_tokenizer
-
-    if all(idx_path(corpus.paths[0]).exists() for corpus in run.data.corpora):  # the last file of a corpus to appear
+    if all(idx_path(corpus.paths[0]).exists() for corpus in run.data.corpora):  # written last for each corpus
         return
-    _say("writing five corpora: generated mathematics, and code and prose that Python carries")
-    texts = write_corpora(out / "corpora", run.seed)
-    _say(f"training a tokenizer of {run.model.vocabulary_size:,} words")
+    _print("writing five corpora: generated mathematics, and code and prose that Python carries")
+    texts = corpora.write_corpora(out / "corpora", run.seed)
+    _print(f"training a tokenizer of {run.model.vocabulary_size:,} words")
     train_tokenizer(list(texts.values()), Path(run.data.tokenizer), run.model.vocabulary_size)
     for corpus in run.data.corpora:
         facts = tokenize([texts[corpus.name]], run.data.tokenizer, corpus.paths[0], shuffle_seed=run.seed)
-        _say(f"{corpus.name}: {facts.documents:,} documents, {facts.tokens:,} tokens")
+        _print(f"{corpus.name}: {facts.documents:,} documents, {facts.tokens:,} tokens")
 
 
-def _placed_in(out: Path) -> list[str]:
-    """The run file's paths, moved under `out`."""
-    corpora = load(RUN_FILE).data.corpora
+def _overrides(out: Path) -> list[str]:
+    """Assignments that move the paths of the run file under `out`."""
     return [
         f"output={json.dumps(str(out / 'run'))}",
         f"data.tokenizer={json.dumps(str(out / 'tokenizer'))}",
         *(
             f"data.corpora.{index}.paths={json.dumps([str(out / 'data' / corpus.name)])}"
-            for index, corpus in enumerate(corpora)
+            for index, corpus in enumerate(load(RUN_FILE).data.corpora)
         ),
     ]
 
@@ -115,8 +90,8 @@ def _command(overrides: Sequence[str]) -> list[str]:
 
 
 def _train_and_kill(directory: RunDirectory, overrides: Sequence[str], after_step: int) -> None:
-    """Train, and kill every process without warning once `after_step` is done."""
-    _say(f"training on {RANKS} processes, tensor and sequence parallel; a kill comes after step {after_step}")
+    """Train, and kill every process with SIGKILL once `after_step` is done."""
+    _print(f"training on {RANKS} processes, tensor and sequence parallel; a kill comes after step {after_step}")
     process = subprocess.Popen(_command(overrides))
     try:
         while process.poll() is None and directory.last_step() < after_step:
@@ -125,39 +100,55 @@ def _train_and_kill(directory: RunDirectory, overrides: Sequence[str], after_ste
         process.kill()  # the ranks die with the process that started them
     if process.wait() != -signal.SIGKILL:
         raise InternalError("training ended before it could be killed", found=f"exit code {process.returncode}")
-    _say(f"killed with SIGKILL after step {directory.last_step()}; starting it again")
+    _print(f"killed with SIGKILL after step {directory.last_step()}; starting it again")
 
 
 def _train(overrides: Sequence[str]) -> None:
     code = subprocess.run(_command(overrides), check=False).returncode
     if code != EXIT_DONE:
-        raise InternalError(
-            "training did not end", found=f"exit code {code}", fix="see the messages above, run it again"
-        )
+        raise InternalError("training failed", found=f"exit code {code}", fix="see the messages above, run it again")
 
 
-def _export(out: Path, run: RunConfig, overrides: Sequence[str]) -> Reading:
-    """Export the trained model, load the export into one process, and compare what both lose on held-out text."""
-    from megatron_dsmath.checkpoint.to_huggingface import export
+class ExportedModel(NamedTuple):
+    """The validation loss of the exported model in nats per token, and its most likely continuation of PROMPT."""
 
-    pass
+    validation_loss: float
+    continuation: str
 
+
+def _export(out: Path, run: RunConfig, overrides: Sequence[str]) -> ExportedModel:
+    """Export the trained model, load the export into one process, and compare the validation losses of both."""
     model = out / "model"
     if model.exists():
         shutil.rmtree(model)
     export(Path(run.output), model)
-    _say(f"exported a Hugging Face folder, {model}; loading it into one process")
+    _print(f"exported a Hugging Face folder, {model}; loading it into one process")
     alone = [f"model.initial_weights={json.dumps(str(model))}", "parallel.tensor=1", "parallel.sequence=false"]
-    reading = read(load(RUN_FILE, [*overrides, *alone]), PROMPT)
+    exported = _evaluate(load(RUN_FILE, [*overrides, *alone]))
     trained = _validation_loss(RunDirectory(Path(run.output)))
-    if abs(reading.validation_loss / trained - 1) > LARGEST_DIFFERENCE:
+    if abs(exported.validation_loss / trained - 1) > LARGEST_DIFFERENCE:
         raise InternalError(
-            "the export does not compute what the trained model computed",
+            "the exported model computes another validation loss than the trained one",
             where=model,
-            found=f"validation loss {reading.validation_loss:.6f}",
+            found=f"{exported.validation_loss:.6f}",
             expected=f"{trained:.6f}, as in metrics.jsonl",
         )
-    return reading
+    return exported
+
+
+def _evaluate(run: RunConfig) -> ExportedModel:
+    """Load `model.initial_weights` of a run of one process, validate, and continue PROMPT."""
+    job = open_job(run, initialize_topology(run.parallel, run.seed))
+    loss = validate(job)["validation_loss"]
+    model, tokens = job.model_chunks[0].eval(), job.tokenizer.encode(PROMPT)
+    for _ in range(NEW_TOKENS):
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens[-run.data.sequence_length :]], device=job.topology.device), None, None)
+        tokens.append(int(logits[0, -1].argmax()))
+        if tokens[-1] == job.tokenizer.end_of_document:
+            break
+    destroy_topology()
+    return ExportedModel(loss, job.tokenizer.decode(tokens)[len(PROMPT) :])
 
 
 def _validation_loss(directory: RunDirectory) -> float:
@@ -165,20 +156,19 @@ def _validation_loss(directory: RunDirectory) -> float:
     return float(json.loads(last)["validation_loss"])
 
 
-def _rows(out: Path, directory: RunDirectory, reading: Reading, seconds: float) -> Rows:
-    trained, killed_after = _validation_loss(directory), directory.killed_after()
+def _rows(out: Path, directory: RunDirectory, exported: ExportedModel, seconds: float) -> Rows:
+    killed_after = directory.killed_after()
     killed = f"{killed_after}, then continued from its newest checkpoint"
-    rows = [("Killed without warning after step", killed)] if killed_after is not None else []
     return [
-        *rows,
-        ("Validation loss, two tensor-parallel processes", f"{trained:.6f} nats a token"),
-        ("The same of the export, in one process", f"{reading.validation_loss:.6f} nats a token"),
+        *([("Killed with SIGKILL after step", killed)] if killed_after is not None else []),
+        ("Validation loss, two tensor-parallel processes", f"{_validation_loss(directory):.6f} nats per token"),
+        ("Validation loss of the export, one process", f"{exported.validation_loss:.6f} nats per token"),
         ("Hugging Face folder", str(out / "model")),
-        ("The model reads", PROMPT),
-        ("and continues", reading.continuation),
+        ("Prompt", PROMPT),
+        ("Continuation", exported.continuation),
         ("Wall time of this command", f"{seconds:.0f} s"),
     ]
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(f"quickstart: {line}", flush=True)

@@ -1,4 +1,4 @@
-"""A small tokenizer in DeepSeek's manner, trained on the spot: byte-level BPE (DeepSeek LLM paper, section 2.1)."""
+"""Training of a small byte-level BPE tokenizer like DeepSeek's (DeepSeek LLM paper, section 2.1)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_dsmath.data.sft.template import DEEPSEEKMATH_JINJA
 from megatron_dsmath.data.text.documents import read_documents
 from megatron_dsmath.files.atomic_files import AtomicFiles
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 BEGIN_OF_SENTENCE = "<｜begin▁of▁sentence｜>"
 END_OF_SENTENCE = "<｜end▁of▁sentence｜>"
 
-# DeepSeek's patterns in their order. Letters are those that have a case, without the mathematical alphabets:
-# DeepSeek's own list, which names them one by one, splits all texts tried the same (tests/quickstart).
+# DeepSeek's patterns in their order. DeepSeek lists its letters one by one; ours are those with a case, without the
+# mathematical alphabets. Both split all texts in tests/quickstart alike.
 PATTERNS = (
     "[\r\n]",
     "\\s?[[\\p{Lu}\\p{Ll}\\p{Lt}]&&[^\U0001d400-\U0001d7ff]]+",
@@ -26,25 +27,15 @@ PATTERNS = (
     "[一-龥\u0800-一가-\ud7ff]+",
 )
 
-# User: question, blank line, "Assistant:" without a space after it (DeepSeek-Math, README).
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n\\n' }}"
-    "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
-    "{% elif message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-
-
 CONFIG = {
     "add_bos_token": True,
     "add_eos_token": False,
     "bos_token": BEGIN_OF_SENTENCE,
     "eos_token": END_OF_SENTENCE,
-    "chat_template": CHAT_TEMPLATE,
+    "chat_template": DEEPSEEKMATH_JINJA,
     "clean_up_tokenization_spaces": False,
     "model_max_length": 4096,
-    # The original says LlamaTokenizerFast, for which transformers 5 puts SentencePiece's splitting in place of ours.
+    # DeepSeek's is LlamaTokenizerFast, in which transformers 5 replaces the pre-tokenizer by SentencePiece's.
     "tokenizer_class": "PreTrainedTokenizerFast",
 }
 
@@ -52,9 +43,9 @@ CONFIG = {
 def train_tokenizer(files: Sequence[Path], folder: Path, vocabulary_size: int = 4096) -> Path:
     """Train on the `text` of JSONL `files`, write `folder`/tokenizer.json and tokenizer_config.json; return `folder`.
 
-    `vocabulary_size` counts the two sentence marks, which come last, as DeepSeek's do; texts too few for so many
-    merges give fewer tokens. The same texts in the same order give the same bytes. transformers' AutoTokenizer loads
-    the folder. Raises DataError for a file that is missing or no JSONL, and OutputError.
+    `vocabulary_size` includes the two special tokens, which come last, as DeepSeek's do. Short texts may give fewer
+    tokens. The same texts in the same order give the same bytes. transformers' AutoTokenizer loads the folder. Raises
+    OutputError, and DataError for a file that is missing or not JSONL.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -63,12 +54,12 @@ def train_tokenizer(files: Sequence[Path], folder: Path, vocabulary_size: int = 
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size - 2,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # every byte, so that no text is unknown
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # every byte, so that every text can be encoded
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(files), trainer=trainer)
-    marks = [AddedToken(mark, normalized=False, special=True) for mark in (BEGIN_OF_SENTENCE, END_OF_SENTENCE)]
-    tokenizer.add_special_tokens(marks)
+    special = [AddedToken(name, normalized=False, special=True) for name in (BEGIN_OF_SENTENCE, END_OF_SENTENCE)]
+    tokenizer.add_special_tokens(special)
     begin = (BEGIN_OF_SENTENCE, tokenizer.token_to_id(BEGIN_OF_SENTENCE))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN_OF_SENTENCE} $A",

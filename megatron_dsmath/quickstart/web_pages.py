@@ -1,4 +1,4 @@
-"""Bilingual mathematical web pages, generated: stand in for the DeepSeekMath Corpus (paper, section 2.1)."""
+"""Generated bilingual pages of mathematics, in place of the DeepSeekMath Corpus (paper, section 2.1)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHINESE_SHARE = 0.35  # of the pages; the paper calls its corpus bilingual and g
 
 @dataclass(frozen=True)
 class Topic:
-    """A kind of problem: its title and its rule in (English, Chinese), and how to draw one in both."""
+    """A kind of exercise: its title and rule in (English, Chinese), and the function that draws one in both."""
 
     title: tuple[str, str]
     rule: tuple[str, str]
@@ -88,7 +88,7 @@ TOPICS = (
     ),
 )
 
-WORDS = {  # the words of a page around its problems
+PHRASES = {  # the text of a page around its exercises
     "lesson": ("{title}: worked examples", "{title}：例题详解"),
     "example": ("Example {number}.", "例{number}："),
     "solution": ("Solution.", "解："),
@@ -108,8 +108,8 @@ OPENINGS = (
 THANKS = (("Thank you, now I see it.", "谢谢，我明白了。"), ("Nice and clear.", "讲得很清楚。"), ("", ""))
 
 
-def pages(draw: Random) -> Iterator[str]:
-    """Pages without end: lessons, practice sheets, and questions with their replies."""
+def generate_pages(draw: Random) -> Iterator[str]:
+    """Yield pages without end: lessons, practice sheets, and questions with their replies."""
     while True:
         topic = draw.choice(TOPICS)
         language = CHINESE if draw.random() < CHINESE_SHARE else ENGLISH
@@ -117,8 +117,8 @@ def pages(draw: Random) -> Iterator[str]:
         yield page(draw, topic, language)
 
 
-def _say(key: str, language: int, **values: object) -> str:
-    return WORDS[key][language].format(**values)
+def _phrase(key: str, language: int, **values: object) -> str:
+    return PHRASES[key][language].format(**values)
 
 
 def _distinct(draw: Random, topic: Topic, language: int, count: int) -> list[Exercise]:
@@ -128,10 +128,10 @@ def _distinct(draw: Random, topic: Topic, language: int, count: int) -> list[Exe
 
 def _lesson(draw: Random, topic: Topic, language: int) -> str:
     opening = draw.choice(OPENINGS)[language]
-    parts = [f"# {_say('lesson', language, title=topic.title[language])}", f"{opening} {topic.rule[language]}"]
+    parts = [f"# {_phrase('lesson', language, title=topic.title[language])}", f"{opening} {topic.rule[language]}"]
     for number, exercise in enumerate(_distinct(draw, topic, language, draw.randint(2, 6)), 1):
-        example, solution = _say("example", language, number=number), _say("solution", language)
-        answer = _say("answer", language, answer=exercise.answer)
+        example, solution = _phrase("example", language, number=number), _phrase("solution", language)
+        answer = _phrase("answer", language, answer=exercise.answer)
         parts.append(f"{example} {exercise.question}\n{solution} {exercise.solution} {answer}")
     return "\n\n".join(parts)
 
@@ -141,21 +141,21 @@ def _practice_sheet(draw: Random, topic: Topic, language: int) -> str:
     drawn += _distinct(draw, draw.choice(TOPICS), language, draw.randint(0, 3))
     questions = [f"{number}. {exercise.question}" for number, exercise in enumerate(drawn, 1)]
     answers = [f"{number}. ${exercise.answer}$" for number, exercise in enumerate(drawn, 1)]
-    title = f"# {_say('sheet', language, title=topic.title[language])}"
-    return "\n".join([title, "", *questions, "", f"## {_say('key', language)}", "", *answers])
+    title = f"# {_phrase('sheet', language, title=topic.title[language])}"
+    return "\n".join([title, "", *questions, "", f"## {_phrase('key', language)}", "", *answers])
 
 
 def _question_and_reply(draw: Random, topic: Topic, language: int) -> str:
     exercise = topic.draw(draw)[language]
     asker, helper = (f"{draw.choice(exercises.PEOPLE)[language].replace(' ', '')}{draw.randint(1, 999)}" for _ in "ab")
-    answer = _say("answer", language, answer=exercise.answer)
+    answer = _phrase("answer", language, answer=exercise.answer)
     lines = [
-        _say("question", language, title=topic.title[language].lower()),
-        _say("asked", language, user=asker, votes=draw.randint(1, 60)),
+        _phrase("question", language, title=topic.title[language].lower()),
+        _phrase("asked", language, user=asker, votes=draw.randint(1, 60)),
         "",
         exercise.question,
         "",
-        _say("replied", language, user=helper, votes=draw.randint(1, 90)),
+        _phrase("replied", language, user=helper, votes=draw.randint(1, 90)),
         f"{topic.rule[language]} {exercise.solution} {answer}",
         draw.choice(THANKS)[language],
     ]

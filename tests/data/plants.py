@@ -13,7 +13,7 @@ import numpy as np
 from megatron_dsmath.data.decontamination.benchmark_texts import read_benchmark
 from megatron_dsmath.data.decontamination.ngrams import SHORTEST_UNITS
 from megatron_dsmath.data.decontamination.text_units import split_units
-from megatron_dsmath.quickstart import papers, plain_texts
+from megatron_dsmath.quickstart import corpora, papers
 
 FILLER = "No benchmark contains this. 这一段里没有任何数学题。 " * 50
 
@@ -53,22 +53,22 @@ def questions_of(paths: Sequence[Path]) -> list[str]:
 def clean_documents(count: int) -> list[str]:
     """Half mathematical articles in LaTeX by the quickstart's generator, half Chinese essays of its sentences."""
     draw = Random(0)
-    return [*islice(papers.articles(draw), count // 2), *(_essay(draw) for _ in range(count - count // 2))]
+    return [*islice(papers.generate_articles(draw), count // 2), *(_essay(draw) for _ in range(count - count // 2))]
 
 
 def _essay(draw: Random) -> str:
     words = {
-        "time": plain_texts.TIMES,
-        "person": plain_texts.PEOPLE,
-        "other": plain_texts.PEOPLE,
-        "place": plain_texts.PLACES,
-        "action": plain_texts.ACTIONS,
-        "weather": plain_texts.WEATHER,
-        "thing": plain_texts.THINGS,
-        "quality": plain_texts.QUALITIES,
-        "feeling": plain_texts.FEELINGS,
+        "time": corpora.TIMES,
+        "person": corpora.PEOPLE,
+        "other": corpora.PEOPLE,
+        "place": corpora.PLACES,
+        "action": corpora.ACTIONS,
+        "weather": corpora.WEATHER,
+        "thing": corpora.THINGS,
+        "quality": corpora.QUALITIES,
+        "feeling": corpora.FEELINGS,
     }
-    sentences = draw.choices(plain_texts.SENTENCES, k=draw.randint(10, 40))
+    sentences = draw.choices(corpora.SENTENCES, k=draw.randint(10, 40))
     return "".join(
         sentence.format_map({name: draw.choice(choices) for name, choices in words.items()}) for sentence in sentences
     )

@@ -1,4 +1,4 @@
-"""A small reader of LaTeX and Python arithmetic, exact and independent of what writes the corpora."""
+"""An exact evaluator of LaTeX and Python arithmetic, independent of the code that writes the corpora."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def value(text: str, **variables: int | Fraction) -> Fraction:
 
 
 def formulas(text: str) -> list[str]:
-    """What stands between dollar signs."""
+    """The formulas between dollar signs."""
     return re.findall(r"\$([^$]+)\$", text)
 
 

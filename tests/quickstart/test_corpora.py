@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_dsmath.errors import DataError, OutputError
-from megatron_dsmath.quickstart import plain_texts
+from megatron_dsmath.quickstart import standard_library
 from megatron_dsmath.quickstart.corpora import CORPORA, write_corpora
 from tests.quickstart.conftest import MEGABYTES, SEED
 
@@ -31,7 +31,7 @@ def test_each_file_is_as_large_as_its_share_to_the_document(corpora: dict[str, P
         assert planned <= path.stat().st_size < planned + len(last)
 
 
-def test_every_line_is_a_text_and_nothing_else(corpora: dict[str, Path]) -> None:
+def test_every_line_has_one_text(corpora: dict[str, Path]) -> None:
     for path in corpora.values():
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         assert all(list(row) == ["text"] and row["text"].strip() for row in rows)
@@ -55,33 +55,35 @@ def test_mathematics_and_natural_language_are_bilingual(corpora: dict[str, Path]
         assert 0.1 < sum(chinese) / len(chinese) < 0.6
 
 
-def test_a_readme_beside_them_says_what_each_file_is_and_whose(corpora: dict[str, Path]) -> None:
+def test_the_readme_has_content_and_owner_of_each_file(corpora: dict[str, Path]) -> None:
     readme = (corpora["arxiv"].parent / "README.md").read_text(encoding="utf-8")
     assert all(path.name in readme for path in corpora.values())
     assert "Python Software Foundation License" in readme
 
 
 def test_code_is_whole_files_of_the_standard_library(corpora: dict[str, Path]) -> None:
-    library = {path.read_text(encoding="utf-8") for path in plain_texts.sources()}
+    library = {path.read_text(encoding="utf-8") for path in standard_library.source_files()}
     code = texts(corpora["github_code"])
     assert code and set(code) <= library
 
 
 def test_no_source_is_a_test_or_installed_by_others() -> None:
-    parts = {part for path in plain_texts.sources() for part in path.relative_to(plain_texts.library()).parts}
+    parts = {
+        part for path in standard_library.source_files() for part in path.relative_to(standard_library.library()).parts
+    }
     assert {"heapq.py", "json", "decoder.py"} <= parts
     assert not parts & {"site-packages", "dist-packages", "test", "tests", "pip", "setuptools"}
 
 
-def test_mathematical_modules_stand_in_algebraic_stack_alone(tmp_path: Path) -> None:
+def test_mathematical_modules_are_in_algebraic_stack_only(tmp_path: Path) -> None:
     paths = write_corpora(tmp_path, SEED, megabytes=6.0)
     algebra, code = set(texts(paths["algebraic_stack"])), set(texts(paths["github_code"]))
-    assert (plain_texts.library() / "fractions.py").read_text(encoding="utf-8") in algebra
+    assert (standard_library.library() / "fractions.py").read_text(encoding="utf-8") in algebra
     assert not algebra & code
 
 
 def test_without_the_librarys_sources_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain_texts, "library", lambda: tmp_path / "zipped")
+    monkeypatch.setattr(standard_library, "library", lambda: tmp_path / "zipped")
     with pytest.raises(DataError, match="sources of the standard library") as refusal:
         write_corpora(tmp_path / "corpora", SEED)
     assert refusal.value.found == "0 modules as .py files"

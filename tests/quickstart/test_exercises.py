@@ -30,7 +30,7 @@ def series(question: str) -> Fraction:
     return Fraction(sum(range(first, first + count * (second - first), second - first)))
 
 
-# Each question's answer, computed from the question's own words in another way than the exercise computes it.
+# The answer to each question, computed from its text in another way than the exercise does.
 ANSWERS: dict[str, Callable[[str], Fraction | float]] = {
     "purchase": lambda question: numbers(question)[2] - sum([numbers(question)[1]] * numbers(question)[0]),
     "discount": lambda question: Fraction(numbers(question)[0]) * (1 - Fraction(numbers(question)[1], 100)),
@@ -78,7 +78,7 @@ def test_factored_quadratics_equal_the_expanded_ones() -> None:
 
 
 @pytest.mark.parametrize("topic", [*ANSWERS, "linear_equation", "quadratic_equation"])
-def test_both_languages_tell_the_same_problem(topic: str) -> None:
+def test_both_languages_pose_the_same_problem(topic: str) -> None:
     for english, chinese in draws(topic):
         assert english.answer == chinese.answer
         assert sorted(numbers(english.question)) == sorted(numbers(chinese.question))

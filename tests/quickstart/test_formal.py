@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import sympy
 
-from megatron_dsmath.quickstart.formal import sessions
+from megatron_dsmath.quickstart.formal import generate_sessions
 from tests.quickstart.arithmetic import value
 
 
 @pytest.fixture(scope="module")
 def documents() -> list[str]:
-    return list(islice(sessions(Random(5)), 300))
+    return list(islice(generate_sessions(Random(5)), 300))
 
 
 def of_kind(documents: list[str], mark: str) -> list[str]:
@@ -33,7 +33,7 @@ def test_sympy_prints_what_the_sessions_show(documents: list[str]) -> None:
         assert runner.run(parsed, out=lambda text: None).failed == 0, session
 
 
-def test_programs_print_what_stands_under_them(documents: list[str]) -> None:
+def test_programs_print_the_output_below_them(documents: list[str]) -> None:
     for document in of_kind(documents, "\n# output\n"):
         program, expected = document.split("\n# output\n")
         with contextlib.redirect_stdout(io.StringIO()) as printed:

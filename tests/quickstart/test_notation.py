@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from megatron_dsmath.quickstart.exercises import fraction, polynomial, value
+from megatron_dsmath.quickstart.exercises import evaluate_polynomial, format_fraction, format_polynomial
 
 
 @pytest.mark.parametrize(
@@ -12,15 +12,15 @@ from megatron_dsmath.quickstart.exercises import fraction, polynomial, value
     [((1, -5, 6), "x^2 - 5x + 6"), ((-1, 0, 1), "-x^2 + 1"), ((3, 1), "3x + 1"), ((0, 0), "0"), ((1, 0), "x")],
 )
 def test_polynomials_are_written_as_by_hand(coefficients: tuple[int, ...], text: str) -> None:
-    assert polynomial(coefficients) == text
+    assert format_polynomial(coefficients) == text
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(Fraction(6, 4), "\\frac{3}{2}"), (Fraction(-1, 3), "-\\frac{1}{3}"), (Fraction(8, 4), "2")]
 )
 def test_fractions_are_written_in_lowest_terms(number: Fraction, text: str) -> None:
-    assert fraction(number) == text
+    assert format_fraction(number) == text
 
 
 def test_the_value_of_a_polynomial_is_the_sum_of_its_terms() -> None:
-    assert value((2, -3, 5), 7) == 2 * 7**2 - 3 * 7 + 5
+    assert evaluate_polynomial((2, -3, 5), 7) == 2 * 7**2 - 3 * 7 + 5

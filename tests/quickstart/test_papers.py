@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import sympy
 
-from megatron_dsmath.quickstart.papers import articles
+from megatron_dsmath.quickstart.papers import generate_articles
 from tests.quickstart.arithmetic import numeric_chains, value
 
 
 @pytest.fixture(scope="module")
 def sections() -> list[str]:
-    return [section for article in islice(articles(Random(5)), 150) for section in article.split("\\section")[1:]]
+    return [
+        section for article in islice(generate_articles(Random(5)), 150) for section in article.split("\\section")[1:]
+    ]
 
 
 def found(sections: list[str], pattern: str) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""The story in pieces; the whole of it, at toy length, is marked long."""
+"""The data of the quickstart, and the whole command on a toy model (marked long)."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def corpora_are_small() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the data were made, in a folder whose name has to be quoted."""
+    """The folder of the data, whose name has to be quoted."""
     out = tmp_path_factory.mktemp("made") / "quick start"
     make_data(out, placed(out))
     return out
 
 
 def placed(out: Path) -> RunConfig:
-    return load(RUN_FILE, run_quickstart._placed_in(out), run_quickstart.RANKS)
+    return load(RUN_FILE, run_quickstart._overrides(out), run_quickstart.RANKS)
 
 
 def written(out: Path) -> dict[str, tuple[int, bytes]]:
@@ -46,7 +46,7 @@ def written(out: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(out)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_every_path_of_the_run_lies_under_out(tmp_path: Path) -> None:
+def test_every_path_of_the_run_is_under_out(tmp_path: Path) -> None:
     out = tmp_path / "quick start"
     run = placed(out)
     paths = [run.output, run.data.tokenizer, *(path for entry in run.data.corpora for path in entry.paths)]
@@ -55,7 +55,7 @@ def test_every_path_of_the_run_lies_under_out(tmp_path: Path) -> None:
     assert run.model == load(RUN_FILE).model
 
 
-def test_data_that_are_there_are_not_made_again(made: Path) -> None:
+def test_existing_data_are_not_made_again(made: Path) -> None:
     run, before = placed(made), written(made)
     for entry in run.data.corpora:
         assert verify(entry.paths[0], run.model.vocabulary_size).holds
@@ -63,7 +63,7 @@ def test_data_that_are_there_are_not_made_again(made: Path) -> None:
     assert written(made) == before
 
 
-def test_data_that_were_left_half_made_are_made_again(made: Path) -> None:
+def test_incomplete_data_are_made_again(made: Path) -> None:
     run, before = placed(made), written(made)
     Path(f"{run.data.corpora[-1].paths[0]}.idx").unlink()  # killed between two renames: the index comes last
     make_data(made, run)
@@ -78,7 +78,7 @@ def write_page(run_dir: Path, rows: run_quickstart.Rows) -> Path:
 
 
 @pytest.mark.long
-def test_the_whole_story_ends_with_a_report_of_what_happened(
+def test_a_killed_run_is_continued_exported_and_reported(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tree_with(
@@ -94,19 +94,19 @@ def test_the_whole_story_ends_with_a_report_of_what_happened(
     toy.write_text(write(run), encoding="utf-8")
     monkeypatch.setattr(run_quickstart, "RUN_FILE", toy)
 
-    page = run_quickstart.tell(made, write_page)
+    page = run_quickstart.run_quickstart(made, write_page)
     directory = RunDirectory(made / "run")
     rows = [json.loads(line) for line in directory.metrics.read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 25))
     killed_after = directory.killed_after()
     assert killed_after is not None
-    assert 15 <= killed_after < 24  # five eighths of the steps, or what more was done by then
+    assert 15 <= killed_after < 24  # five eighths of the steps, or more that were done by then
     text = re.sub(r"<[^>]*>", " ", page.read_text(encoding="utf-8"))
     assert f"{killed_after}, then continued from its newest checkpoint" in text
-    assert f"{rows[-1]['validation_loss']:.6f} nats a token" in text
+    assert f"{rows[-1]['validation_loss']:.6f} nats per token" in text
     assert (made / "model" / "model.safetensors").is_file()
 
     shutil.rmtree(made / "model")
     before = directory.metrics.read_bytes()
-    assert run_quickstart.tell(made, write_page) == page  # nothing is left to train; the export is made anew
+    assert run_quickstart.run_quickstart(made, write_page) == page  # exported again, without training
     assert directory.metrics.read_bytes() == before

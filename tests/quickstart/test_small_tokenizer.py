@@ -63,7 +63,7 @@ def test_text_is_split_as_deepseek_splits_it(folder: Path, shared_data: Path) ->
         assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)
 
 
-def test_digits_and_newlines_stand_alone_and_words_take_their_space(folder: Path) -> None:
+def test_digits_and_newlines_are_split_off_and_words_keep_their_space(folder: Path) -> None:
     text = "In 1984,\n\n中文 二 the end"
     split = [text[start:end] for _, (start, end) in splitter(folder).pre_tokenize_str(text)]
     assert split == ["In", " ", "1", "9", "8", "4", ",", "\n", "\n", "中文", " ", "二", " the", " end"]
@@ -112,7 +112,7 @@ def test_little_text_gives_fewer_tokens_and_still_every_byte(tmp_path: Path) -> 
     assert ours.decode(ours.encode("漢字 🇨🇳")) == "漢字 🇨🇳"
 
 
-def test_a_corpus_that_is_no_jsonl_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_corpus_that_is_not_jsonl_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2"):
         train_tokenizer([tmp_path / "bad.jsonl"], tmp_path / "tokenizer")

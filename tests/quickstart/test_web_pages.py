@@ -6,13 +6,13 @@ from random import Random
 
 import pytest
 
-from megatron_dsmath.quickstart.web_pages import TOPICS, pages
+from megatron_dsmath.quickstart.web_pages import TOPICS, generate_pages
 from tests.quickstart.arithmetic import numeric_chains
 
 
 @pytest.fixture(scope="module")
 def drawn() -> list[str]:
-    return list(islice(pages(Random(3)), 600))
+    return list(islice(generate_pages(Random(3)), 600))
 
 
 def test_every_equation_between_numbers_holds(drawn: list[str]) -> None:
