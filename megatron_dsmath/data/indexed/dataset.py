@@ -158,9 +158,9 @@ class IndexedWriter:
 
     def restore_documents(self, lengths: npt.NDArray[np.integer]) -> None:
         """Add documents of `lengths` [documents] to the index; the .bin already contains their tokens."""
-        holds_tokens = lengths > 0
-        ends = len(self._lengths) + np.cumsum(holds_tokens, dtype=np.int64)
-        self._lengths.frombytes(lengths[holds_tokens].astype(np.int32).tobytes())
+        is_not_empty = lengths > 0
+        ends = len(self._lengths) + np.cumsum(is_not_empty, dtype=np.int64)
+        self._lengths.frombytes(lengths[is_not_empty].astype(np.int32).tobytes())
         self._document_indices.frombytes(ends.tobytes())
         self.token_count += int(lengths.sum())
 

@@ -65,17 +65,11 @@ def _file_states(prefix: Path) -> FileStates:
 
 
 def _is_recorded(prefix: Path) -> bool:
-    with suppress(OSError):
-        states = _file_states(prefix)
-        return any(_content(record) == states for record in _record_paths(prefix))
+    for record in _record_paths(prefix):
+        with suppress(OSError, ValueError, RecursionError):  # a missing or damaged record
+            if json.loads(record.read_bytes()) == _file_states(prefix):
+                return True
     return False
-
-
-def _content(record: Path) -> object:
-    try:
-        return json.loads(record.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _write_record(prefix: Path, states: FileStates) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from megatron_dsmath.data.indexed.dataset import IndexedDataset, IndexedWriter, bin_path, idx_path
 from megatron_dsmath.data.indexed.index_file import row_ranges
-from megatron_dsmath.data.indexed.sidecar import Metadata, sidecar_path
+from megatron_dsmath.data.indexed.sidecar import sidecar_path
 from megatron_dsmath.data.mixture.permutation import permute, random_words
 from megatron_dsmath.files.atomic_files import OutputFile, PartialFile, require_free_space
 
@@ -57,11 +57,6 @@ class DatasetWriters:
         """Append documents: to each dataset its concatenated `tokens`; `lengths` [datasets, documents]."""
         for writer, own_tokens, own_lengths in zip(self.inputs, tokens, lengths, strict=True):
             writer.add_documents(own_tokens, own_lengths)
-
-    def set_metadata(self, metadata: Sequence[Metadata]) -> None:
-        """Set what the sidecar of each dataset contains in addition to its counts."""
-        for writer, own_metadata in zip(self.writers, metadata, strict=True):
-            writer.metadata = own_metadata
 
 
 @contextmanager

@@ -122,7 +122,8 @@ def tokenize(
                     tokens = sum(datasets.token_counts)
                     report_progress(Progress(datasets.document_count, tokens, result.read_bytes, input_bytes))
             _require_tokens(datasets, list(endings), paths, bad_count)
-            datasets.set_metadata([_metadata(encode.tokenizer, name, options, paths, bad_count) for name in endings])
+            for writer, name in zip(datasets.writers, endings, strict=True):
+                writer.metadata = _metadata(encode.tokenizer, name, options, paths, bad_count)
     journal.remove()
     if not extra_files:
         quarantine.unlink(missing_ok=True)  # an earlier run's file would contradict the sidecar
