@@ -113,20 +113,11 @@ def _rope_theta(config: Mapping[str, Any], path: Path) -> float:
 
 
 def _check_heads(model: ModelConfig, config: Mapping[str, Any], path: Path) -> None:
-    if model.hidden_size % model.attention_heads or model.head_size % 2:
-        _refuse(
-            path,
-            "num_attention_heads",
-            model.attention_heads,
-            f"a divisor of hidden_size ({model.hidden_size}) with an even quotient",
-        )
-    if model.attention_heads % model.key_value_heads:
-        _refuse(
-            path,
-            "num_key_value_heads",
-            model.key_value_heads,
-            f"a divisor of num_attention_heads {model.attention_heads}",
-        )
+    hidden, heads, groups = model.hidden_size, model.attention_heads, model.key_value_heads
+    if hidden % heads or model.head_size % 2:
+        _refuse(path, "num_attention_heads", heads, f"a divisor of hidden_size ({hidden}) with an even quotient")
+    if heads % groups:
+        _refuse(path, "num_key_value_heads", groups, f"a divisor of num_attention_heads ({heads})")
     if config.get("head_dim") not in (None, model.head_size):
         _refuse(path, "head_dim", config["head_dim"], f"hidden_size / num_attention_heads = {model.head_size}")
 

@@ -6,9 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from megatron_dsmath.checkpoint import logit_gate, store
 from megatron_dsmath.checkpoint.checkpoint_weights import precision_of
@@ -17,13 +14,10 @@ from megatron_dsmath.checkpoint.manifest import LogitVerdict, Manifest, read_man
 from megatron_dsmath.checkpoint.model_card import model_card, read_scores
 from megatron_dsmath.checkpoint.safetensors_files import size_bytes, write_safetensors
 from megatron_dsmath.checkpoint.tokenizer_files import Chat, tokenizer_file, write_beside_weights
-from megatron_dsmath.checkpoint.weight_reader import DTYPES, WeightReader, require_finite
+from megatron_dsmath.checkpoint.weight_reader import WeightReader
 from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.files import directories
 from megatron_dsmath.files.atomic_files import sync
-from megatron_dsmath.model.parameters import Shape
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -47,20 +41,12 @@ class Exported:
         return "\n".join(lines)
 
 
-def export(
-    checkpoint: Path,
-    out: Path,
-    precision: Precision | None = None,
-    *,
-    gate: bool = True,
-    scores: Path | None = None,
-) -> Exported:
-    """Export a checkpoint, or the newest of a run, as the Hugging Face folder `out`; None keeps the precision.
+def export(checkpoint: Path, out: Path, *, gate: bool = True, scores: Path | None = None) -> Exported:
+    """Export a checkpoint, or the newest of a run, as the Hugging Face folder `out`.
 
-    `gate`: compare transformers' logits of the folder with the checkpoint's, unless `precision` rounds its values.
-    `scores`: a JSON file with a number per benchmark, for the model card. Raises CheckpointError for a damaged
-    checkpoint, ConversionError if logits differ, and OutputError if `out` is not empty or cannot be written. A failed
-    export leaves nothing.
+    `gate`: compare transformers' logits of the folder with the checkpoint's. `scores`: a JSON file with a number per
+    benchmark, for the model card. Raises CheckpointError for a damaged checkpoint, ConversionError if logits differ,
+    and OutputError if `out` is not empty or cannot be written. A failed export leaves nothing.
     """
     directories.require_absent(out)
     by_benchmark = read_scores(scores) if scores else {}
@@ -68,7 +54,7 @@ def export(
     weights = open_weights(found)
     try:
         own_arguments = [found] if gate else None
-        return write_huggingface(weights, read_manifest(found), out, own_arguments, precision, by_benchmark)
+        return write_huggingface(weights, read_manifest(found), out, own_arguments, by_benchmark)
     finally:
         weights.close()
 
@@ -78,32 +64,26 @@ def write_huggingface(
     manifest: Manifest,
     out: Path,
     own_arguments: Sequence[object] | None,
-    precision: Precision | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> Exported:
     """Write `weights` as a Hugging Face folder with a model card from `manifest`; raises as `export`.
 
     `own_arguments`: the arguments of `own_logits` for these weights; None compares no logits.
     """
-    dtype = None if precision is None else DTYPES[precision]
-    tensors = {name: (shape, dtype or weights.dtype(name)) for name, shape in weights.shapes.items()}
-    kept = precision or precision_of(weights)
+    tensors = {name: (shape, weights.dtype(name)) for name, shape in weights.shapes.items()}
+    precision = precision_of(weights)
     store.require_space(out.absolute().parent, sum(size_bytes(*tensor) for tensor in tensors.values()))
-
-    def converted(name: str) -> torch.Tensor:
-        tensor = weights.read_whole(name).to(tensors[name][1])
-        require_finite(weights.path, f"{name} in {kept}", tensor)  # the largest fp16 value is 65,504
-        return tensor
-
     with directories.atomic_directory(out) as folder:
-        write_safetensors(folder, tensors, converted)
+        write_safetensors(folder, tensors, weights.read_whole)
         write_beside_weights(weights, folder, _chat(manifest))
-        config = config_from(weights.model, kept, weights.special_token_ids)
+        config = config_from(weights.model, precision, weights.special_token_ids)
         _write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-        verdict = _verdict(weights, tensors, folder, own_arguments)
+        verdict = logit_gate.NOT_ASKED
+        if own_arguments is not None:
+            verdict = logit_gate.compare(weights, own_arguments, folder, folder / CONFIG)
         _write(folder / "README.md", model_card(out.absolute().name, manifest, verdict, scores or {}))
     engine = tokenizer_file(weights.tokenizer_files)
-    return Exported(out, manifest.step, weights.model.parameters, kept, engine.name if engine else None, verdict)
+    return Exported(out, manifest.step, weights.model.parameters, precision, engine.name if engine else None, verdict)
 
 
 def _chat(manifest: Manifest) -> Chat | None:
@@ -112,19 +92,6 @@ def _chat(manifest: Manifest) -> Chat | None:
     if not isinstance(plan, Mapping) or "chat_template" not in plan:
         return None
     return Chat(plan["chat_template"], plan["end_of_answer"])
-
-
-def _verdict(
-    weights: WeightReader,
-    tensors: Mapping[str, tuple[Shape, torch.dtype]],
-    folder: Path,
-    own_arguments: Sequence[object] | None,
-) -> LogitVerdict:
-    if own_arguments is None:
-        return logit_gate.NOT_ASKED
-    if any(dtype not in (weights.dtype(name), torch.float32) for name, (_, dtype) in tensors.items()):
-        return LogitVerdict(skipped="its values were rounded to another precision")
-    return logit_gate.compare(weights, own_arguments, folder, folder / CONFIG)
 
 
 def _write(path: Path, text: str) -> None:

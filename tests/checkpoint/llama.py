@@ -1,4 +1,4 @@
-"""Small LLaMAs in Hugging Face folders, written by transformers, with sizes odd enough to show a mix-up."""
+"""Small LLaMAs in Hugging Face folders, written by transformers, with distinct sizes to detect exchanged dimensions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ranks of these tests run: build the decoder from stored weights, and save it or compute with it."""
+"""Functions for ranks: build the decoder from stored weights, and save it or compute logits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from megatron_dsmath.config.sections import RunConfig
 
 
 def logits(run: RunConfig, weights: Path, tokens: list[list[int]]) -> Any:
-    """This rank's share of the logits [batch, sequence, words]; in numpy, since a tensor would go with its process."""
+    """This rank's share of the logits [batch, sequence, tokens], in numpy, which outlives the process."""
     (chunk,), _ = _load(run, weights)
     with torch.no_grad():
         return chunk(torch.tensor(tokens), None, None, labels=None).numpy()
 
 
 def gate_logits(arguments: list[str], ids: list[list[int]], plant: str | None) -> Any:
-    """Our side of the logit gate, as its own process computes it; `plant` joins the decoder's matrices wrongly."""
+    """Our logits for the gate, as `own_logits` computes them; `plant` fuses the decoder's matrices wrongly."""
     import json
     import tempfile
 
@@ -54,9 +54,7 @@ def save_training_shards(run: RunConfig, weights: Path, folder: Path) -> None:
     reduced = optimizer.wrap_data_parallel(run, model_chunks, topology.data_size)
     updater = optimizer.build(run, reduced)
     norm = optimizer.gradient_norm(updater)
-    optimizer.apply_gradients(
-        updater, norm, learning_rate=0.0, weight_decay=0.0
-    )  # the moments come with the first step
+    optimizer.apply_gradients(updater, norm, learning_rate=0.0, weight_decay=0.0)  # the first step creates the moments
     save_shards(folder, reduced, updater, topology)
 
 
@@ -67,7 +65,7 @@ def save_as_megatron(run: RunConfig, weights: Path, folder: Path, rename: dict[s
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined] # its writer forks
-    filesystem_async._results_queue = queue.Queue()  # else a manager process outlives this one
+    filesystem_async._results_queue = queue.Queue()  # else a manager process would outlive this one
     state: dict[str, Any] = {}
     for index, chunk in enumerate(_load(run, weights)[0]):
         state[f"model{index}"] = chunk.sharded_state_dict(metadata={"non_homogeneous_layers": per_layer})

@@ -38,7 +38,7 @@ def process_of(writer: BackgroundWriter) -> psutil.Process:
 
 def test_staged_files_are_written_and_all_files_are_hashed(writer: BackgroundWriter, tmp_path: Path) -> None:
     (tmp_path / "small").write_bytes(SMALL)
-    for _ in range(2):  # the same memory serves every save
+    for _ in range(2):  # all saves use the same memory
         writer.ask("write", folder=str(tmp_path), staged={"a": 7, "b": len(CONTENT) - 7}, present=["small"])
         answer = writer.answer()
         assert answer.refused is None
@@ -53,7 +53,7 @@ def test_staged_files_are_written_and_all_files_are_hashed(writer: BackgroundWri
 def test_a_file_that_ends_within_a_page_is_written_completely(writer: BackgroundWriter, tmp_path: Path) -> None:
     writer.ask(
         "write", folder=str(tmp_path), staged={"a": len(CONTENT)}, present=[]
-    )  # past the cache, but for the rest
+    )  # with O_DIRECT except for the end
     assert writer.answer().refused is None
     assert (tmp_path / "a").read_bytes() == CONTENT
 
@@ -74,7 +74,7 @@ def test_the_process_has_low_priority_and_imports_no_torch(writer: BackgroundWri
     writer.ask("write", folder=str(tmp_path), staged={"a": 9}, present=["small"])
     writer.answer()
     assert process_of(writer).nice() == os.nice(0) + NICENESS
-    assert os.getsid(process_of(writer).pid) == os.getsid(0)  # else Linux gives its session as much as the parent's
+    assert os.getsid(process_of(writer).pid) == os.getsid(0)  # sessions share CPU time equally
     assert not [entry.path for entry in process_of(writer).memory_maps() if "torch" in entry.path]
 
 

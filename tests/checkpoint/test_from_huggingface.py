@@ -41,7 +41,7 @@ def transformers_logits(folder: Path, tokens: list[list[int]]) -> torch.Tensor:
 
 
 TOKENS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]]
-# Both sum the same products in fp32, in another order; the logits are of order 1, and 1.3e-6 was the most seen.
+# Both sum the same products in fp32 in different orders; the logits are of order 1, the largest difference was 1.3e-6.
 TOLERANCE = 1e-5
 
 

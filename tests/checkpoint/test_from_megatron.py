@@ -16,7 +16,7 @@ from tests.checkpoint.ranks import save_as_megatron
 from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
 
-# What Megatron-LM writes with --transformer-impl transformer_engine, its default.
+# Names that Megatron-LM writes with --transformer-impl transformer_engine, its default.
 TRANSFORMER_ENGINE = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
@@ -72,7 +72,7 @@ def test_it_is_converted_to_a_checkpoint(folder: Path, saved: Path, tmp_path: Pa
 
 @pytest.fixture
 def unpadded(folder: Path, tmp_path: Path) -> Path:
-    """The configuration of a model with 91 words, which Megatron-LM padded to 96."""
+    """The configuration of a model with 91 tokens, which Megatron-LM padded to 96."""
     shutil.copytree(folder, tmp_path / "unpadded")
     edit_config(tmp_path / "unpadded", vocab_size=91)
     return tmp_path / "unpadded"

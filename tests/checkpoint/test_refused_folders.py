@@ -1,4 +1,4 @@
-"""Hugging Face folders that are refused: one error that says why, and nothing written."""
+"""Hugging Face folders that are refused with one error, without writing anything."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 @pytest.fixture
 def parts(in_parts: Path, tmp_path: Path) -> Path:
-    """A copy, in several files with an index, to spoil."""
+    """A copy in several files with an index, to damage."""
     return Path(shutil.copytree(in_parts, tmp_path / "parts"))
 
 
@@ -123,7 +123,7 @@ def test_pickles_are_refused_with_a_fix(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_the_fix_for_pickles_is_a_command_that_works(folder: Path, tmp_path: Path) -> None:
-    """In parts with an index, as the largest pickled models come."""
+    """In several files with an index, as large pickled models are published."""
     weights = tensors_of(folder)
     (folder / "model.safetensors").unlink()
     names = sorted(weights)
@@ -220,7 +220,7 @@ def test_an_output_that_cannot_be_written_is_refused(whole: Path) -> None:
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 64 KiB: the system's own way of failing in the middle of a write."""
+    """Files are limited to 64 KiB, so that the system fails in the middle of a write."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
     yield
@@ -244,7 +244,7 @@ def test_too_little_space_is_refused_before_anything_is_written(
 
 
 def refused(folder: Path, tmp_path: Path, *words: str, kind: type[DsmathError] = ConversionError) -> None:
-    """One error that says all of `words`, exit code 78, and nothing written."""
+    """One error with all of `words`, exit code 78, and nothing written."""
     before = sorted(tmp_path.iterdir())
     with pytest.raises(kind) as caught:
         import_folder(folder, tmp_path / "checkpoint", gate=False)

@@ -91,7 +91,7 @@ WRITTEN: dict[str, tuple[dict[str, Any], Any]] = {
 
 @pytest.fixture(scope="module")
 def with_chat_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose tokenizer has two more special tokens, and a template of its own that nobody wants."""
+    """A model whose tokenizer has two more special tokens and another chat template."""
     folder = write_llama_with_tokenizer(tmp_path_factory.mktemp("hf"))
     content = json.loads((folder / "tokenizer.json").read_text())
     like = content["added_tokens"][0]

@@ -57,7 +57,7 @@ def test_shards_of_every_layout_are_read_as_equal_tensors(
 
 @pytest.mark.parametrize("layout", DEEPSEEK_LAYOUTS)
 def test_deepseeks_shape_an_eighth_as_wide_is_read_from_every_layout(tmp_path: Path, layout: str) -> None:
-    """A folder, its import, a training checkpoint of the layout, an export: the same file."""
+    """A folder, its import, a training checkpoint of the layout, and an export have equal tensors."""
     write_random(tmp_path / "hf", deepseek_shape(layers=2, narrower=8))
     import_folder(tmp_path / "hf", tmp_path / "imported", gate=False)
     training_run(tmp_path / "imported", tmp_path / "run", precision="bf16", **DEEPSEEK_LAYOUTS[layout])
@@ -68,7 +68,7 @@ def test_deepseeks_shape_an_eighth_as_wide_is_read_from_every_layout(tmp_path: P
 @pytest.mark.long
 @pytest.mark.parametrize("layout", DEEPSEEK_LAYOUTS)
 def test_two_layers_of_deepseeks_7b_are_read_from_every_layout(layout: str) -> None:
-    """The weights alone, 2.5 GB: with masters and moments no layout of this shape fits into 20 GB."""
+    """Only the weights, 2.5 GB: with masters and moments, no layout of this shape fits into 20 GB."""
     with tempfile.TemporaryDirectory() as name:
         root, model = Path(name), deepseek_shape(layers=2)
         write_random(root / "hf", model)

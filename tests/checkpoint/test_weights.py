@@ -40,7 +40,7 @@ def test_reading_with_another_shape_is_refused(tmp_path: Path) -> None:
 
 def test_each_of_two_ranks_verifies_its_half(tmp_path: Path) -> None:
     import_folder(write_llama_with_tokenizer(tmp_path / "hf"), tmp_path / "checkpoint", gate=False)
-    file = tmp_path / "checkpoint/weights/model.safetensors"  # the largest, so rank 0's
+    file = tmp_path / "checkpoint/weights/model.safetensors"  # the largest file, which rank 0 verifies
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     open_weights(tmp_path / "checkpoint", rank=1, size=2).close()

@@ -1,4 +1,4 @@
-"""Ten fp32 steps on whatever device this process has; prints [[loss, gradient norm], ...] as JSON."""
+"""Ten fp32 steps on the device of this process; prints [[loss, gradient norm], ...] as JSON."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from megatron_dsmath.parallel.attention import can_use_flash, document_attention
 pytestmark = pytest.mark.gpu
 SEQUENCE, BATCH, CHANNELS = 512, 2, 64
 BOUNDS = [0, 1, 200, 512, 700, 701, 1024]  # three documents in each row, single tokens among them
-# bf16 keeps 8 bits, and the kernel rounds the weights to it before it multiplies: values are of order 1.
+# bf16 has 8 bits, and the kernel rounds the weights before it multiplies; values are of order 1.
 TOLERANCE = 2**-5
 
 
@@ -41,5 +41,5 @@ def test_fp32_attention_per_document_equals_the_cpus() -> None:
     bounds = torch.tensor(BOUNDS, dtype=torch.int32)
     ours = loop_attention(query.cuda(), key.cuda(), value.cuda(), bounds.cuda())
     theirs = loop_attention(query, key, value, bounds)
-    # Kernels that sum in another order; TF32 is off unless a run asks for it.
+    # The kernels sum in another order; TF32 is off by default.
     torch.testing.assert_close(ours.cpu(), theirs, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""What holds on a GPU: `make test-gpu`. The same tests run on a CPU under `make test-full`, so that they are tried."""
+"""Tests for a GPU (`make test-gpu`), which also run on a CPU in `make test-full`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.conftest import REPOSITORY
 from tests.support.corpora import write_inputs, write_run_file
 
 WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-# Other kernels, which sum in another order; 10 steps of AdamW make the difference grow (docs/numerics.md).
+# Other kernels sum in another order; 10 steps of AdamW amplify the difference (docs/numerics.md).
 FP32_TOLERANCE = 1e-4
 GRADIENT_NORM_TOLERANCE = 1e-3  # norms differ several times as much as losses do
-# On a GPU the backward pass of attention adds up in no fixed order, and bf16 keeps 8 bits.
+# On a GPU the backward pass of attention adds in no fixed order, and bf16 has 8 bits.
 BF16_TOLERANCE = 1e-2
 
 
@@ -34,7 +34,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 def python(device: str, *arguments: str | Path) -> str:
-    """What `python ARGUMENTS` prints, in a process that sees `device` alone."""
+    """The output of `python ARGUMENTS` in a process that sees only `device`."""
     world = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in world}
     environment |= WITHOUT_GPU if device == "cpu" else {}

@@ -51,7 +51,7 @@ def test_matrices_have_the_configured_std_and_norms_are_one(alone: dict[str, tor
         if tensor.ndim == 1:
             assert torch.equal(tensor, torch.ones_like(tensor)), name
             continue
-        # Five standard errors of an estimate from as many normal numbers.
+        # Five standard errors of the estimate.
         assert tensor.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * tensor.numel())), name
         assert abs(tensor.mean().item()) < 5 * std / math.sqrt(tensor.numel()), name
 
@@ -71,7 +71,7 @@ class Counted(NamedTuple):
 
 
 def load_over_nothing(run: RunConfig) -> Counted:
-    """Every parameter is NaN before its weights come."""
+    """Every parameter is NaN before its weights are loaded."""
     topology = initialize_topology(run.parallel, run.seed)
     model_chunks = decoder.build(run, topology)
     named = dict(decoder.named_parameters(model_chunks))
@@ -116,7 +116,7 @@ def paper_run(tensor: int, pipeline: int, stage_layers: list[int] | None) -> Run
 
 
 def shapes_held_by_every_rank(layouts: list[RunConfig]) -> list[list[dict[str, Shape]]]:
-    """For each layout what each rank of its world holds, built on the meta device by this process in its stead."""
+    """The parameters of each rank of each layout, built on the meta device by this process."""
     cpu.install()
     held = []
     for run in layouts:
@@ -152,7 +152,7 @@ def test_the_paper_model_has_all_parameters_in_each_layout(
     ranks = held_in_the_paper_run[tensor, pipeline]
     assert len(ranks) == tensor * pipeline
     stages = [ranks[first : first + tensor] for first in range(0, len(ranks), tensor)]
-    assert all(rank == stage[0] for stage in stages for rank in stage)  # tensor-parallel ranks share evenly
+    assert all(rank == stage[0] for stage in stages for rank in stage)  # equal parts on tensor-parallel ranks
 
     names = [name for stage in stages for name in stage[0]]
     layers = [int(name.split(".")[2]) for name in names if name.endswith("input_layernorm.weight")]
@@ -166,7 +166,7 @@ def test_the_paper_model_has_all_parameters_in_each_layout(
         for stage in stages
         for tensor_rank, rank in enumerate(stage)
         for name, shape in rank.items()
-        if tensor_rank == 0 or "norm" not in name  # norms are copies, matrices are shares
+        if tensor_rank == 0 or "norm" not in name  # norms are replicated, matrices are split
     ]
     assert sum(counts) == 6_910_365_696  # by hand from DeepSeek LLM, Table 2
 

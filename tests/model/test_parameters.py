@@ -12,7 +12,7 @@ SHAPES = [{}, {"model__key_value_heads": 6}, {"model__key_value_heads": 1}]
 
 
 def numbered(parameter: Parameter) -> list[torch.Tensor]:
-    """Their tensors, every value its own."""
+    """The Hugging Face tensors of a parameter, with distinct values."""
     start, tensors = 0, []
     for shape in parameter.hf_shapes:
         count = torch.Size(shape).numel()
@@ -69,7 +69,7 @@ def test_the_fused_feed_forward_has_gate_above_up() -> None:
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_fused_parts_of_ranks_equal_parts_of_the_fused_tensor(size: int) -> None:
-    """What each rank fuses of its parts is what megatron-core's rank holds: whole groups, and its gate above its up."""
+    """Each rank fuses its parts to the matrix of megatron-core: complete groups, and its gate above its up."""
     model = run_config().model
     for parameter in parameters(model):
         tensors = numbered(parameter)

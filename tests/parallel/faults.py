@@ -1,4 +1,4 @@
-"""Mistakes that parallel code is prone to, planted in a rank on purpose: a comparison that misses one is none."""
+"""Typical errors of parallel code, planted in a rank to show that a comparison detects them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ __all__ = [
 
 
 def train_with(fault: Callable[[], None], run: RunConfig, weights: Path, steps: int) -> list[Figures]:
-    """`training.train` with one mistake in the product."""
+    """`training.train` with one planted error."""
     fault()
     return training.train(run, weights, steps)
 
 
 def middle_stages_see_no_documents() -> None:
-    """Only the first and the last stage are told where documents lie, as only they are given tokens and labels."""
+    """Only the first and the last stage get document bounds, as only they get tokens and labels."""
     attend = CoreAttention.forward
 
     def at_the_ends(self: CoreAttention, *states: torch.Tensor, **named: Any) -> torch.Tensor:

@@ -20,7 +20,7 @@ from tests.support.runs import run_config
 
 
 def summed(parallel: ParallelConfig) -> list[float]:
-    """The last stage's ranks report 1 and 10 from two microbatches, times a hundred on data-parallel rank 1."""
+    """Ranks of the last stage report 1 and 10 for two microbatches, times 100 on data-parallel rank 1."""
     topology = initialize_topology(parallel, seed=1)
     unit = 100.0**topology.data_rank
     reports = [torch.full((2,), unit), torch.full((2,), 10 * unit)] if topology.is_last_stage else []
@@ -32,7 +32,7 @@ def summed(parallel: ParallelConfig) -> list[float]:
     ("ranks", "parallel", "expected"),
     [
         (1, {}, 11.0),
-        (2, {"parallel__tensor": 2}, 11.0),  # both hold the same report, which counts once
+        (2, {"parallel__tensor": 2}, 11.0),  # both have the same report, which counts once
         (2, {"parallel__pipeline": 2}, 11.0),  # only the last stage has one
         (2, {}, 1111.0),
         (4, {"parallel__tensor": 2}, 1111.0),
@@ -43,7 +43,7 @@ def test_each_report_counts_once_on_every_rank(ranks: int, parallel: dict[str, A
 
 
 def agreed(parallel: ParallelConfig, norms: list[float]) -> tuple[list[float], float]:
-    """Each rank with a norm of its own."""
+    """Each rank has another norm."""
     topology = initialize_topology(parallel, seed=1)
     words = torch.zeros(0, dtype=torch.int64)
     totals, norm, _ = sum_step([torch.full((2,), 1.0)], (2,), norms[topology.rank], words, topology)
@@ -54,7 +54,7 @@ def agreed(parallel: ParallelConfig, norms: list[float]) -> tuple[list[float], f
 @pytest.mark.parametrize(
     ("norms", "norm"),
     [
-        ([0.1, 0.3], 0.1),  # to the last bit: nothing is added to it
+        ([0.1, 0.3], 0.1),  # bit for bit: nothing is added to it
         ([0.1, math.inf], math.inf),
         ([math.inf, 0.3], math.inf),
         ([0.1, math.nan], math.nan),
@@ -66,7 +66,7 @@ def test_all_ranks_go_by_one_norm_and_it_is_none_where_any_is(
 ) -> None:
     total = 1.0 if parallel else 2.0
     found = run_ranks(2, agreed, run_config(**parallel).parallel, norms)
-    assert str(found) == str([([total, total], norm)] * 2)  # as text, for NaN is not equal to itself
+    assert str(found) == str([([total, total], norm)] * 2)  # as text, since NaN is not equal to itself
 
 
 def summed_words(words: list[list[int]]) -> list[int]:

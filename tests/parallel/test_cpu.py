@@ -11,11 +11,11 @@ CUDA = torch.device("cuda", 0)
 
 
 def answered(question: str) -> Any:
-    """What the adaptor makes of `question`, a function of this file; in a process that ends with the test."""
+    """The result of `question`, a function of this file, in a process with the replacements installed."""
     from megatron_dsmath.parallel import cpu
 
     cpu.install()
-    cpu.install()  # twice is once
+    cpu.install()  # the second call does nothing
     return globals()[question]()
 
 
@@ -129,7 +129,7 @@ def torchs_compiler() -> bool:
 
 
 def test_torchs_compiler_can_still_be_imported() -> None:
-    """It refuses one function under two names, as an earlier adaptor had it."""
+    """torch's compiler refuses one function under two names."""
     assert ask(torchs_compiler) is False
 
 
@@ -159,7 +159,7 @@ def what_torch_says_by_itself() -> tuple[str, str]:
 
 
 def test_without_the_replacements_torch_raises() -> None:
-    """The questions above are real ones: torch does not answer them so by itself."""
+    """Without the replacements torch raises for the calls above."""
     ((refusal, type_name),) = run_ranks(1, what_torch_says_by_itself)
     assert "CUDA" in refusal
     assert type_name == "torch.FloatTensor"

@@ -17,9 +17,9 @@ from tests.support.training import Figures, deviations, global_batch, gradients,
 
 STEPS = 10
 # fp32 sums of the same numbers in another order. After one step 2e-7 at most; AdamW divides by the root of the second
-# moment, so that what differs in tiny gradients grows from step to step. Measured: docs/numerics.md.
+# moment, so that differences in tiny gradients grow from step to step. Measured: docs/numerics.md.
 FP32_TOLERANCE = 1e-5
-BF16_TOLERANCE = 1e-2  # a bf16 number has 8 bits, so each is off by up to 0.4%; over a whole loss most of it cancels
+BF16_TOLERANCE = 1e-2  # a bf16 number has 8 bits, an error up to 0.4%; in the sum of a loss most errors cancel
 
 
 class Layout(NamedTuple):
@@ -41,7 +41,7 @@ LAYOUTS = {
 
 
 def run_of(layout: Layout, **overrides: Any) -> Any:
-    """Four microbatches a step (two on each of two data-parallel ranks), 10 steps: warm-up, peak and drop."""
+    """Four microbatches per step (two on each of two data-parallel ranks), 10 steps: warm-up, peak and drop."""
     overrides = {"schedule__peak_learning_rate": 3e-3, **overrides}
     return run_config(**{f"parallel__{key}": value for key, value in layout.parallel.items()}, **overrides)
 
@@ -69,7 +69,7 @@ def weights(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(weights: Path) -> list[Figures]:
-    """What one process says in fp32."""
+    """The losses and norms of one process in fp32."""
     figures: list[Figures]
     (figures,) = run_ranks(1, train, run_of(ALONE), weights, STEPS)
     return figures
@@ -101,7 +101,7 @@ def test_recomputing_activations_changes_no_bit(recompute: str, weights: Path, a
 
 
 def their_training(folder: Path) -> tuple[list[Figures], dict[str, torch.Tensor]]:
-    """The run as one writes it with transformers and torch alone; and the gradients of its first step."""
+    """The run with transformers and torch only, and the gradients of its first step."""
     from transformers import LlamaForCausalLM
 
     run = run_of(ALONE)
@@ -157,7 +157,7 @@ def test_each_parameters_gradient_is_that_of_transformers(
     run = run_of(layout)
     ours = joined(run, run_ranks(layout.ranks, gradients, run, weights))
     assert ours.keys() == theirs[1].keys()
-    # Elements near zero are sums of large numbers that cancel: they are off by rounding of the largest.
+    # Elements near zero are sums of large numbers that cancel; their error is the rounding of the largest.
     found = {
         parameter: ((ours[parameter] - gradient).abs().max() / gradient.abs().max()).item()
         for parameter, gradient in theirs[1].items()

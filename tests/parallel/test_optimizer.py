@@ -87,7 +87,7 @@ def test_the_step_is_in_the_group_and_in_the_state_dict() -> None:
 
 
 def decayed_without_gradients(run: RunConfig) -> dict[str, float]:
-    """Two updates from gradients of zero: what is left of each parameter, as a factor."""
+    """Two updates with zero gradients: the remaining factor of each parameter."""
     opened = training.start(run)
     named = dict(decoder.named_parameters(opened.model_chunks))
     before = {name: tensor.detach().clone() for name, tensor in named.items()}
@@ -118,7 +118,7 @@ def test_every_matrix_decays_and_no_norm_does(ranks: int, overrides: dict[str, A
         assert len(norms) == 4 * 2 + 1
         assert len(factors) - len(norms) == 4 * 4 + 2
         for name, factor in factors.items():
-            # (1 - rate x decay) at each of two steps; a norm stays to the bit.
+            # (1 - rate x decay) in each of two steps; norms stay equal bit for bit.
             assert factor == (1.0 if name in norms else pytest.approx(0.9**2, rel=1e-6)), name
 
 
@@ -174,10 +174,10 @@ def test_bf16_weights_follow_fp32_masters(is_distributed: bool) -> None:
     run = run_config(precision="bf16", parallel__distributed_optimizer=is_distributed)
     ((gradient_type, before, after),) = run_ranks(1, small_steps_in_bf16, run)
     assert gradient_type == "torch.float32"
-    large = np.abs(before) > 2**-6  # from here on half a unit is 2^-14 = 6e-5, and one update alone is lost
+    large = np.abs(before) > 2**-6  # half a unit is at least 2^-14 = 6e-5 here, so a single update is lost
     assert large.mean() > 0.8
     expected = torch.from_numpy(before - SMALL_STEPS * SMALL_RATE).bfloat16().float().numpy()
-    # fp32 sums of 40 updates, then one rounding to bf16, which may fall to either side of a tie.
+    # fp32 sums of 40 updates, then one rounding to bf16, in either direction at a tie.
     np.testing.assert_allclose(after[large], expected[large], rtol=2**-7)
     assert (after[large] == expected[large]).mean() > 0.99
     assert (after[large] != before[large]).mean() > 0.9

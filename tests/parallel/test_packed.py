@@ -1,4 +1,4 @@
-"""Documents packed into one sequence lose, token by token, what each loses alone; on every layout."""
+"""Documents packed into one sequence have the loss per token of each document alone, in every layout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LENGTH = 32
 # Lengths of the documents in each row: a single one, single tokens at both ends and inside, few and many.
 DOCUMENTS = [[32], [1, 30, 1], [7, 25], [25, 7], [1, 1, 1, 12, 1, 16], [16, 16], [2, 3, 5, 8, 14], [31, 1]]
 TOLERANCE = 1e-5  # fp32 sums of the same numbers in another order, through 4 layers
-# Nats a token by which seeing other documents changes the loss, on average: without it, equality would prove little.
+# Average change of the loss, in nats per token, by attention across documents; shows that equality is meaningful.
 LEAK = 0.1
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -44,15 +44,15 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 class Found(NamedTuple):
-    """What a rank has after one step without an update."""
+    """The results of a rank after one step without an update."""
 
     data_rank: int
-    nats: list[np.ndarray]  # of each microbatch; none but on the last stage
+    nats: list[np.ndarray]  # per microbatch; empty except on the last stage
     gradients: training.Parts
 
 
 class Results(NamedTuple):
-    """The same of all ranks together."""
+    """The results of all ranks together."""
 
     nats: np.ndarray  # [tokens], in the order of the batch
     gradients: dict[str, torch.Tensor]  # of the mean over these tokens, by Hugging Face's names
@@ -60,22 +60,22 @@ class Results(NamedTuple):
 
 def run_of(name: str, *, across: bool = False) -> RunConfig:
     layout = {f"parallel__{key}": value for key, value in LAYOUTS[name][1].items()}
-    # Without the distributed optimizer every data-parallel rank holds whole gradients.
+    # Without the distributed optimizer every data-parallel rank has complete gradients.
     apart = {"data__attend_across_documents": across, "parallel__distributed_optimizer": False}
     return run_config(**apart, **layout)
 
 
 def packed(run: RunConfig) -> DeviceBatch:
-    """All rows, every token a target."""
+    """All rows; every token is a target."""
     rows, generator = len(DOCUMENTS), torch.Generator().manual_seed(11)
     tokens = torch.randint(0, run.model.vocabulary_size, (rows, LENGTH + 1), generator=generator)
-    starts = [np.cumsum([0, *lengths]) for lengths in DOCUMENTS]  # the last begins where the row's inputs end
+    starts = [np.cumsum([0, *lengths]) for lengths in DOCUMENTS]  # the last starts at the end of the row's inputs
     bounds = None if run.data.attend_across_documents else torch.from_numpy(document_bounds(starts, LENGTH))
     return DeviceBatch(tokens, torch.ones(rows, LENGTH), torch.zeros(rows, 1, 1).long(), torch.arange(rows), bounds)
 
 
 def one_by_one(batch: DeviceBatch) -> list[DeviceBatch]:
-    """Each document in a microbatch of its own, with the targets it has in its row."""
+    """Each document in its own microbatch, with the same targets as in its row."""
     alone = []
     for row, lengths in enumerate(DOCUMENTS):
         for start, end in pairwise(np.cumsum([0, *lengths]).tolist()):
@@ -85,7 +85,7 @@ def one_by_one(batch: DeviceBatch) -> list[DeviceBatch]:
 
 
 def computed(run: RunConfig, alone: bool = False, fault: Callable[[], None] | None = None) -> Found:
-    """What this rank says of the packed batch, or of its documents one by one."""
+    """The results of this rank for the packed batch, or for single documents."""
     if fault is not None:
         fault()
     opened = training.start(run)
@@ -104,7 +104,7 @@ def computed(run: RunConfig, alone: bool = False, fault: Callable[[], None] | No
 
 
 def run_layout(name: str, *, across: bool = False, **how: Any) -> Results:
-    """What all ranks of a layout say."""
+    """The results of all ranks of a layout."""
     run = run_of(name, across=across)
     ranks = run_ranks(LAYOUTS[name][0], partial(computed, run, **how))
     by_data_rank = {rank.data_rank: rank.nats for rank in ranks if rank.nats}
@@ -114,7 +114,7 @@ def run_layout(name: str, *, across: bool = False, **how: Any) -> Results:
 
 
 def differences(results: Results, reference: Results) -> tuple[float, float]:
-    """The largest of a token's nats, and of a parameter's gradient (L2 norms); relative."""
+    """The largest relative differences of a token's nats and of a parameter's gradient (L2 norms)."""
     assert results.nats.shape == reference.nats.shape == (len(DOCUMENTS) * LENGTH,)
     assert results.gradients.keys() == reference.gradients.keys()
     gradients = [
@@ -126,7 +126,7 @@ def differences(results: Results, reference: Results) -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def alone() -> Results:
-    """The documents one by one, in one process."""
+    """Single documents, in one process."""
     return run_layout("one process", alone=True)
 
 
@@ -151,7 +151,7 @@ def test_the_comparison_detects_attention_across_documents(alone: Results) -> No
     print(f"across documents: {leaks.mean():.2f} nats a token")
     assert leaks.mean() > LEAK
     first = [row * LENGTH + token for row, lengths in enumerate(DOCUMENTS) for token in range(lengths[0])]
-    # The first document of a row has nothing before it.
+    # The first document of a row has no earlier one.
     np.testing.assert_allclose(across.nats[first], alone.nats[first], rtol=TOLERANCE)
 
 
@@ -163,7 +163,7 @@ def test_the_comparison_detects_missing_bounds_on_middle_stages(alone: Results) 
 
 
 def transformers_documents() -> Results:
-    """The documents one by one through transformers' Llama with the same weights."""
+    """Single documents with transformers' Llama and the same weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     run = run_of("one process")

@@ -53,12 +53,12 @@ def test_validation_has_the_loss_of_training_and_no_gradients(ranks: int, overri
         assert found["forward"] == found["backward"]
         assert found["untouched"]
         microbatches = 4 if overrides.get("parallel__overlap_communication") is None else 2
-        # No activation is kept for a backward pass that never comes.
+        # No activation is kept, since there is no backward pass.
         assert found["graphs"] == ([False] * microbatches if found["last"] else [])
 
 
 def tokens_seen(run: RunConfig) -> list[list[int]]:
-    """The first token of each sequence, as the loss meets it."""
+    """The first token of each sequence, in the order of calls of the loss."""
     opened = training.start(run)
     seen: list[list[int]] = []
 

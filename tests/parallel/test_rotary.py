@@ -37,13 +37,13 @@ def states_of(dtype: torch.dtype, length: int = 300, channels: int = 16) -> torc
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 def test_fp32_rotates_like_transformers(theta: float) -> None:
     states = states_of(torch.float32)
-    # An angle of 300 radians in fp32 is off by 300 x 2^-24 = 2e-5, and the frequencies come from different roundings.
+    # An angle of 300 radians in fp32 has an error of 300 x 2^-24 = 2e-5, and the frequencies are rounded differently.
     torch.testing.assert_close(rotate(states, theta), their_rotation(states, theta), atol=1e-4, rtol=0)
 
 
 def test_bf16_rotates_like_transformers() -> None:
     states = states_of(torch.bfloat16)
-    # Both use cosines rounded to bf16; transformers rounds each product, we only the sum: 2 half-units below 8.
+    # Both use cosines rounded to bf16; transformers rounds each product, we round only the sum: 2 half-units below 8.
     torch.testing.assert_close(rotate(states, THETA), their_rotation(states, THETA), atol=2 * 4 * 2**-8, rtol=0)
 
 
@@ -53,7 +53,7 @@ def test_the_gradient_is_that_of_the_rotation() -> None:
 
 
 def test_angles_follow_the_definition() -> None:
-    """Position p turns channel pair i by p x theta^(-2i / channels) (RoFormer, section 3.2.2)."""
+    """Position p rotates channel pair i by p x theta^(-2i / channels) (RoFormer, section 3.2.2)."""
     cosines, sines = rotary_table(12, 8, THETA, torch.device("cpu"), torch.float32)
     for position in (0, 1, 11):
         for pair in range(4):
@@ -87,7 +87,7 @@ def test_the_product_of_two_rotated_vectors_depends_only_on_their_distance() -> 
 
 
 def test_a_view_of_a_larger_matrix_rotates_like_a_copy() -> None:
-    """Queries and keys come as parts of one fused product."""
+    """Queries and keys are views of one fused product."""
     fused = states_of(torch.float32, channels=48)
     view = fused[..., 16:32]
     assert torch.equal(rotate(view, THETA), rotate(view.contiguous(), THETA))

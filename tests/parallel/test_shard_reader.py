@@ -22,14 +22,14 @@ KEY = "decoder.layers.mlp.linear_fc2.weight"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Written by torch alone."""
+    """A folder written by torch only."""
     state = {KEY: STACKED, "decoder.final_layernorm.weight": NORM, "optimizer.state.step": torch.ones(1)}
     torch_checkpoint.save(state, checkpoint_id=tmp_path / "shards", no_dist=True)
     return tmp_path / "shards"
 
 
 def edit(folder: Path, change: Callable[[Metadata], Any]) -> None:
-    """Change the description as an attacker could."""
+    """Change `.metadata` as an attacker could."""
     path = folder / METADATA
     metadata = pickle.loads(path.read_bytes())
     change(metadata)
@@ -57,7 +57,7 @@ def test_stacked_layers_are_read_one_by_one(folder: Path) -> None:
 
 
 class Exploit:
-    """A pickle of this calls `function` when it is loaded."""
+    """Calls `function` when its pickle is loaded."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.reduced = (function, arguments)
@@ -187,7 +187,7 @@ def test_a_chunk_of_another_tensor_is_refused(folder: Path) -> None:
 
 
 def test_values_in_no_chunk_are_nan(folder: Path) -> None:
-    """Two parts of the right total that lie over each other leave a hole, which must not look like a weight."""
+    """Two overlapping chunks with the right total leave a gap, which must not look like a weight."""
 
     def overlap(metadata: Metadata) -> None:
         entry: Any = metadata.state_dict_metadata[KEY]

@@ -22,7 +22,7 @@ from tests.support.runs import run_config
 from tests.support.training import Figures, deviations, load_and_train, train_and_save
 
 STEPS = (2, 4)  # saved after, ends after
-# Of losses in another layout: the same numbers summed in another order (tests/parallel/test_layouts.py).
+# For losses in another layout: the same numbers in another order (tests/parallel/test_layouts.py).
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-5, 1e-2
 
 
@@ -50,12 +50,12 @@ ONLY_RESHARDED = {
 
 class Saved(NamedTuple):
     folder: Path
-    later: list[Figures]  # of the steps after the save, undisturbed
+    later: list[Figures]  # of the steps after the save, without interruption
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
-    """What a layout saved, trained once for all tests."""
+    """The checkpoint of a layout, trained once for all tests."""
     made: dict[str, Saved] = {}
 
     def of(name: str) -> Saved:
@@ -73,7 +73,7 @@ def ranks(name: str, function: Callable[..., Any], *arguments: Any, **overrides:
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor in the folder, read by torch alone."""
+    """Every tensor in the folder, read by torch only."""
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -111,7 +111,7 @@ def test_another_layout_reads_the_same_state_and_resumes(
     print(f"{before} -> {after}: {found}")
     assert found.loss < (BF16_TOLERANCE if "bf16" in after else FP32_TOLERANCE)
     ours, theirs = tensors_of(tmp_path / "again"), tensors_of(folder)
-    # 6 tensors of a layer, each stacked over the layers, and 3 around them: weights, masters, and two moments.
+    # 6 tensors per layer, each stacked over the layers, and 3 others: weights, masters, and two moments.
     assert len(theirs) == 4 * (6 + 3)
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
@@ -123,13 +123,13 @@ def test_a_checkpoint_has_fp32_masters_and_moments_in_any_precision(saved: Calla
 
 
 def save_both_ways(run: RunConfig, folder: Path) -> None:
-    """Our files, and those of megatron-core's own `fully_reshardable` through torch's own writer."""
+    """Our files, and those of megatron-core's `fully_reshardable` format with torch's writer."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.strategies import torch as strategies
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-    class Written(strategies.TorchDistSaveShardedStrategy):  # without the processes that megatron-core would start
+    class Written(strategies.TorchDistSaveShardedStrategy):  # without megatron-core's processes
         def save(self, sharded_state_dict: Any, checkpoint_dir: Path) -> None:
             tensors, _, _ = strategies._replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
             planner = strategies.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
@@ -156,17 +156,17 @@ def test_the_tensors_are_those_that_megatron_core_gathers_and_saves(name: str, t
 
 
 def collectives_of_a_copy(run: RunConfig) -> list[str]:
-    """What ranks say to each other while a state is copied for the second time."""
+    """The collectives that are called while a state is copied for the second time."""
     opened = training.start(run)
     opened.step(0)
-    snapshots = shards.ShardSerializer(opened.model_chunks, opened.updater, opened.topology)
-    memory = mmap(-1, snapshots.size_bytes)
-    snapshots.prepare(memory)
-    snapshots.take(memory)
+    serializer = shards.ShardSerializer(opened.model_chunks, opened.updater, opened.topology)
+    memory = mmap(-1, serializer.size_bytes)
+    serializer.prepare(memory)
+    serializer.serialize(memory)
     calls: list[str] = []
     for name in ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "broadcast", "gather"):
         setattr(torch.distributed, name, lambda *_, name=name, **__: calls.append(name))
-    snapshots.take(memory)
+    serializer.serialize(memory)
     return calls
 
 
@@ -190,7 +190,7 @@ def test_the_step_comes_from_the_checkpoint_and_betas_and_epsilon_from_the_run(
 
 
 def events_of_saving_and_loading(run: RunConfig, folder: Path) -> set[str]:
-    """What the interpreter announces while a checkpoint is written and read."""
+    """The audit events of the interpreter while a checkpoint is written and read."""
     opened = training.start(run)
     opened.step(0)
     events: set[str] = set()
@@ -202,12 +202,12 @@ def events_of_saving_and_loading(run: RunConfig, folder: Path) -> set[str]:
 
 def test_no_process_is_started_to_save_or_load(tmp_path: Path) -> None:
     for events in ranks("DP2", events_of_saving_and_loading, tmp_path / "shards"):
-        assert "open" in events  # the hook hears something
+        assert "open" in events  # the hook works
         assert events & {"os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.system", "subprocess.Popen"} == set()
 
 
 class Hostile:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, evidence: Path) -> None:
         self.evidence = evidence

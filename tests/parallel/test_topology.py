@@ -30,7 +30,7 @@ def describe_ranks(ranks: int, **parallel: Any) -> list[dict[str, Any]]:
 
 
 def test_tensor_parallel_ranks_are_adjacent_and_stages_are_far_apart() -> None:
-    """Tensor parallelism talks most and belongs inside a node (Megatron-LM: order tp-cp-ep-dp-pp)."""
+    """Tensor parallelism communicates most and belongs inside a node (Megatron-LM: order tp-cp-ep-dp-pp)."""
     found = describe_ranks(4, tensor=2, pipeline=2)
     assert [(rank["tensor_rank"], rank["pipeline_rank"]) for rank in found] == [
         (0, 0),
@@ -66,7 +66,7 @@ class WorldJoined(Exception):
 
 
 def start_where_there_is_a_gpu(parallel: ParallelConfig) -> dict[str, Any]:
-    """The start on a machine with CUDA, as far as it goes without a device."""
+    """Initialization on a machine with CUDA, simulated without a device."""
     told: dict[str, Any] = {}
 
     def join(backend: str, **options: Any) -> None:

@@ -174,13 +174,13 @@ def save_shards(
     topology: Topology,
 ) -> None:
     """The files of every rank into a new folder."""
-    snapshots = shards.ShardSerializer(model_chunks, updater, topology)
-    memory = mmap(-1, max(1, snapshots.size_bytes))
-    snapshots.prepare(memory)
+    serializer = shards.ShardSerializer(model_chunks, updater, topology)
+    memory = mmap(-1, max(1, serializer.size_bytes))
+    serializer.prepare(memory)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in snapshots.serialize(memory).items():
+    for name, content in serializer.serialize(memory).items():
         (folder / name).write_bytes(content)
-    (folder / snapshots.file_name).write_bytes(memory[: snapshots.size_bytes])
+    (folder / serializer.file_name).write_bytes(memory[: serializer.size_bytes])
     collectives.barrier()
 
 
