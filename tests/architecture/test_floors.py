@@ -73,7 +73,6 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 # Modules without a test file of their own name, and the file under tests/ that tests them.
 TESTED_BY = {
     "__main__": "test_cli.py",
-    "checkpoint.checkpoint_weights": "checkpoint/test_weights.py",
     "checkpoint.huggingface_config": "checkpoint/test_refused_folders.py",
     "checkpoint.model_card": "checkpoint/test_to_huggingface.py",
     "checkpoint.own_logits": "checkpoint/test_logit_gate.py",

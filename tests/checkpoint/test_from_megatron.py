@@ -27,7 +27,7 @@ SAVES: dict[str, tuple[int, dict[str, Any], dict[str, str], bool]] = {
     "local names": (1, {}, {}, False),
     "TransformerEngine's names, tensor 2": (2, {"parallel__tensor": 2}, TRANSFORMER_ENGINE, False),
     "pipeline 2": (2, {"parallel__pipeline": 2}, TRANSFORMER_ENGINE, False),
-    "an entry a layer": (1, {}, TRANSFORMER_ENGINE, True),
+    "an entry per layer": (1, {}, TRANSFORMER_ENGINE, True),
     "a name before each key": (1, {}, NEMO, False),
 }
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megatron_dsmath.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from megatron_dsmath.checkpoint.manifest import MANIFEST, Manifest, read_manifest, software, source_commit
 from megatron_dsmath.errors import CheckpointError
 from tests.support.runs import run_config
 
@@ -75,3 +77,34 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_a_manifest_is_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         read_manifest(tmp_path)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_is_marked_if_files_differ_from_it(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "--quiet", "-m", "One")
+    git(tmp_path, "tag", "v1")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert source_commit(tmp_path) == commit
+    (tmp_path / "file").write_text("two")
+    source_commit.cache_clear()
+    assert source_commit(tmp_path) == f"{commit}-dirty"
+
+
+def test_a_package_inside_another_repository_has_no_commit(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    assert source_commit(installed) == "unknown"
+
+
+def test_the_manifest_contains_the_commit() -> None:
+    assert software()["commit"] == source_commit()

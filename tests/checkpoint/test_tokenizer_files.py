@@ -130,8 +130,8 @@ def test_the_exported_template_renders_conversations_as_in_training(
         asked = [{"role": "user", "content": row["question"]}]
         prompt = theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
         assert prompt == ids[: is_target.index(True)]
-        said = [*asked, {"role": "assistant", "content": row["answer"]}]
-        assert theirs.apply_chat_template(said, tokenize=False) == ours.decode(ids)
+        conversation = [*asked, {"role": "assistant", "content": row["answer"]}]
+        assert theirs.apply_chat_template(conversation, tokenize=False) == ours.decode(ids)
         end = ids[len(ids) - 1 - is_target[::-1].index(True)]
         assert end == (ends[0] if isinstance(ends, list) else ends)
 

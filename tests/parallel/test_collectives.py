@@ -81,15 +81,15 @@ def test_words_are_summed_exactly_modulo_2_to_the_64() -> None:
     assert run_ranks(2, summed_words, words) == [sums, sums]
 
 
-def tell(parallel: ParallelConfig) -> dict[str, Any]:
+def use_collectives(parallel: ParallelConfig) -> dict[str, Any]:
     topology = initialize_topology(parallel, seed=1)
     return {
         "one": true_on_any_rank([topology.rank == 1, False, topology.rank == 0, True], topology),
         "all": gather_objects({"rank": topology.rank}, topology),
-        "first": broadcast_object(f"said by {topology.rank}"),
+        "first": broadcast_object(f"value of rank {topology.rank}"),
     }
 
 
 def test_ranks_agree_on_what_one_of_them_knows() -> None:
-    expected = {"one": [True, False, True, True], "all": [{"rank": 0}, {"rank": 1}], "first": "said by 0"}
-    assert run_ranks(2, tell, run_config().parallel) == [expected, expected]
+    expected = {"one": [True, False, True, True], "all": [{"rank": 0}, {"rank": 1}], "first": "value of rank 0"}
+    assert run_ranks(2, use_collectives, run_config().parallel) == [expected, expected]

@@ -148,7 +148,7 @@ def test_single_documents_have_the_loss_of_transformers(alone: Results) -> None:
 def test_the_comparison_detects_attention_across_documents(alone: Results) -> None:
     across = run_layout("one process", across=True)
     leaks = np.abs(across.nats - alone.nats)
-    print(f"across documents: {leaks.mean():.2f} nats a token")
+    print(f"across documents: {leaks.mean():.2f} nats per token")
     assert leaks.mean() > LEAK
     first = [row * LENGTH + token for row, lengths in enumerate(DOCUMENTS) for token in range(lengths[0])]
     # The first document of a row has no earlier one.

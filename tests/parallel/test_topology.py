@@ -67,25 +67,25 @@ class WorldJoined(Exception):
 
 def start_where_there_is_a_gpu(parallel: ParallelConfig) -> dict[str, Any]:
     """Initialization on a machine with CUDA, simulated without a device."""
-    told: dict[str, Any] = {}
+    calls: dict[str, Any] = {}
 
     def join(backend: str, **options: Any) -> None:
-        told.update(backend=backend, device=str(options["device_id"]))
+        calls.update(backend=backend, device=str(options["device_id"]))
         raise WorldJoined
 
     current_device = torch.cuda.current_device
     torch.cuda.is_available = lambda: True
-    torch.cuda.set_device = lambda device: told.update(set_device=str(device))
+    torch.cuda.set_device = lambda device: calls.update(set_device=str(device))
     dist.init_process_group = join
     with pytest.raises(WorldJoined):
         initialize_topology(parallel, seed=1)
-    told["adaptor"] = "megatron_dsmath.parallel.cpu" in sys.modules
-    told["untouched"] = torch.cuda.current_device is current_device
-    return told
+    calls["cpu_imported"] = "megatron_dsmath.parallel.cpu" in sys.modules
+    calls["unchanged"] = torch.cuda.current_device is current_device
+    return calls
 
 
 def test_with_a_gpu_the_cpu_replacements_are_not_imported() -> None:
     first, second = run_ranks(2, start_where_there_is_a_gpu, run_config().parallel)
-    expected = {"backend": "nccl", "adaptor": False, "untouched": True}
+    expected = {"backend": "nccl", "cpu_imported": False, "unchanged": True}
     assert first == expected | {"device": "cuda:0", "set_device": "cuda:0"}
     assert second == expected | {"device": "cuda:1", "set_device": "cuda:1"}
