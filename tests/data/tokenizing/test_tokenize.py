@@ -295,7 +295,7 @@ def test_invalid_arguments_are_refused_and_nothing_is_written(corpus: Path, toke
 
 
 def test_a_full_disk_is_one_clear_error(tokenizer: Path, tmp_path: Path) -> None:
-    """A limit on the size of a file stands in for a full disk: the system refuses the write in the same call."""
+    """A limit on the file size simulates a full disk: the system refuses the write in the same call."""
     corpus = write_corpus(tmp_path / "corpus.jsonl", TEXTS * 50)
     code = f"""
 import resource, signal
