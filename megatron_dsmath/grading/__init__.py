@@ -1,1 +1,1 @@
-"""Whether a model's answer is right: a strict verdict, and the paper's (docs/grading.md)."""
+"""Grades a model's answers with a strict verdict and the paper's (docs/grading.md)."""

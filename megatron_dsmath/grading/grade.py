@@ -1,10 +1,9 @@
-"""Two verdicts on each output: ours, and the paper's. What text and numbers do not decide, the sandbox does."""
+"""Grade outputs with our verdict and the paper's. Comparisons that need sympy run in the sandbox."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from types import TracebackType
 from typing import NamedTuple
 
 from megatron_dsmath.grading import extraction, paper_verdict, strict
@@ -16,83 +15,83 @@ _SPELLINGS = {"mathcloze": "gaokao-cloze", "math-cloze": "gaokao-cloze", "mathqa
 
 
 class Attempt(NamedTuple):
-    """A model's whole output for a problem, the reference answer (or solution), and the task it is graded as."""
+    """A model's complete output for a problem, the reference answer or solution, and the task."""
 
     prediction: str
     reference: str
     task: str | None = None
     is_few_shot: bool = False
-    """Whether the paper's protocol cuts the output where a base model goes on with a next question."""
+    """Whether the paper's protocol cuts the output where a base model continues with another question."""
 
 
 class Verdict(NamedTuple):
-    """What an attempt is worth."""
+    """Our verdict on an attempt and the paper's."""
 
     correct: bool
     extracted: str | None
-    """The final answer; None where the output gives none."""
+    """The final answer; None if the output has none."""
     correct_as_the_paper: bool
     extracted_as_the_paper: str
     note: Note = ""
-    """Why it is not correct, where that is not simply a wrong answer: our own comparison did not end, or failed."""
+    """Why an attempt has no comparison of ours: it has no answer, or the comparison timed out or failed."""
 
 
 class Grader:
-    """Grades attempts; a context manager, whose sandbox starts when it is first needed.
+    """Grades attempts; a context manager that starts its sandbox when it is first needed.
 
-    Raises DependencyError without math-verify, and SandboxError where nothing can be confined, once either is needed.
+    It then raises DependencyError without math-verify, and SandboxError if this machine cannot confine programs.
     """
 
     def __init__(self, workers: int | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._workers, self._timeout_seconds = workers, timeout_seconds
-        self._judge: ComparisonSandbox | None = None
+        self._sandbox: ComparisonSandbox | None = None
 
     def __enter__(self) -> Grader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._judge is not None:
-            self._judge.close()
+    def __exit__(self, *_: object) -> None:
+        if self._sandbox is not None:
+            self._sandbox.close()
 
     def grade(self, attempts: Iterable[Attempt]) -> list[Verdict]:
-        """A verdict for each attempt, in their order."""
-        pairs = [_questions(attempt) for attempt in attempts]
-        replies: dict[Comparison | None, ComparisonResult] = {None: ComparisonResult(False, "no answer")}
+        """The verdict on each attempt, in the same order."""
+        pairs = [_comparisons_of(attempt) for attempt in attempts]
+        results: dict[Comparison | None, ComparisonResult] = {None: ComparisonResult(False, "no answer")}
         undecided = []
-        for question in dict.fromkeys(question for pair in pairs for question in pair if question is not None):
+        for comparison in dict.fromkeys(one for pair in pairs for one in pair if one is not None):
             try:
-                replies[question] = ComparisonResult(is_correct(question, _raise_undecided, _raise_undecided))
+                results[comparison] = ComparisonResult(is_correct(comparison, _raise_undecided, _raise_undecided))
             except _UndecidedError:
-                undecided.append(question)
+                undecided.append(comparison)
         if undecided:
-            self._judge = self._judge or ComparisonSandbox(self._workers, self._timeout_seconds)
-            for question, reply in self._judge.ask(undecided).items():
-                replies[question] = reply
+            self._sandbox = self._sandbox or ComparisonSandbox(self._workers, self._timeout_seconds)
+            for comparison, result in self._sandbox.compare(undecided).items():
+                results[comparison] = result
         return [
             Verdict(
-                replies[ours].is_correct,
+                results[ours].is_correct,
                 None if ours is None else ours.answer,
-                replies[theirs].is_correct,
+                results[theirs].is_correct,
                 theirs.answer.replace("\n", "; "),
-                replies[ours].note,
+                results[ours].note,
             )
             for ours, theirs in pairs
         ]
 
 
-def is_correct(question: Comparison, by_math_verify: strict.Symbolic, by_sympy: strict.Symbolic) -> bool:
-    """The verdict, given what compares formulas: `inside` has both, the trusted process neither."""
-    if question.protocol == "paper":
-        return paper_verdict.is_correct(question.reference, question.answer, question.task, by_sympy)
-    if question.task in extraction.CHOICE_TASKS:
-        return re.findall("[A-J]", question.answer) == sorted(set(re.findall("[A-J]", question.reference)))
-    return strict.is_correct(question.reference, question.answer, by_math_verify)
+def is_correct(
+    comparison: Comparison, by_math_verify: strict.SymbolicComparison, by_sympy: strict.SymbolicComparison
+) -> bool:
+    """Whether the answer is correct. The two functions compare formulas; they are only available in the sandbox."""
+    if comparison.protocol == "paper":
+        return paper_verdict.is_correct(comparison.reference, comparison.answer, comparison.task, by_sympy)
+    if comparison.task in extraction.CHOICE_TASKS:
+        return re.findall("[A-J]", comparison.answer) == sorted(set(re.findall("[A-J]", comparison.reference)))
+    return strict.is_correct(comparison.reference, comparison.answer, by_math_verify)
 
 
 def task_named(name: str | None) -> str | None:
-    """The task a name means, however spelt (`mgsm_zh`, `gsm8k-test`, `agieval-gaokao-mathqa`); None for others."""
+    """The task of a name such as `mgsm_zh`, `gsm8k-test` or `agieval-gaokao-mathqa`; None if it is unknown."""
     plain = re.sub(r"[_\s]", "-", name or "").lower()
     for spelling, task in (*_SPELLINGS.items(), *((task, task) for task in _TASKS)):
         if spelling in plain:
@@ -101,7 +100,7 @@ def task_named(name: str | None) -> str | None:
 
 
 def reference_of(answer: str) -> str:
-    """The final answer of a reference that is a whole solution, as GSM8K's and MATH's rows have it."""
+    """The final answer in a reference, which may be a complete solution as in the rows of GSM8K and MATH."""
     if "####" in answer:
         return answer.rpartition("####")[2].strip()
     if "\\boxed" in answer:
@@ -110,14 +109,14 @@ def reference_of(answer: str) -> str:
 
 
 class _UndecidedError(Exception):
-    """Text and numbers do not say; sympy must, and only the sandbox runs that."""
+    """Text and numbers do not decide; sympy must compare, which only runs in the sandbox."""
 
 
 def _raise_undecided(reference: str, answer: str) -> bool:
     raise _UndecidedError
 
 
-def _questions(attempt: Attempt) -> tuple[Comparison | None, Comparison]:
+def _comparisons_of(attempt: Attempt) -> tuple[Comparison | None, Comparison]:
     task = task_named(attempt.task)
     reference = reference_of(attempt.reference)
     extracted = extraction.extract(attempt.prediction, task)

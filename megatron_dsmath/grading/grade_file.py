@@ -1,4 +1,4 @@
-"""`dsmath grade`: a file of outputs to a file of verdicts."""
+"""`dsmath grade`: grade a file of outputs and write a file of verdicts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from megatron_dsmath.grading.grade import Attempt, Grader, Verdict
 
 
 class Report(NamedTuple):
-    """All that `dsmath grade` found: a row a verdict, and their sums."""
+    """The verdicts, one row per output, and their totals."""
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
 
 
 def grade_file(file: Path, out: Path | None = None) -> Report:
-    """Grade the rows of `file` (JSONL: `prediction`, `answer` and, where known, `task`); write the verdicts to `out`.
+    """Grade the rows of `file` (JSONL with `prediction`, `answer` and optionally `task`); write the verdicts to `out`.
 
-    Raises DataError naming the line that is no such row, and UsageError where `out` is the input.
+    Raises DataError with the line of an invalid row, and UsageError if `out` is `file`.
     """
     if out is not None and out.resolve() == file.resolve():
         raise UsageError("the verdicts would overwrite the outputs", where="--out", found=out, expected="another file")
@@ -73,18 +73,18 @@ def _entry(file: Path, line: Line) -> dict[str, Any]:
 def _attempt(file: Path, number: int, entry: dict[str, Any]) -> Attempt:
     task = entry.get("task")
     if task is not None and not isinstance(task, str):
-        _refuse("task", task, file, number, "a benchmark's name, as gsm8k")
+        _raise_unusable("task", task, file, number, "the name of a benchmark, such as gsm8k")
     if not isinstance(entry.get("prediction"), str):
-        _refuse("prediction", entry.get("prediction"), file, number, "a model's whole output, a string")
+        _raise_unusable("prediction", entry.get("prediction"), file, number, "a model's complete output, a string")
     answer = entry.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
-        _refuse("answer", answer, file, number, "the reference answer, a string or a number")
+        _raise_unusable("answer", answer, file, number, "the reference answer, a string or a number")
     return Attempt(entry["prediction"], str(answer), task)
 
 
-def _refuse(field: str, found: object, file: Path, number: int, expected: str) -> None:
+def _raise_unusable(field: str, found: object, file: Path, number: int, expected: str) -> None:
     shown = "nothing" if found is None else repr(found)[:80]
-    raise DataError(f"a row has no usable {field!r}", where=f"{file}:{number}", found=shown, expected=expected)
+    raise DataError(f"the row has no valid {field!r}", where=f"{file}:{number}", found=shown, expected=expected)
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Many ways to type a formula, made one: LaTeX's variants, Unicode's signs, spaces. Text in, text out; all linear."""
+"""Normalize the notation of answers: LaTeX variants, Unicode signs, Chinese numerals, spaces. All in linear time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 import unicodedata
 from fractions import Fraction
 
-THOUSANDS = "\ue000"  # a separator that is no comma of a list
-DOLLAR = "＄"  # money, where $ would be mathematics
-ROW_END = "\ue002"  # of a matrix
-LIMIT_CHARACTERS = 4000  # a longer answer is none: the longest reference of the paper's sets has 130
+THOUSANDS = "\ue000"  # a separator of thousands, not of a list
+DOLLAR = "＄"  # a currency, where $ would delimit a formula
+ROW_END = "\ue002"  # end of a matrix row
+LIMIT_CHARACTERS = 4000  # longer answers are rejected; the longest reference of the paper's sets has 130
 _SIGNS = {
     "−": "-", "–": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi ",
     "∞": r"\infty ", "°": r"^\circ ", "º": r"^\circ ", "℃": r"^\circ C", "∪": r"\cup ",
@@ -19,7 +19,7 @@ _SIGNS = {
 }  # fmt: skip
 _SIGNS |= {character: f"^{{{unicodedata.digit(character)}}}" for character in "⁰¹²³⁴⁵⁶⁷⁸⁹"}
 _SIGNS |= {character: f"_{{{unicodedata.digit(character)}}}" for character in "₀₁₂₃₄₅₆₇₈₉"}
-_SIGNS |= {chr(0x2460 + place): rf"\textcircled{{{place + 1}}}" for place in range(20)}
+_SIGNS |= {chr(0x2460 + index): rf"\textcircled{{{index + 1}}}" for index in range(20)}
 _SIGNS |= {
     character: f" {unicodedata.normalize('NFKC', character).replace('⁄', '/')} " for character in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 }
@@ -29,7 +29,7 @@ _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\\(?:\[[^\[\]]*\])?|\\cr(?![A-Za-z])", ROW_END),
-        (r"[,，]\s?\\!\s?(?=\d)|\{,\}(?=\d)|\\,(?=\d{3}(?!\d))", THOUSANDS),  # surely a thousands separator
+        (r"[,，]\s?\\!\s?(?=\d)|\{,\}(?=\d)|\\,(?=\d{3}(?!\d))", THOUSANDS),  # always a thousands separator
         (r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|limits|nolimits)(?![A-Za-z])\.?", ""),
         (r"\\[!,;:> ]|~|\\(?:quad|qquad|hspace\{[^{}]*\}|newline)(?![A-Za-z])|\s", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -65,22 +65,22 @@ _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "*
 _END = " \n\t.。,;:"
 
 
-def unified(text: str) -> str:
-    """`text` in one notation, spaces single. Longer than LIMIT_CHARACTERS, it comes back empty."""
+def normalize(text: str) -> str:
+    """The text in one notation with single spaces; empty if it is longer than LIMIT_CHARACTERS."""
     if len(text) > LIMIT_CHARACTERS:
         return ""
-    text = unwrapped(unicodedata.normalize("NFKC", _INVISIBLE.sub("", text).translate(_TRANSLATION)))
+    text = strip_wrappers(unicodedata.normalize("NFKC", _INVISIBLE.sub("", text).translate(_TRANSLATION)))
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     if text.count("$") > 1:  # several formulas in one sentence
         text = text.replace("$", " ")
     if not text.isascii():
-        text = with_digits(text)
-    return unwrapped(text)
+        text = _with_arabic_amount_in_digits(text)
+    return strip_wrappers(text)
 
 
-def unwrapped(text: str) -> str:
-    """Without the signs of mathematics and emphasis around it, and without what ends a sentence."""
+def strip_wrappers(text: str) -> str:
+    """The text without delimiters of formulas and emphasis around it, and without punctuation at its end."""
     before = None
     while text != before:
         before = text
@@ -101,7 +101,7 @@ def unwrapped(text: str) -> str:
 
 
 def compact(text: str) -> str:
-    """For comparison as text: no spaces, no braces around one sign, no signs of multiplication but between digits."""
+    """The text for comparison: without spaces, braces around one character, and, except between digits, \\times."""
     text = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text.replace("\ue000", ""))
     text = re.sub(r"\{(\w|\\[A-Za-z]+)\}", r" \1", text)
     text = re.sub(r"\\cdot(?![A-Za-z])|\\times(?![A-Za-z])", "*", text)
@@ -110,7 +110,7 @@ def compact(text: str) -> str:
 
 
 def closing_braces(text: str, brace: re.Pattern[str]) -> dict[int, int]:
-    """Where each opening brace is closed, in one pass; `brace` finds what is one."""
+    """The index of the closing brace for each opening brace, in one pass. `brace` matches braces."""
     closings, opened = {}, []
     for found in brace.finditer(text):
         if found[0] == "{":
@@ -120,18 +120,18 @@ def closing_braces(text: str, brace: re.Pattern[str]) -> dict[int, int]:
     return closings
 
 
-def split(text: str, separators: str) -> list[str]:
-    """The pieces between separators that stand in no bracket. `separators` are single characters."""
-    pieces, depth, start = [], 0, 0
-    for place, character in enumerate(text):
+def split_outside_brackets(text: str, separators: str) -> list[str]:
+    """The parts of the text between separators (single characters) that are not inside brackets."""
+    parts, depth, start = [], 0, 0
+    for index, character in enumerate(text):
         if character in "([{":
             depth += 1
         elif character in ")]}":
             depth -= 1
         elif character in separators and depth <= 0:
-            pieces.append(text[start:place].strip())
-            start = place + 1
-    return [*pieces, text[start:].strip()]
+            parts.append(text[start:index].strip())
+            start = index + 1
+    return [*parts, text[start:].strip()]
 
 
 _DIGITS = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
@@ -146,51 +146,53 @@ _FRACTION = re.compile(rf"({_AMOUNT})分之({_AMOUNT})")
 _HALF = re.compile(r"一半|二分之一")
 _MYRIAD = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s?([千百]?[万亿]|千(?![克米瓦卡升])|百(?!分))")
 _WHOLE = re.compile(rf"(负?)({_NUMERAL}+)")
-_OF_A_THOUSAND = ("克", "米", "瓦", "卡", "升")  # 千克 is a unit, no number
+_OF_A_THOUSAND = ("克", "米", "瓦", "卡", "升")  # 千克 is a unit, not a number
 
 
-def with_digits(text: str) -> str:
-    """The text with its Chinese numbers in digits. A lone 一 or 两 within words (一样) stays a word."""
-    text = _PERCENT.sub(lambda match: f"{_digits(match[1])}%", text)
-    text = _MIXED.sub(lambda match: f"{_digits(match[1])} {_digits(match[3])}/{_digits(match[2])}", text)
+def _with_arabic_amount_in_digits(text: str) -> str:
+    """The text with Chinese numerals as digits. A single numeral within words (一样) is kept."""
+    text = _PERCENT.sub(lambda match: f"{_amount_in_digits(match[1])}%", text)
+    text = _MIXED.sub(
+        lambda match: f"{_amount_in_digits(match[1])} {_amount_in_digits(match[3])}/{_amount_in_digits(match[2])}", text
+    )
     text = _HALF.sub("1/2", text)
-    text = _FRACTION.sub(lambda match: f"{_digits(match[2])}/{_digits(match[1])}", text)
-    text = _MYRIAD.sub(_myriad, text)
-    return _WHOLE.sub(lambda match: _whole(match, text), text)
+    text = _FRACTION.sub(lambda match: f"{_amount_in_digits(match[2])}/{_amount_in_digits(match[1])}", text)
+    text = _MYRIAD.sub(_convert_myriad, text)
+    return _WHOLE.sub(lambda match: _convert_whole(match, text), text)
 
 
-def _myriad(match: re.Match[str]) -> str:
+def _convert_myriad(match: re.Match[str]) -> str:
     scale = 1
     for character in match[2]:
         scale *= _TENS.get(character) or _MYRIADS[character]
-    return _written(Fraction(match[1]) * scale)
+    return _format(Fraction(match[1]) * scale)
 
 
-def _whole(match: re.Match[str], text: str) -> str:
+def _convert_whole(match: re.Match[str], text: str) -> str:
     numeral, unit = match[2], ""
     if numeral.endswith("千") and text.startswith(_OF_A_THOUSAND, match.end()):
         numeral, unit = numeral[:-1], "千"
     if len(numeral) == 1 and "一" <= text[match.start() - 1 : match.start()] <= "鿿":
         return match[0]
     value = _value(numeral)
-    return match[0] if value is None else ("-" if match[1] else "") + _written(value) + unit
+    return match[0] if value is None else ("-" if match[1] else "") + _format(value) + unit
 
 
-def _digits(amount: str) -> str:
+def _amount_in_digits(amount: str) -> str:
     if amount[0].isascii():
-        return _MYRIAD.sub(_myriad, amount)
+        return _MYRIAD.sub(_convert_myriad, amount)
     value = _value(amount)
-    return amount if value is None else _written(value)
+    return amount if value is None else _format(value)
 
 
-def _written(value: Fraction) -> str:
+def _format(value: Fraction) -> str:
     if value.denominator == 1:
         return str(value.numerator)
     return f"{float(value):.12g}"
 
 
 def _value(numeral: str) -> Fraction | None:
-    """The number a numeral means; None where it means none, as 点 alone."""
+    """The value of a Chinese numeral; None if it has none, as 点 alone."""
     whole, point, decimals = numeral.partition("点")
     if point:
         if not decimals or any(character not in _DIGITS for character in decimals):
@@ -208,11 +210,11 @@ def _integer(numeral: str) -> int | None:
     if len(numeral) > 1 and all(character in _DIGITS for character in numeral):  # 二〇二四
         return int("".join(str(_DIGITS[character]) for character in numeral))
     total = section = digit = 0
-    for place, character in enumerate(numeral):
+    for index, character in enumerate(numeral):
         if character in _DIGITS:
             digit = _DIGITS[character]
         elif character in _TENS:
-            section += (digit or (1 if place == 0 or numeral[place - 1] in "零万亿" else 0)) * _TENS[character]
+            section += (digit or (1 if index == 0 or numeral[index - 1] in "零万亿" else 0)) * _TENS[character]
             digit = 0
         else:
             total = (total + section + digit) * _MYRIADS[character]

@@ -1,7 +1,7 @@
-"""The paper's protocol, re-implemented: what DeepSeek-Math's harness extracts and accepts, its leniency included.
+"""The paper's verdict, re-implemented from DeepSeek-Math's evaluation harness (deepseek-ai/DeepSeek-Math, evaluation/).
 
-Kept as it is there, so that figures compare (deepseek-ai/DeepSeek-Math, evaluation/): a factor of 100 either way is
-right, so is a difference below 0.001 and (1,2) for [1,2]. Our own verdict is `strict`.
+It is as lenient as the original, so that accuracies are comparable: a factor of 100, a difference below 0.001 and (1,2)
+for [1,2] are correct. `strict` is our verdict.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 from math import isclose
 
 from megatron_dsmath.grading.notation import closing_braces
-from megatron_dsmath.grading.strict import Symbolic
+from megatron_dsmath.grading.strict import SymbolicComparison
 
 _LIMIT_CHARACTERS = 4000  # the harness has no limit
-_LIMIT_BOXES = 50  # ours; the harness compares as many of the last ones as the reference has parts
+_LIMIT_BOXES = 50  # the harness has no limit; it compares as many of the last boxes as the reference has parts
 _TOLERANCE = 1e-3
 _FOLLOWING = {
     "gsm8k": "Q: ", "math": "Problem:", "sat": "Problem:", "mmlu-stem": "Problem:", "ocw": "Problem:",
@@ -27,15 +27,15 @@ _ROUND_OR_SQUARE = re.compile(r"[(\[].+[)\]]", re.DOTALL)
 
 
 def extract(output: str, task: str | None, is_few_shot: bool = False) -> list[str]:
-    """The answers that the harness finds in an output: one, but for MATH, where every box counts."""
+    """The answers that the harness extracts from an output: one, or for MATH the content of every box."""
     if is_few_shot or task in _ALWAYS_FEW_SHOT:
         output = output.partition(_FOLLOWING.get(task or "", "\x00"))[0]
         if task in ("sat", "mmlu-stem"):
             letter = _CHOICE.search(output.lower())
             return [letter[1].upper()] if letter else [""]
         if task == "ocw":
-            _, found, behind = output.partition("final answer is ")
-            return [behind.split("\n")[0].rpartition(". I hope it is correct.")[0] if found else ""]
+            _, found, following = output.partition("final answer is ")
+            return [following.split("\n")[0].rpartition(". I hope it is correct.")[0] if found else ""]
         if task in ("gaokao-cloze", "gaokao-mathqa"):
             return [output.partition("答案是")[2].strip().split("\n")[0].strip().strip("$")]
         if task == "gsm8k":
@@ -52,7 +52,7 @@ def _answers(output: str) -> list[str]:
     if "final answer is $" in output and "$. I hope" in output:
         return [output.partition("final answer is $")[2].partition("$. I hope")[0]]
     if "boxed" in output:
-        return boxes(output)
+        return _box_contents(output)
     if "he answer is" in output:
         return [output.rpartition("he answer is")[2]]
     printed = output.rpartition("```output")[2].partition("```")[0].strip() if "```output" in output else ""
@@ -67,34 +67,34 @@ def _last(pattern: str, text: str) -> str:
     return found[-1] if found else ""
 
 
-def boxes(text: str) -> list[str]:
-    """What each `boxed{` holds, a box within a box as well; one that is not closed is left out."""
+def _box_contents(text: str) -> list[str]:
+    """The content of each closed `boxed{`, also of boxes within boxes."""
     closings = closing_braces(text, _BRACE)
-    places = ((match.end(), closings.get(match.end() - 1)) for match in re.finditer(r"boxed\{", text))
-    return [text[start : end + (text[end + 1 : end + 2] == "%")] for start, end in places if end is not None][
+    spans = ((match.end(), closings.get(match.end() - 1)) for match in re.finditer(r"boxed\{", text))
+    return [text[start : end + (text[end + 1 : end + 2] == "%")] for start, end in spans if end is not None][
         -_LIMIT_BOXES:
     ]
 
 
 def _first_line(answer: str) -> str:
-    return stripped(answer.strip().split("\n")[0].lstrip(":").rstrip(".").rstrip("/"))
+    return rewrite(answer.strip().split("\n")[0].lstrip(":").rstrip(".").rstrip("/"))
 
 
 def _parts(answer: str) -> list[str]:
     return [part.strip() for part in re.split(r"\\text\{\s*and\s*\}", answer)]
 
 
-def is_correct(reference: str, answers: str, task: str | None, symbolic: Symbolic) -> bool:
-    """Whether what `extract` found, joined by line breaks, is the reference."""
+def is_correct(reference: str, answers: str, task: str | None, symbolic: SymbolicComparison) -> bool:
+    """Whether the answers from `extract`, joined by line breaks, match the reference."""
     given = answers.split("\n")
     if len(answers) > _LIMIT_CHARACTERS or len(reference) > _LIMIT_CHARACTERS:
         return False
     if task == "math":
-        wanted = list(dict.fromkeys(_parts(stripped(reference))))
+        wanted = list(dict.fromkeys(_parts(rewrite(reference))))
         given = list(dict.fromkeys(given))[-len(wanted) :]
         return _all_matched(given, wanted, symbolic)
     if task == "gaokao-cloze":
-        blanks = [stripped(blank) for blank in reference.strip().split(";")]
+        blanks = [rewrite(blank) for blank in reference.strip().split(";")]
         given = list(dict.fromkeys(part for answer in given for part in _cloze_parts(answer)))[-len(blanks) :]
         return len(given) == len(blanks) and all(_accepts(*pair, symbolic) for pair in zip(given, blanks, strict=True))
     if task == "gaokao-mathqa":
@@ -102,28 +102,28 @@ def is_correct(reference: str, answers: str, task: str | None, symbolic: Symboli
         return bool(letters) and max(letters, key=lambda letter: letters[letter]) == reference
     if task in ("sat", "mmlu-stem"):
         return given[0].lower() == reference.lower()
-    return _accepts(given[-1], reference.strip().replace(",", "") if task else stripped(reference), symbolic)
+    return _accepts(given[-1], reference.strip().replace(",", "") if task else rewrite(reference), symbolic)
 
 
 def _cloze_parts(answer: str) -> list[str]:
     parts, depth, start = [], 0, 0
-    for place, character in enumerate(answer):
+    for index, character in enumerate(answer):
         if character == ";" or (character == "," and depth == 0):
-            parts.append(answer[start:place].strip())
-            start, depth = place + 1, 0
+            parts.append(answer[start:index].strip())
+            start, depth = index + 1, 0
         depth += (character in "([{") - (character in ")]}")
     return [*parts, answer[start:].strip()]
 
 
-def _all_matched(given: list[str], wanted: list[str], symbolic: Symbolic) -> bool:
-    """Whether each finds some partner on the other side: order and count do not matter beyond that."""
+def _all_matched(given: list[str], wanted: list[str], symbolic: SymbolicComparison) -> bool:
+    """Whether each answer matches some reference and each reference some answer, in any order and number."""
     if len(given) * len(wanted) > 400:
         return False
     matches = [[_accepts(answer, reference, symbolic) for reference in wanted] for answer in given]
     return all(map(any, matches)) and all(any(column) for column in zip(*matches, strict=True)) and bool(matches)
 
 
-def _accepts(answer: str, reference: str, symbolic: Symbolic) -> bool:
+def _accepts(answer: str, reference: str, symbolic: SymbolicComparison) -> bool:
     if "\\cup" in answer and "\\cup" in reference:
         return _all_matched(answer.split("\\cup"), reference.split("\\cup"), symbolic)
     one, other = _float(answer), _float(reference)
@@ -139,7 +139,7 @@ def _float(text: str) -> float | None:
         return None
 
 
-def _math_equal(answer: str, reference: str, symbolic: Symbolic) -> bool:
+def _math_equal(answer: str, reference: str, symbolic: SymbolicComparison) -> bool:
     if answer == reference:
         return True
     one, other = _float_or_percent(answer), _float_or_percent(reference)
@@ -172,7 +172,7 @@ def _math_equal(answer: str, reference: str, symbolic: Symbolic) -> bool:
     ):
         return True
     values = _ratio(answer), _ratio(reference)
-    if values[0] is not None and values[1] is not None:  # what sympy would say, without it
+    if values[0] is not None and values[1] is not None:  # the same result as sympy's, but faster
         return isclose(values[0], values[1], abs_tol=_TOLERANCE)
     return symbolic(reference, answer)
 
@@ -185,12 +185,12 @@ def _float_or_percent(text: str) -> float | None:
     return value
 
 
-def _entries_equal(mine: list[str], theirs: list[str], symbolic: Symbolic) -> bool:
+def _entries_equal(mine: list[str], theirs: list[str], symbolic: SymbolicComparison) -> bool:
     return len(mine) == len(theirs) and all(map(lambda one, other: _math_equal(one, other, symbolic), mine, theirs))
 
 
 def _ratio(text: str) -> float | None:
-    """The value of a fraction of small whole numbers, or of one such number."""
+    """The value of a fraction of small integers, or of a small integer."""
     found = _RATIO.fullmatch(text)
     if found is None:
         return None
@@ -210,7 +210,7 @@ def _as_difference(equation: str) -> str:
     return f"{left.strip()} - ({right.strip()})"
 
 
-_BEFORE_UNITS: tuple[tuple[str, str], ...] = (
+_RULES_BEFORE_UNITS: tuple[tuple[str, str], ...] = (
     (r"\n", ""),
     (r"\.+$", ""),
     (r"\\!", ""),
@@ -218,7 +218,7 @@ _BEFORE_UNITS: tuple[tuple[str, str], ...] = (
     (r"[tdc]frac", "frac"),
     (r"\\left|\\right", ""),
 )
-_AFTER_UNITS: tuple[tuple[str, str], ...] = (
+_RULES_AFTER_UNITS: tuple[tuple[str, str], ...] = (
     (r"\^\{\\circ\}|\^\\circ", ""),
     (r"\{[cm]?m\}(?:\^[23])?", ""),
     (r"p\.m\.$", ""),
@@ -233,7 +233,7 @@ _AFTER_UNITS: tuple[tuple[str, str], ...] = (
     (r"\\mathbf|\\mathrm", ""),
     (r"\\mbox\{[^}]*\}", ""),
 )
-_AT_LAST: tuple[tuple[str, str], ...] = (
+_FINAL_RULES: tuple[tuple[str, str], ...] = (
     (r"(?<!\d)(\d{1,400})\.0+(\D|$)", r"\1\2"),
     (r"^\.", "0."),
     (r"\\sqrt(-?[0-9.a-zA-Z]+)", r"\\sqrt{\1}"),
@@ -248,19 +248,19 @@ _AT_LAST: tuple[tuple[str, str], ...] = (
 )
 
 
-def stripped(answer: str) -> str:
-    """The answer in the harness's own notation. Longer than any answer, it comes back empty."""
+def rewrite(answer: str) -> str:
+    """The answer as the harness rewrites it; empty if it is longer than _LIMIT_CHARACTERS."""
     if len(answer) > _LIMIT_CHARACTERS:
         return ""
-    text = _rewritten(answer.strip(), _BEFORE_UNITS)
+    text = _apply_rules(answer.strip(), _RULES_BEFORE_UNITS)
     without_unit = re.sub(r"\\text\{[^}]*\}$", "", text).strip()
-    text = _rewritten(without_unit or text, _AFTER_UNITS).strip()
+    text = _apply_rules(without_unit or text, _RULES_AFTER_UNITS).strip()
     if "j" in text and "i" not in text:
         text = text.replace("j", "i")
-    return _rewritten(text, _AT_LAST)
+    return _apply_rules(text, _FINAL_RULES)
 
 
-def _rewritten(text: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _apply_rules(text: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         text = re.sub(pattern, replacement, text).strip()
     return text

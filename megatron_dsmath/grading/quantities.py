@@ -1,4 +1,4 @@
-"""Numbers with their units, read exactly: 15,600; -1/2; 3\\frac18; 4.5e33; 6.02 \\times 10^{23}; 25\\%; \\$5; 18 元."""
+"""Parse numbers with units exactly: 15,600; -1/2; 3\\frac18; 4.5e33; 6.02 \\times 10^{23}; 25\\%; \\$5; 18 元."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from megatron_dsmath.grading.notation import compact
 LIMIT_DIGITS = 3000
 _LIMIT_EXPONENT = 1000
 _LIMIT_POWER_DIGITS = 5000
-APPROXIMATION_DIGITS = 6  # significant digits from which a decimal stands for what it cannot write exactly
-_FLOAT_DIGITS, _FLOAT_NOISE = 15, Fraction(1, 10**12)  # what binary arithmetic leaves: 0.30000000000000004
+_APPROXIMATION_DIGITS = 6  # a decimal with this many significant digits may be a rounded value
+_FLOAT_DIGITS, _FLOAT_NOISE = 15, Fraction(1, 10**12)  # rounding of binary floats: 0.30000000000000004
 
 _SEPARATED = r"[0-9]{1,3}(?:[,\ue000][0-9]{3})+"
 _DECIMAL = rf"(?:{_SEPARATED}|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
@@ -41,30 +41,30 @@ _BASE_NAMES = {
 
 
 class Quantity(NamedTuple):
-    """A number as it was written."""
+    """A number as it is written."""
 
     value: Fraction
-    """The number before any sign of percent."""
+    """The number without a percent sign."""
     is_percent: bool = False
     unit: str = ""
-    """As `units.named` gives it."""
+    """As `units.unit_name` returns it."""
     decimals: int | None = None
-    """Digits behind the point; None where it was written as a fraction."""
+    """Digits after the decimal point; None for a fraction."""
 
 
-class Based(NamedTuple):
-    """Digits to a base, as 2516_8. A minus sign stays with the digits."""
+class NumberInBase(NamedTuple):
+    """Digits with a base, such as 2516_8. The digits include a minus sign."""
 
     digits: str
     base: str
 
 
 def parse(text: str) -> Quantity | None:
-    """The quantity that the whole text is, in `notation.unified` form; None where it is anything else."""
+    """The quantity in a text in the form of `notation.normalize`; None if the text is anything else."""
     unit = ""
     start = re.match(rf"({_SIGN})(?:([$＄¥￥€£])|(?:US|RMB) ?[$＄]?) ?", text)
     if start and (start[2] or start[0].strip()):
-        unit = units.named(start[2] or "dollar") if not text.startswith("RMB") else "yuan"
+        unit = units.unit_name(start[2] or "dollar") if not text.startswith("RMB") else "yuan"
         text = start[1] + text[start.end() :]
     found = _number_at_start(text)
     if found is None:
@@ -73,26 +73,26 @@ def parse(text: str) -> Quantity | None:
     percent = _PERCENT.match(rest)
     if percent:
         quantity, rest = quantity._replace(is_percent=True), rest[percent.end() :]
-    behind = _unit_of(rest)
-    if behind is None:
+    following = _unit_of(rest)
+    if following is None:
         return None
-    return quantity._replace(unit=unit or behind)
+    return quantity._replace(unit=unit or following)
 
 
-def parse_based(text: str) -> Based | None:
-    """The digits and the base, where the text is a number with its base."""
+def parse_number_in_base(text: str) -> NumberInBase | None:
+    """The digits and base of a number with a base; None if the text is anything else."""
     sign, text = ("-", text[1:].strip()) if text.startswith("-") else ("", text)
     found = _BASE.fullmatch(text)
-    return Based(sign + found[1].upper(), _BASE_NAMES.get(found[2], found[2])) if found else None
+    return NumberInBase(sign + found[1].upper(), _BASE_NAMES.get(found[2], found[2])) if found else None
 
 
 def equal(reference: Quantity, answer: Quantity) -> bool:
-    """Whether two quantities are the same; a factor of 100 is a difference.
+    """Whether two quantities are equal. A factor of 100 is a difference.
 
-    A percentage is its hundredth, so 20% is 0.2 and never 0.2%. A number beyond 1 is also the count of percent that a
-    question asked for: 20 is right where 20% was meant, and the other way round.
+    20% equals 0.2, never 0.2%. A question may ask for a number of percent, so 20% also equals 20, but only numbers
+    above 1 are compared in this way.
     """
-    if not units.agree(reference.unit, answer.unit):
+    if not units.units_agree(reference.unit, answer.unit):
         return False
     if reference.is_percent == answer.is_percent:
         return _same(reference, answer)
@@ -110,14 +110,14 @@ def _same(one: Quantity, other: Quantity) -> bool:
 
 
 def _rounds(written: Quantity, exact: Fraction) -> bool:
-    """Whether a decimal is the exact number cut or rounded to many digits, or is it but for a float's last bits."""
+    """Whether a decimal is the exact number truncated or rounded to many digits, or differs by a float's rounding."""
     if not written.decimals:
         return False
     difference = abs(written.value - exact)
     digits = len(str(abs(written.value.numerator * 10**written.decimals // written.value.denominator)))
     last_place = Fraction(1, 10**written.decimals)
     needs_rounding = (exact / last_place).denominator != 1
-    if needs_rounding and digits >= APPROXIMATION_DIGITS and difference < last_place:
+    if needs_rounding and digits >= _APPROXIMATION_DIGITS and difference < last_place:
         return True
     return digits >= _FLOAT_DIGITS and difference <= abs(exact) * _FLOAT_NOISE
 
@@ -183,23 +183,23 @@ def _ratio(above: str, below: str, is_negative: bool) -> Quantity | None:
 
 
 def _unit_of(rest: str) -> str | None:
-    """What unit the text behind a number names; None where it is no unit but more of a formula."""
+    """The unit in the text after a number; None if the text is part of a formula."""
     bare = rest.strip(" .")
     if not bare:
         return ""
     if bare.startswith("\\text") or bare[0] in "¢$＄" or "\u4e00" <= bare[0] <= "\u9fff":
-        return units.named(bare) if _is_words(bare) else None
+        return units.unit_name(bare) if _is_words(bare) else None
     if bare.startswith("^\\circ"):
-        return units.named(compact(bare)) if len(bare) < 12 else None
+        return units.unit_name(compact(bare)) if len(bare) < 12 else None
     if not _is_words(bare):
         return None
-    if units.is_known(bare) and (len(bare) > 1 or rest.startswith(" ")):
-        return units.named(bare)
-    return units.named(bare) if rest.startswith(" ") and re.match(r"[A-Za-z]{3,}", bare) else None
+    if units.is_known_unit(bare) and (len(bare) > 1 or rest.startswith(" ")):
+        return units.unit_name(bare)
+    return units.unit_name(bare) if rest.startswith(" ") and re.match(r"[A-Za-z]{3,}", bare) else None
 
 
 def _is_words(text: str) -> bool:
-    """Whether it is nothing but words, with at most a power behind them."""
+    """Whether a text is only words, with an optional power at the end."""
     text = re.sub(r"\\text ?\{([^{}\\$]*)\}", r"\1", text)
     text = re.sub(r" ?\^ ?\{?[23]\}?$", "", text)
     return re.fullmatch(r"[A-Za-z\u4e00-\u9fff .,'()$＄¢/-]*", text) is not None

@@ -1,4 +1,4 @@
-"""Questions for sympy, asked in the sandbox: many to a process where they are quick, alone where one is not."""
+"""Compare answers with sympy and math-verify in the sandbox, many comparisons per process."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Note = Literal["", "no answer", "timeout", "error"]
 
 _INSIDE = "megatron_dsmath.grading.symbolic"
 _PROGRAM = f"from {_INSIDE} import main\nmain()\n"
-_ANSWERS = {"true": True, "false": False}
-_BATCH = 64
-_SPARE_SECONDS = 0.25  # for each of a batch: most take some 10 ms
-_WALL_FACTOR = 3.0  # seconds that may pass for each of the processor's, on a machine that does other things too
+_LINES = {"true": True, "false": False}
+_BATCH = 64  # comparisons per process
+_SPARE_SECONDS = 0.25  # wall time for each comparison of a batch; most take about 10 ms
+_WALL_FACTOR = 3.0  # wall time per CPU time: the machine may be busy
 _MEMORY_MIB = 512
-_OUT_OF_TIME = "ended by SIGPROF"
+_CPU_TIMEOUT = "ended by SIGPROF"
 
 
 class Comparison(NamedTuple):
-    """One comparison: everything it depends on, so that the same is asked once."""
+    """An answer to compare with a reference. Holds everything the result depends on, so equal ones run once."""
 
     protocol: Literal["strict", "paper"]
     reference: str
@@ -33,22 +33,22 @@ class Comparison(NamedTuple):
 
 
 class ComparisonResult(NamedTuple):
-    """Whether the answer is the reference; where nobody could tell, it is not, and the note says why."""
+    """Whether the answer is correct. If the comparison did not end, it is not, and the note gives the reason."""
 
     is_correct: bool
     note: Note = ""
 
 
-_LATE = ComparisonResult(False, "timeout")
+_TIMEOUT = ComparisonResult(False, "timeout")
 
 
 class ComparisonSandbox:
-    """The sandbox with sympy and math-verify in it. Raises DependencyError without them, and SandboxError."""
+    """A sandbox with sympy and math-verify. Raises DependencyError if they are missing, and SandboxError."""
 
     def __init__(self, workers: int | None, timeout_seconds: float) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise DependencyError(
-                "formulas are compared with math-verify, which is not installed",
+                "math-verify, which compares formulas, is not installed",
                 where="grading",
                 expected="math-verify",
                 fix="pip install 'megatron_dsmath[evaluation]'",
@@ -60,48 +60,49 @@ class ComparisonSandbox:
         """End the interpreters."""
         self._sandbox.close()
 
-    def ask(self, questions: Sequence[Comparison]) -> dict[Comparison, ComparisonResult]:
-        """A reply to each question. One that hangs takes its own timeout; one that ends its process is asked alone."""
-        replies: dict[Comparison, ComparisonResult] = {}
-        batches = list(_batches(questions))
+    def compare(self, comparisons: Sequence[Comparison]) -> dict[Comparison, ComparisonResult]:
+        """The result of each comparison. One that hangs uses up only its own timeout."""
+        results: dict[Comparison, ComparisonResult] = {}
+        batches = list(_batches(comparisons))
         while batches:
             again: list[list[Comparison]] = []
             for batch, outcome in self._run(batches):
-                found = _replies(batch, outcome)
-                replies |= zip(batch, found, strict=False)
+                found = _read_results(batch, outcome)
+                results |= zip(batch, found, strict=False)
                 left = batch[len(found) :]
-                suspects = 0 if found[-1:] == [_LATE] else 1 if found else len(left)
-                again += [[question] for question in left[:suspects]]
-                again += [left[suspects:]] if left[suspects:] else []
+                # A process that ended for another reason than a timeout: the comparison it ended in runs alone.
+                alone = 0 if found[-1:] == [_TIMEOUT] else 1 if found else len(left)
+                again += [[comparison] for comparison in left[:alone]]
+                again += [left[alone:]] if left[alone:] else []
             batches = again
-        return replies
+        return results
 
     def _run(self, batches: list[list[Comparison]]) -> Iterator[tuple[list[Comparison], Outcome]]:
         seconds = self._timeout_seconds
-        asked = ([question._asdict() for question in batch] for batch in batches)
-        programs = ((_PROGRAM, json.dumps({"timeout_seconds": seconds, "questions": batch})) for batch in asked)
+        rows = ([comparison._asdict() for comparison in batch] for batch in batches)
+        programs = ((_PROGRAM, json.dumps({"timeout_seconds": seconds, "comparisons": batch})) for batch in rows)
         longest = _WALL_FACTOR * seconds + _SPARE_SECONDS * max(map(len, batches))
         limits = Limits(timeout_seconds=longest, memory_mib=_MEMORY_MIB)
         return zip(batches, self._sandbox.run_all(programs, limits), strict=True)
 
 
-def _replies(batch: Sequence[Comparison], outcome: Outcome) -> list[ComparisonResult]:
-    """Those to the first questions of a batch: what it printed, a line each, and of the one that used up its time.
+def _read_results(batch: Sequence[Comparison], outcome: Outcome) -> list[ComparisonResult]:
+    """The results of the first comparisons of a batch: one per printed line, and a timeout for the one that hung.
 
-    None where it printed anything else: then nothing of it is believed. A question alone always has its reply.
+    If the process printed anything else, none of its output is used. A comparison alone always has a result.
     """
     lines = outcome.stdout.splitlines()
-    is_ours = len(lines) <= len(batch) and all(line in _ANSWERS for line in lines)
-    replies = [ComparisonResult(_ANSWERS[line]) for line in lines] if is_ours else []
-    if len(replies) < len(batch) and is_ours and outcome.error == _OUT_OF_TIME:
-        return [*replies, _LATE]
-    if len(replies) < len(batch) == 1:
-        return [_LATE if outcome.verdict == "timeout" else ComparisonResult(False, "error")]
-    return replies
+    is_valid = len(lines) <= len(batch) and all(line in _LINES for line in lines)
+    results = [ComparisonResult(_LINES[line]) for line in lines] if is_valid else []
+    if len(results) < len(batch) and is_valid and outcome.error == _CPU_TIMEOUT:
+        return [*results, _TIMEOUT]
+    if len(results) < len(batch) == 1:
+        return [_TIMEOUT if outcome.verdict == "timeout" else ComparisonResult(False, "error")]
+    return results
 
 
-def _batches(questions: Sequence[Comparison]) -> Iterator[list[Comparison]]:
-    """Of one protocol each: what the paper's parser may evaluate shall not stand beside our own verdicts."""
+def _batches(comparisons: Sequence[Comparison]) -> Iterator[list[Comparison]]:
+    """Batches of one protocol each: the paper's parser may evaluate text, so our comparisons run in other processes."""
     for protocol in ("strict", "paper"):
-        asked = [question for question in questions if question.protocol == protocol]
-        yield from (asked[start : start + _BATCH] for start in range(0, len(asked), _BATCH))
+        selected = [comparison for comparison in comparisons if comparison.protocol == protocol]
+        yield from (selected[start : start + _BATCH] for start in range(0, len(selected), _BATCH))

@@ -1,4 +1,4 @@
-"""Our own verdict: strict about factors of 100, brackets, units and order; what is left asks `symbolic`."""
+"""Our verdict: strict about factors of 100, brackets, units and order. Formulas are compared by a given function."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import re
 from collections.abc import Callable
 
 from megatron_dsmath.grading import quantities, structure, units
-from megatron_dsmath.grading.notation import DOLLAR, compact, unified
-from megatron_dsmath.grading.quantities import Based, Quantity
+from megatron_dsmath.grading.notation import DOLLAR, compact, normalize
+from megatron_dsmath.grading.quantities import NumberInBase, Quantity
 from megatron_dsmath.grading.structure import Bracketed, Equation, Formula, Listing, Matrix, Union, Words
 
-Symbolic = Callable[[str, str], bool]
-"""Whether two formulas, the reference first, are equal: where text and numbers do not say."""
+SymbolicComparison = Callable[[str, str], bool]
+"""Whether a reference formula and an answer are equal. Called where text and numbers do not decide."""
 
 _LIMIT_DEPTH = 12
 _LIMIT_PARTS = 64
 _CHOICE = re.compile(r"\(?([A-J])\)?(?=$|[\s.:,、)])")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+")
-_UNIT_BEHIND = re.compile(
+_UNIT_AFTER = re.compile(
     r" ?\\text ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?$|(?<=[\w})]) ((?:[a-z]{2,} ?)+(?:\^ ?\{?[23]\}?)?)$"
 )
 
 
-def is_correct(reference: str, answer: str, symbolic: Symbolic) -> bool:
-    """Whether `answer`, as it was extracted, is the reference."""
-    given = unified(answer)
-    return bool(given) and _same(unified(reference), given, symbolic, 0)
+def is_correct(reference: str, answer: str, symbolic: SymbolicComparison) -> bool:
+    """Whether an extracted answer equals the reference."""
+    given = normalize(answer)
+    return bool(given) and _same(normalize(reference), given, symbolic, 0)
 
 
-def _same(reference: str, answer: str, symbolic: Symbolic, depth: int) -> bool:
+def _same(reference: str, answer: str, symbolic: SymbolicComparison, depth: int) -> bool:
     if depth > _LIMIT_DEPTH:
         return False
-    reference, answer = structure.inside_parentheses(reference), structure.inside_parentheses(answer)
+    reference, answer = structure.strip_parentheses(reference), structure.strip_parentheses(answer)
     wanted, given = _parse(reference), _parse(answer)
     if isinstance(wanted, Quantity) and isinstance(given, Listing):  # 15, 600
         given = quantities.parse(re.sub(r", +(?=\d{3}(?!\d))", ",", answer)) or given
     if isinstance(wanted, Quantity) and isinstance(given, Quantity):
         return quantities.equal(wanted, given)
-    if isinstance(wanted, Based) or isinstance(given, Based):
+    if isinstance(wanted, NumberInBase) or isinstance(given, NumberInBase):
         return _same_digits(wanted, given, reference, answer)
     if not isinstance(wanted, Quantity) and not isinstance(given, Quantity) and compact(reference) == compact(answer):
         return True
@@ -46,30 +46,32 @@ def _same(reference: str, answer: str, symbolic: Symbolic, depth: int) -> bool:
     )
 
 
-def _parse(text: str) -> Quantity | Based | structure.Structure:
+def _parse(text: str) -> Quantity | NumberInBase | structure.Structure:
     whole = re.fullmatch(r"\\text ?\{([^{}]*)\}", text)
     return (
-        quantities.parse(whole[1].strip() if whole else text) or quantities.parse_based(text) or structure.parse(text)
+        quantities.parse(whole[1].strip() if whole else text)
+        or quantities.parse_number_in_base(text)
+        or structure.parse(text)
     )
 
 
 def _same_digits(wanted: object, given: object, reference: str, answer: str) -> bool:
-    if isinstance(wanted, Based):
-        return wanted == given if isinstance(given, Based) else wanted.digits == compact(answer).upper()
-    return isinstance(given, Based) and given.base == "10" and given.digits == compact(reference).upper()
+    if isinstance(wanted, NumberInBase):
+        return wanted == given if isinstance(given, NumberInBase) else wanted.digits == compact(answer).upper()
+    return isinstance(given, NumberInBase) and given.base == "10" and given.digits == compact(reference).upper()
 
 
 def _same_structure(
-    wanted: Quantity | structure.Structure | Based,
-    given: Quantity | structure.Structure | Based,
+    wanted: Quantity | structure.Structure | NumberInBase,
+    given: Quantity | structure.Structure | NumberInBase,
     reference: str,
     answer: str,
     same: Callable[[str, str], bool],
-    symbolic: Symbolic,
+    symbolic: SymbolicComparison,
 ) -> bool:
-    choice = re.fullmatch(r"[A-J]", _letters(reference))
+    choice = re.fullmatch(r"[A-J]", _plain_letters(reference))
     if choice:
-        found = _CHOICE.match(_letters(answer))
+        found = _CHOICE.match(_plain_letters(answer))
         return found is not None and found[1] == choice[0]
     if isinstance(given, Equation) and not isinstance(wanted, Equation):
         return same(reference, given.right)
@@ -87,21 +89,21 @@ def _same_structure(
         brackets_agree = (wanted.opening, wanted.closing) == (given.opening, given.closing)
         in_order = _in_any_order if wanted.opening == r"\{" else _in_order
         return brackets_agree and in_order(wanted.parts, given.parts, same)
-    if _listed(wanted, reference) and _listed(given, answer):
-        return _same_listing(wanted, given, _listed(wanted, reference), _listed(given, answer), same)
+    if _list_parts(wanted, reference) and _list_parts(given, answer):
+        return _same_listing(wanted, given, _list_parts(wanted, reference), _list_parts(given, answer), same)
     if isinstance(wanted, Words) or isinstance(given, Words):
-        return wanted == structure.words(answer)
+        return wanted == structure.as_words(answer)
     if isinstance(wanted, Formula | Quantity) and isinstance(given, Formula | Quantity):
         return _same_formula(reference, answer, symbolic)
     return False
 
 
-def _letters(text: str) -> str:
-    return re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text).strip(" .()").join(("", "")) if len(text) < 400 else text
+def _plain_letters(text: str) -> str:
+    return re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text).strip(" .()") if len(text) < 400 else text
 
 
-def _listed(given: object, text: str) -> list[str]:
-    """The parts of what may be a list; 1,234 may be one of two numbers. Empty where it is none."""
+def _list_parts(given: object, text: str) -> list[str]:
+    """The parts of an answer that may be a list, such as 1,234, which may be two numbers. Empty for any other."""
     if isinstance(given, Listing):
         return given.parts
     if isinstance(given, Bracketed) and given.opening == r"\{":
@@ -118,7 +120,12 @@ def _same_listing(
 
 
 def _same_equation(
-    wanted: Equation, given: object, reference: str, answer: str, same: Callable[[str, str], bool], symbolic: Symbolic
+    wanted: Equation,
+    given: object,
+    reference: str,
+    answer: str,
+    same: Callable[[str, str], bool],
+    symbolic: SymbolicComparison,
 ) -> bool:
     if not isinstance(given, Equation):
         return structure.is_name(wanted.left) and not isinstance(given, Words) and same(wanted.right, answer)
@@ -129,19 +136,19 @@ def _same_equation(
     return symbolic(reference, answer)
 
 
-def _same_formula(reference: str, answer: str, symbolic: Symbolic) -> bool:
+def _same_formula(reference: str, answer: str, symbolic: SymbolicComparison) -> bool:
     wanted, wanted_unit = _without_unit(reference)
     given, given_unit = _without_unit(answer)
-    if not units.agree(wanted_unit, given_unit) or not wanted or not given:
+    if not units.units_agree(wanted_unit, given_unit) or not wanted or not given:
         return False
     return compact(wanted) == compact(given) or symbolic(wanted, given)
 
 
 def _without_unit(formula: str) -> tuple[str, str]:
     formula = formula.removeprefix(DOLLAR)
-    found = _UNIT_BEHIND.search(formula)
+    found = _UNIT_AFTER.search(formula)
     if found and found.start() > 0:
-        return formula[: found.start()].strip(), units.named((found[1] or found[3]) + (found[2] or ""))
+        return formula[: found.start()].strip(), units.unit_name((found[1] or found[3]) + (found[2] or ""))
     degrees = formula.removesuffix("^\\circ")
     if degrees != formula and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", formula):
         return degrees.strip(), "degree"
@@ -157,9 +164,9 @@ def _in_any_order(wanted: list[str], given: list[str], same: Callable[[str, str]
         return False
     left = list(given)
     for part in wanted:
-        match = next((place for place, other in enumerate(left) if compact(other) == compact(part)), None)
+        match = next((index for index, other in enumerate(left) if compact(other) == compact(part)), None)
         if match is None:
-            match = next((place for place, other in enumerate(left) if same(part, other)), None)
+            match = next((index for index, other in enumerate(left) if same(part, other)), None)
         if match is None:
             return False
         del left[match]

@@ -1,6 +1,6 @@
-"""What an answer is made of: a list, a tuple, an interval, a set, a union, a matrix, an equation, words or a formula.
+"""The structure of an answer: a list, tuple, interval, set, union, matrix, equation, words or formula.
 
-Parts stay text, so that whoever compares looks into them only where it must.
+Parts remain text, so that they are parsed only if a comparison needs them.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from megatron_dsmath.grading.notation import ROW_END, compact, split, unwrapped
+from megatron_dsmath.grading.notation import ROW_END, compact, split_outside_brackets, strip_wrappers
 
 
 class Listing(NamedTuple):
-    """Several answers, side by side: in any order, but for the blanks of a cloze (split by semicolons)."""
+    """Several answers: ordered if semicolons separate them, as the blanks of a cloze question."""
 
     parts: list[str]
     is_ordered: bool
 
 
 class Bracketed(NamedTuple):
-    """A tuple, a point, an interval or a set, told apart by its brackets as they were written."""
+    """A tuple, point, interval or set, with its brackets as they were written."""
 
     opening: str
     parts: list[str]
@@ -27,33 +27,33 @@ class Bracketed(NamedTuple):
 
 
 class Union(NamedTuple):
-    """Intervals or sets joined."""
+    """A union of intervals or sets."""
 
     parts: list[str]
 
 
 class Matrix(NamedTuple):
-    """Rows of entries; `kind` is what its brackets mean: a matrix or a determinant."""
+    """Rows of entries, a matrix or a determinant according to the brackets."""
 
     kind: Literal["matrix", "determinant"]
     rows: list[list[str]]
 
 
 class Equation(NamedTuple):
-    """The first and the last side of an equation or a chain of them."""
+    """The first and last side of an equation, which may have more than two sides."""
 
     left: str
     right: str
 
 
 class Words(NamedTuple):
-    """Text that no mathematics compares; small letters, no spaces, no points."""
+    """Text that is not mathematics, in lower case without spaces and full stops."""
 
     text: str
 
 
 class Formula(NamedTuple):
-    """All else."""
+    """Any other answer."""
 
     text: str
 
@@ -78,51 +78,53 @@ _WHOLE_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 
 
 def parse(text: str) -> Structure:
-    """The structure of an answer in `notation.unified` form that is no plain number."""
+    """The structure of an answer that is not a plain number, in the form of `notation.normalize`."""
     text = _MEMBER_OF.sub("", text, count=1) if _MEMBER_OF.match(text) else text
     whole = _WHOLE_TEXT.fullmatch(text)
-    text = unwrapped(whole[1]) if whole else text
+    text = strip_wrappers(whole[1]) if whole else text
     matrix = _MATRIX.fullmatch(text)
     if matrix:
         kind: Literal["matrix", "determinant"] = "determinant" if matrix[1] in ("vmatrix", "Vmatrix") else "matrix"
         rows = [row for row in matrix[2].split(ROW_END) if row.strip()]
         return Matrix(kind, [[entry.strip() for entry in row.split("&")] for row in rows])
     text = _AND.sub(",", text)
-    blanks = split(text, ";")
+    blanks = split_outside_brackets(text, ";")
     if len(blanks) > 1 and all(blanks):
         return Listing(blanks, is_ordered=True)
-    joined = split(text.replace(r"\cup", "\ue001"), "\ue001")
+    joined = split_outside_brackets(text.replace(r"\cup", "\ue001"), "\ue001")
     if len(joined) > 1 and all(joined):
         return Union(joined)
     bracketed = _bracketed(text)
     if bracketed:
         return bracketed
-    parts = [sign for part in split(text, ",") for sign in _both_signs(part)]
+    parts = [sign for part in split_outside_brackets(text, ",") for sign in _both_signs(part)]
     if len(parts) > 1 and all(parts):
         return Listing(parts, is_ordered=False)
-    sides = split(text, "=")
+    sides = split_outside_brackets(text, "=")
     if len(sides) > 1 and all(sides) and not re.search(r"[<>!]$", sides[0]):
         return Equation(sides[0], sides[-1])
     if whole or _LONG_WORD.search(re.sub(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+", "", text)):
-        return words(text)
+        return as_words(text)
     return _interval(text) or Formula(text)
 
 
-def words(text: str) -> Words:
-    """The text as words, whatever it is."""
+def as_words(text: str) -> Words:
+    """Any text as words."""
     plain = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text)
     return Words(re.sub(r"[\s.\"'\ue000]", "", plain).lower())
 
 
-def inside_parentheses(text: str) -> str:
-    """The text without parentheses, braces or vertical bars of nothing that only group it."""
-    while text.startswith("(") and text.endswith(")") and _closes_at_end(text) and len(split(text[1:-1], ",")) == 1:
-        text = unwrapped(text[1:-1])
+def strip_parentheses(text: str) -> str:
+    """The text without parentheses around all of it, unless they enclose a tuple."""
+    while text.startswith("(") and text.endswith(")") and _closes_at_end(text):
+        if len(split_outside_brackets(text[1:-1], ",")) > 1:
+            break
+        text = strip_wrappers(text[1:-1])
     return text
 
 
 def is_name(text: str) -> bool:
-    """Whether the left side of an equation only names what the right side is: x, k, f(x), A_1, \\angle ABC."""
+    """Whether the left side of an equation is a name: x, k, f(x), A_1, \\angle ABC."""
     plain = compact(text)
     return re.fullmatch(r"\\?[A-Za-z]+'*(?:_\{?\w+\}?)?'*(?:\([a-z]\))?|\\angle[A-Z]{1,3}", plain) is not None
 
@@ -132,17 +134,17 @@ def _bracketed(text: str) -> Bracketed | None:
     closing = r"\}" if text.endswith(r"\}") else text[-1:]
     if opening not in ("(", "[", r"\{") or closing not in (")", "]", r"\}") or not _closes_at_end(text):
         return None
-    parts = split(text[len(opening) : -len(closing)], ",")
+    parts = split_outside_brackets(text[len(opening) : -len(closing)], ",")
     return Bracketed(opening, parts, closing)
 
 
 def _closes_at_end(text: str) -> bool:
-    """Whether the first bracket is closed by the last sign and no earlier; ( may be closed by ]."""
+    """Whether the last character closes the first bracket. A bracket may close one of another kind: (0, 1]."""
     depth = 0
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
-        if depth == 0 and place > 0:
-            return place == len(text) - 1
+        if depth == 0 and index > 0:
+            return index == len(text) - 1
     return False
 
 
@@ -154,7 +156,7 @@ def _both_signs(part: str) -> list[str]:
 
 
 def _interval(text: str) -> Bracketed | None:
-    """The interval that an inequality in one variable describes."""
+    """The interval of an inequality in one variable; None for any other text."""
     between = _BETWEEN.fullmatch(text)
     if between:
         low, left, _, right, high = between.groups()

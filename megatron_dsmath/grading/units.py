@@ -1,4 +1,4 @@
-"""Units and what is counted: which words behind a number name the same unit."""
+"""Units after a number, and whether two of them are the same."""
 
 from __future__ import annotations
 
@@ -53,34 +53,14 @@ _UNIT_OF = {name: unit for unit, names in _NAMES.items() for name in names.repla
 _POWER = re.compile(r"\^ ?\{?([23])\}?$|([²³])$")
 _SQUARE = re.compile(r"^(?:square|sq\.?|平方) ?|^(?:cubic|cu\.?|立方) ?")
 _WORD = re.compile(r"[A-Za-z]+|[\u4e00-\u9fff]")
-_EMPTY_WORDS = frozenset(
-    [
-        "of",
-        "the",
-        "a",
-        "an",
-        "in",
-        "per",
-        "total",
-        "altogether",
-        "each",
-        "and",
-        "is",
-        "are",
-        "的",
-        "个",
-        "只",
-        "共",
-        "了",
-        "一",
-    ]
-)
+_IGNORED_WORDS = {"of", "the", "a", "an", "in", "per", "total", "altogether", "each", "and", "is", "are"}
+_IGNORED_WORDS |= {"的", "个", "只", "共", "了", "一"}
 
 
-def named(text: str) -> str:
-    """One name for a unit however it is written: `cm^2`, `square centimeters` and 平方厘米; unknown words stay words.
+def unit_name(text: str) -> str:
+    """The same name for all spellings of a unit: `cm^2`, `square centimeters` and 平方厘米. Unknown words are kept.
 
-    Empty where the text names none, as for 个.
+    Empty if the text names no unit, as 个.
     """
     text = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text).replace("\ue000", "").strip(" .。,*$\\")
     power = ""
@@ -94,25 +74,25 @@ def named(text: str) -> str:
         text = text[: raised.start()].strip()
     name = _UNIT_OF.get(text) or _UNIT_OF.get(text.lower()) or _UNIT_OF.get(text.lower().replace(".", ""))
     if name is None:
-        name = " ".join(word for word in _WORD.findall(text.lower()) if word not in _EMPTY_WORDS)
+        name = " ".join(word for word in _WORD.findall(text.lower()) if word not in _IGNORED_WORDS)
     return name + power if name else ""
 
 
-def is_known(text: str) -> bool:
-    """Whether the text is a unit's name, and no other word."""
-    return named(text).partition("^")[0] in _NAMES
+def is_known_unit(text: str) -> bool:
+    """Whether the text is the name of a unit in the table."""
+    return unit_name(text).partition("^")[0] in _NAMES
 
 
-def agree(reference: str, answer: str) -> bool:
-    """Whether two units as `named` gives them may stand for one another: one is missing, or they are the same.
+def units_agree(reference: str, answer: str) -> bool:
+    """Whether two units, as `unit_name` returns them, are the same or one of them is missing.
 
-    Words that are no known units count things; they agree when they share a word (`ways`, `ways to choose`), and
-    with persons and plain units they always do.
+    Unknown words are counted things. They agree if they share a word (`ways`, `ways to choose`), and always with
+    `unit`.
     """
     if not reference or not answer or reference == answer:
         return True
     bases = {reference.partition("^")[0], answer.partition("^")[0]}
-    if "unit" in bases:  # units, square units: whatever the other says is one, of the same dimension
+    if "unit" in bases:  # units, square units: any unit of the same power
         return reference.partition("^")[2] == answer.partition("^")[2] or answer == "unit"
     if len(bases & set(_NAMES)) == 2:
         return False

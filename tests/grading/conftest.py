@@ -1,4 +1,4 @@
-"""One sandbox with sympy and math-verify for all tests of grading: starting it takes seconds."""
+"""One sandbox with sympy and math-verify for all tests of grading, because it takes seconds to start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def grader() -> Iterator[Grader]:
 
 @pytest.fixture(scope="session")
 def impatient() -> Iterator[Grader]:
-    """For answers that hang: half a second is enough to see it."""
+    """A grader with a short timeout, for answers that hang."""
     if not confinement.is_supported():
         pytest.skip("this machine cannot confine a program")
     with Grader(workers=1, timeout_seconds=0.5) as grader:

@@ -1,16 +1,16 @@
-"""Answers written to break a grader: each is wrong for the reference 7, whatever it does."""
+"""Answers that try to break a grader. Each is wrong for the reference 7."""
 
 from __future__ import annotations
 
 ANSWERS = {
     "import os": "__import__('os').system('touch {victim}')",
-    "import by way of a class": "().__class__.__base__.__subclasses__()[0]",
+    "import through a class": "().__class__.__base__.__subclasses__()[0]",
     "open a file": "open('{victim}', 'w').write('x')",
     "exec": "exec('import os; os.remove(\"{victim}\")')",
-    "leave": "exit(0) or quit() or __import__('sys').exit(0)",
-    "leave at once": "__import__('os')._exit(0)",
+    "exit": "exit(0) or quit() or __import__('sys').exit(0)",
+    "exit at once": "__import__('os')._exit(0)",
     "print a verdict": "print('true 0.001')",
-    "print a verdict by hand": "__import__('os').write(1, b'true 0.001\\n' * 99)",
+    "write a verdict to standard output": "__import__('os').write(1, b'true 0.001\\n' * 99)",
     "lambda": "(lambda f: f(f))(lambda f: f(f))",
     "a factory": "Symbol.__init__.__globals__['__builtins__']['eval']('1')",
     "tower of powers": "5^(5^(5^(5^5)))",
@@ -19,8 +19,8 @@ ANSWERS = {
     "large exponent": "10^{10^{10}}",
     "large scientific exponent": "1e999999999",
     "factorial": "(((99!)!)!)!",
-    "product without end": r"\prod_{n=1}^{10^{9}} n^n",
-    "sum without end": r"\sum_{n=1}^{10^{12}} \frac{1}{n!}",
+    "long product": r"\prod_{n=1}^{10^{9}} n^n",
+    "long sum": r"\sum_{n=1}^{10^{12}} \frac{1}{n!}",
     "integral": r"\int_0^1 \sin(\sin(\sin(x^x))) dx",
     "deep fractions": r"\frac{1}{" * 300 + "2" + "}" * 300,
     "deep parentheses": "(" * 1900 + "7" + ")" * 1900,
@@ -43,7 +43,7 @@ ANSWERS = {
     "a lone surrogate": "\udc80",
     "combining marks": "8" + "\u0301" * 3000,
     "superscripts": "⁷" * 1500,
-    "Chinese digits without end": "九亿" * 1500,
+    "many Chinese digits": "九亿" * 1500,
     "Chinese fractions": "三分之" * 1000,
     "pickle": "cos\nsystem\n(S'true'\ntR.",
     "format": "{0.__class__.__mro__}%s%n{{7}}{!r}",

@@ -1,4 +1,4 @@
-"""The reference answers of the paper's test sets, and the forms in which models write an answer."""
+"""The reference answers of the paper's test sets, and forms in which models write an answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_dsmath.grading.grade import reference_of
 
-# file: task, the field that holds the answer, rows as the paper's harness counts them
+# file: task, field of the answer, number of rows in the paper's harness
 SETS = {
     "gsm8k_test.jsonl": ("gsm8k", "answer", 1319),
     "gsm8k_test_openai.jsonl": ("gsm8k", "answer", 1319),
@@ -27,14 +27,14 @@ _FRACTION = re.compile(r"(-?)\\[dt]?frac\{?(\d+)\}?\{?(\d+)\}?$")
 
 
 def references(folder: Path, name: str) -> list[str]:
-    """The final answers of a set, in its order."""
+    """The final answers of a set, in order."""
     _, field, _ = SETS[name]
     lines = (folder / "eval" / name).read_text(encoding="utf-8").splitlines()
     return [reference_of(json.loads(line)[field]) for line in lines]
 
 
 def outputs(reference: str) -> Iterator[str]:
-    """How a model ends its output with this answer."""
+    """Outputs that end with this answer."""
     yield rf"Adding these gives 7 and 12. Therefore, the answer is $\boxed{{{reference}}}$."
     yield rf"所以最后得到\boxed{{{reference}}}。"
     plain = reference if "$" in reference else f"${reference}$"
@@ -44,7 +44,7 @@ def outputs(reference: str) -> Iterator[str]:
 
 
 def rewritten(reference: str) -> Iterator[str]:
-    """The same answer, written otherwise."""
+    """The same answer in other notations."""
     for short in ("\\frac", "\\tfrac", "\\dfrac"):
         yield re.sub(r"\\[dt]?frac(?![a-z])", lambda match, short=short: short, reference)  # type: ignore[misc]
     yield re.sub(r"(?<![a-zA-Z]) (?![a-zA-Z])", "", reference)
@@ -72,5 +72,5 @@ def rewritten(reference: str) -> Iterator[str]:
 
 
 def decimal(value: Fraction) -> str:
-    """As a calculator shows it: exact where it ends within 12 digits, else 12 digits."""
+    """As a calculator shows it, with up to 12 digits."""
     return f"{float(value):.12f}".rstrip("0") if value.denominator != 1 else f"{value}"

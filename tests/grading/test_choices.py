@@ -1,4 +1,4 @@
-"""Which letter an output chooses: as the shots of the paper teach it, as models put it, in English and Chinese."""
+"""The letter that an output chooses, in the form of the paper's shots and in other forms, English and Chinese."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ NOT_STATED = [
 
 
 @pytest.mark.parametrize("task", ["sat", "mmlu-stem", "gaokao-mathqa"])
-def test_the_letter_that_is_stated_is_the_choice(task: str) -> None:
+def test_the_stated_letter_is_the_choice(task: str) -> None:
     assert {output: extract(output, task) for output in STATED} == STATED
 
 
 @pytest.mark.parametrize("output", NOT_STATED)
-def test_a_letter_that_only_stands_there_is_no_choice(output: str) -> None:
+def test_a_letter_that_is_not_stated_as_the_answer_is_not_a_choice(output: str) -> None:
     assert extract(output, "mmlu-stem") is None
 
 
-def test_a_question_that_the_model_invents_changes_nothing() -> None:
+def test_an_invented_question_does_not_change_the_choice() -> None:
     assert extract(f"{SHOT}\n\nProblem:\nWhat?\n(A) 1, (B) 2\nSolution:\nThe final answer is (A).", "sat") == "C"
 
 

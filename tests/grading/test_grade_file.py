@@ -14,16 +14,16 @@ ROWS = [
 ]
 
 
-def written(file: Path, rows: list[object]) -> str:
+def write_rows(file: Path, rows: list[object]) -> str:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(file)
 
 
-def test_a_file_of_outputs_gives_a_verdict_a_row_and_the_accuracy(
+def test_a_file_of_outputs_gives_one_verdict_per_row_and_the_accuracy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "verdicts.jsonl"
-    assert main(["grade", written(tmp_path / "rows.jsonl", list(ROWS)), "--out", str(out), "--json"]) == 0
+    assert main(["grade", write_rows(tmp_path / "rows.jsonl", list(ROWS)), "--out", str(out), "--json"]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["correct"] for row in rows] == [True, False, False]
     assert [row["correct_as_the_paper"] for row in rows] == [True, True, False]
@@ -44,13 +44,13 @@ def test_a_file_of_outputs_gives_a_verdict_a_row_and_the_accuracy(
         {"prediction": "3", "answer": "3", "task": 1},
     ],
 )
-def test_a_row_that_cannot_be_graded_is_refused_by_its_line(
+def test_an_invalid_row_is_refused_with_its_line(
     row: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["grade", written(tmp_path / "rows.jsonl", [ROWS[0], row])]) == 78
+    assert main(["grade", write_rows(tmp_path / "rows.jsonl", [ROWS[0], row])]) == 78
     assert "rows.jsonl:2" in capsys.readouterr().err
 
 
-def test_the_outputs_are_never_overwritten(tmp_path: Path) -> None:
-    file = written(tmp_path / "rows.jsonl", list(ROWS))
+def test_the_input_is_never_overwrite_rows(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", list(ROWS))
     assert main(["grade", file, "--out", file]) == 78
