@@ -1,1 +1,1 @@
-"""A run's directory to a page and its figures: `megatron_dsmath.report.page.write_report`."""
+"""The report of a run: one HTML page and its figures, made from the run's directory."""

@@ -1,4 +1,4 @@
-"""`dsmath report RUN_DIR...`: one self-contained HTML page and its figures."""
+"""`dsmath report RUN_DIR...`: an HTML page that loads nothing, and its figures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,153 @@ from typing import NamedTuple
 
 from megatron_dsmath.errors import UsageError
 from megatron_dsmath.files.atomic_files import AtomicFiles
-from megatron_dsmath.report import number_formats, plots
-from megatron_dsmath.report.number_formats import achieved_shares, tokens_by_corpus, window_steps
+from megatron_dsmath.report import plots
+from megatron_dsmath.report.number_formats import format_bytes, format_count, format_loss, format_share
 from megatron_dsmath.report.plots import Runs
-from megatron_dsmath.report.record import RunRecord, read_run
+from megatron_dsmath.report.record import RunRecord, read_run, smoothing_window
 from megatron_dsmath.report.summary import Facts, facts, goodput
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part that a caller adds below the summary. Its texts are escaped when they are written."""
+
+    title: str
+    rows: Sequence[tuple[str, str]] = ()
+    """The (label, value) rows of a table."""
+    text: str = ""
+    """Shown above the table, with its line breaks."""
+
+
+class Figure(NamedTuple):
+    """A figure of the report: the function that draws it, the metric it needs, and its caption."""
+
+    draw: Callable[[Runs], bytes]
+    metric: str
+    caption: str
+
+
+STEPS = "Faint: each step. Strong: mean over the last {window} steps"
+FIGURES = {  # by file name
+    "loss": Figure(plots.draw_loss, "loss", f"{STEPS}; the first may be outside. Circles: validation."),
+    "loss_by_corpus": Figure(
+        plots.draw_loss_by_corpus,
+        "loss_by_corpus",
+        "Smoothed as above, over the steps in which a corpus occurs. Circles: validation.",
+    ),
+    "learning_rate": Figure(
+        plots.draw_learning_rate, "learning_rate", "Dots: the first step at the peak and after each drop."
+    ),
+    "mixture": Figure(
+        plots.draw_mixture, "tokens_by_corpus", "Bars: share of the tokens so far. Lines: configured weight."
+    ),
+    "throughput": Figure(
+        plots.draw_throughput,
+        "tokens_per_second",
+        "Dots: each step; much slower ones may be outside. Lines: medians.",
+    ),
+    "gradient_norm": Figure(plots.draw_gradient_norm, "grad_norm", f"Before clipping. {STEPS}."),
+}
+
+
+def write_report(run_dirs: Sequence[Path], sections: Sequence[Section] = ()) -> Path:
+    """Write `report.html` and `report/*.png` into the first of `run_dirs`; return the path of the page.
+
+    Several runs are drawn on the same axes. The page has no scripts and loads nothing. All files appear, or none.
+    Raises ConfigError for a folder that is not a run's, DataError for one without metrics, OutputError.
+    """
+    if not run_dirs:
+        raise UsageError("no run to report on", expected="at least one run's directory", fix="dsmath report RUN_DIR")
+    runs = _named([read_run(folder) for folder in run_dirs])
+    pictures = {name: one.draw(runs) for name, one in FIGURES.items() if _measured(runs, one.metric)}
+    page = run_dirs[0] / "report.html"
+    contents = [*pictures.values(), _page(runs, pictures, sections)]
+    with AtomicFiles(*(run_dirs[0] / "report" / f"{name}.png" for name in pictures), page) as files:
+        for file, content in zip(files, contents, strict=True):
+            file.write(content)
+    return page
+
+
+def _named(records: Sequence[RunRecord]) -> Runs:
+    """The runs by the names of their folders, or by their paths where two folders have the same name."""
+    names = [record.folder.resolve().name for record in records]
+    return {
+        name if names.count(name) == 1 else str(record.folder.resolve()): record
+        for name, record in zip(names, records, strict=True)
+    }
+
+
+def _measured(runs: Runs, metric: str) -> bool:
+    by_corpus = metric.endswith("_by_corpus")
+    return any(
+        run.last(metric, corpus) is not None
+        for run in runs.values()
+        for corpus in (run.corpora() if by_corpus else [None])
+    )
+
+
+def _page(runs: Runs, pictures: dict[str, bytes], sections: Sequence[Section]) -> bytes:
+    parts = [
+        _paragraph(", ".join(str(run.folder) for run in runs.values()), "soft"),
+        _side_by_side(runs, facts),
+        _heading("Goodput"),
+        _side_by_side(runs, goodput),
+    ]
+    for section in sections:
+        parts.append(_heading(section.title))
+        parts += [_paragraph(section.text)] if section.text else []
+        parts += [_table(section.rows)] if section.rows else []
+    parts.append(_heading("Curves"))
+    parts += [_figure(runs, name, png) for name, png in pictures.items()]
+    for name, run in runs.items():
+        of_run = f" of {name}" if len(runs) > 1 else ""
+        parts += [_heading(f"Corpora{of_run}"), _corpora(run)]
+        parts += [_heading(f"Checkpoints{of_run}"), _checkpoints(run)]
+        parts += [_heading(f"Settings{of_run}"), _folded("run.yaml, with all defaults", run.settings_text)]
+    return _document(f"Training report: {', '.join(runs)}", parts).encode("utf-8", errors="replace")
+
+
+def _side_by_side(runs: Runs, facts_of: Callable[[RunRecord], Facts]) -> str:
+    columns = [dict(facts_of(run)) for run in runs.values()]
+    rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
+    return _table(rows, ["", *runs] if len(runs) > 1 else ())
+
+
+def _figure(runs: Runs, name: str, png: bytes) -> str:
+    window = max(smoothing_window(len(run.rows)) for run in runs.values())
+    description = f"{name.replace('_', ' ')} over the steps of {', '.join(runs)}"
+    return (
+        f'<figure><img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(description)}">'
+        f"<figcaption>{escape(FIGURES[name].caption.format(window=window))}</figcaption></figure>"
+    )
+
+
+def _corpora(run: RunRecord) -> str:
+    weights, shares, tokens = run.weights(), run.achieved_shares(), run.tokens_by_corpus()
+    rows = [
+        [
+            corpus,
+            format_share(weights.get(corpus)),
+            format_share(shares.get(corpus)),
+            format_count(tokens.get(corpus)),
+            format_loss(run.last("loss_by_corpus", corpus)),
+            format_loss(run.last("validation_loss_by_corpus", corpus)),
+        ]
+        for corpus in run.corpora()
+    ]
+    return _table(rows, ["Corpus", "Weight", "Achieved", "Tokens", "Last loss", "Validation"], numbers=True)
+
+
+def _checkpoints(run: RunRecord) -> str:
+    rows = [
+        (
+            f"step {saved.step:,}",
+            f"{format_bytes(saved.size_bytes)}, {'complete' if saved.whole else 'incomplete: no readable manifest'}",
+        )
+        for saved in run.checkpoints
+    ]
+    return _table(rows) if rows else _paragraph("None yet.")
+
 
 STYLE = """
 :root { color-scheme: light; --ink: #222; --soft: #666; --line: #e2e2e2; --accent: #0072b2; }
@@ -44,8 +186,8 @@ pre { overflow-x: auto; font: .8125rem/1.45 ui-monospace, Consolas, monospace; }
 """
 
 
-def document(title: str, parts: Iterable[str]) -> str:
-    """A whole page: styled inline, without scripts, and forbidden to fetch anything."""
+def _document(title: str, parts: Iterable[str]) -> str:
+    """A page with inline style and without scripts, which may not load anything."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -57,18 +199,18 @@ def document(title: str, parts: Iterable[str]) -> str:
     )
 
 
-def heading(text: str) -> str:
-    """The title of a part."""
+def _heading(text: str) -> str:
+    """The heading of a part."""
     return f"<h2>{escape(text)}</h2>"
 
 
-def paragraph(text: str, kind: str = "text") -> str:
-    """A paragraph; line breaks in `text` stay."""
+def _paragraph(text: str, kind: str = "text") -> str:
+    """A paragraph with the line breaks of `text`."""
     return f'<p class="{kind}">{escape(text)}</p>'
 
 
-def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), numbers: bool = False) -> str:
-    """A table whose first column names its rows; `numbers` sets the other columns to the right."""
+def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), numbers: bool = False) -> str:
+    """A table whose first column has the names of the rows; `numbers` aligns the other columns to the right."""
     head = f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr></thead>" if header else ""
     body = "\n".join(
         f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
@@ -78,167 +220,6 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), numbers: bo
     return f'<div class="wide"><table{kind}>{head}\n<tbody>\n{body}\n</tbody></table></div>'
 
 
-def picture(png: bytes, description: str, caption: str) -> str:
-    """A figure that carries its picture in itself; `description` is read where it cannot be seen."""
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(description)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def fold(title: str, text: str) -> str:
-    """Text as it stands, closed until it is asked for."""
+def _folded(title: str, text: str) -> str:
+    """Preformatted text that a reader can open."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part that a caller adds below the summary: plain text and values, escaped when they are written."""
-
-    title: str
-    rows: Sequence[tuple[str, str]] = ()
-    """(label, value) lines of a table."""
-    text: str = ""
-    """Shown above the table; line breaks stay."""
-
-
-class Figure(NamedTuple):
-    """A figure of the report: its file's name, how it is drawn, the metric it needs, and what a reader should know."""
-
-    name: str
-    draw: Callable[[Runs], bytes]
-    metric: str
-    caption: str
-
-
-FIGURES = (
-    Figure(
-        "loss",
-        plots.loss,
-        "loss",
-        "Faint: each step. Strong: mean over the last {window} steps; the first may lie above. Circles: validation.",
-    ),
-    Figure(
-        "loss_by_corpus",
-        plots.loss_by_corpus,
-        "loss_by_corpus",
-        "Smoothed as above, over the steps in which a corpus occurs. Circles: validation.",
-    ),
-    Figure(
-        "learning_rate", plots.learning_rate, "learning_rate", "Dots: the first step at the peak and after each drop."
-    ),
-    Figure("mixture", plots.mixture, "tokens_by_corpus", "Bars: share of the tokens so far. Lines: configured weight."),
-    Figure(
-        "throughput",
-        plots.throughput,
-        "tokens_per_second",
-        "Dots: each step; those far slower than the rest may lie outside. Lines: medians.",
-    ),
-    Figure(
-        "gradient_norm",
-        plots.gradient_norm,
-        "grad_norm",
-        "Before clipping. Faint: each step. Strong: the mean as above.",
-    ),
-)
-
-
-def write_report(run_dirs: Sequence[Path], sections: Sequence[Section] = ()) -> Path:
-    """Write `report.html` and `report/*.png` into the first of `run_dirs`; return the page's path.
-
-    Several runs are drawn on the same axes. The page stands alone: no script, no network. All files appear, or none.
-    Raises ConfigError for a folder that is no run's, DataError for one without metrics, OutputError.
-    """
-    if not run_dirs:
-        raise UsageError("no run to report on", expected="at least one run's directory", fix="dsmath report RUN_DIR")
-    runs = _named([read_run(folder) for folder in run_dirs])
-    pictures = {figure: figure.draw(runs) for figure in FIGURES if _measured(runs, figure.metric)}
-    page = run_dirs[0] / "report.html"
-    contents = [*pictures.values(), _page(runs, pictures, sections)]
-    with AtomicFiles(*(run_dirs[0] / "report" / f"{figure.name}.png" for figure in pictures), page) as files:
-        for file, content in zip(files, contents, strict=True):
-            file.write(content)
-    return page
-
-
-def _named(records: Sequence[RunRecord]) -> Runs:
-    """Each run by its folder's name, or by its whole path where two folders have the same name."""
-    names = [record.folder.resolve().name for record in records]
-    return {
-        name if names.count(name) == 1 else str(record.folder.resolve()): record
-        for name, record in zip(names, records, strict=True)
-    }
-
-
-def _measured(runs: Runs, metric: str) -> bool:
-    by_corpus = metric.endswith("_by_corpus")
-    return any(
-        run.last(metric, corpus) is not None
-        for run in runs.values()
-        for corpus in (run.corpora() if by_corpus else [None])
-    )
-
-
-def _page(runs: Runs, pictures: dict[Figure, bytes], sections: Sequence[Section]) -> bytes:
-    parts = [
-        paragraph(", ".join(str(run.folder) for run in runs.values()), "soft"),
-        _side_by_side(runs, facts),
-        heading("Goodput"),
-        _side_by_side(runs, goodput),
-    ]
-    for section in sections:
-        parts.append(heading(section.title))
-        parts += [paragraph(section.text)] if section.text else []
-        parts += [table(section.rows)] if section.rows else []
-    parts.append(heading("Curves"))
-    parts += [_picture(runs, figure, png) for figure, png in pictures.items()]
-    for name, run in runs.items():
-        of_run = f" of {name}" if len(runs) > 1 else ""
-        parts += [heading(f"Corpora{of_run}"), _corpora(run)]
-        parts += [heading(f"Checkpoints{of_run}"), _checkpoints(run)]
-        parts += [
-            heading(f"Settings{of_run}"),
-            fold("run.yaml, as the run resolved it", run.settings_text),
-        ]
-    return document(f"Training report: {', '.join(runs)}", parts).encode("utf-8", errors="replace")
-
-
-def _side_by_side(runs: Runs, facts_of: Callable[[RunRecord], Facts]) -> str:
-    columns = [dict(facts_of(run)) for run in runs.values()]
-    rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
-    return table(rows, ["", *runs] if len(runs) > 1 else ())
-
-
-def _picture(runs: Runs, figure: Figure, png: bytes) -> str:
-    window = max(window_steps(len(run.rows)) for run in runs.values())
-    description = f"{figure.name.replace('_', ' ')} over the steps of {', '.join(runs)}"
-    return picture(png, description, figure.caption.format(window=window))
-
-
-def _corpora(run: RunRecord) -> str:
-    weights, shares, tokens = run.weights(), achieved_shares(run), tokens_by_corpus(run)
-    rows = [
-        [
-            corpus,
-            number_formats.share(weights.get(corpus)),
-            number_formats.share(shares.get(corpus)),
-            number_formats.count(tokens.get(corpus)),
-            number_formats.loss(run.last("loss_by_corpus", corpus)),
-            number_formats.loss(run.last("validation_loss_by_corpus", corpus)),
-        ]
-        for corpus in run.corpora()
-    ]
-    return table(rows, ["Corpus", "Weight", "Achieved", "Tokens", "Last loss", "Validation"], numbers=True)
-
-
-def _checkpoints(run: RunRecord) -> str:
-    rows = [
-        (
-            f"step {saved.step:,}",
-            f"{number_formats.size_bytes(saved.size_bytes)}, "
-            f"{'whole' if saved.whole else 'not whole: no readable manifest'}",
-        )
-        for saved in run.checkpoints
-    ]
-    return table(rows) if rows else paragraph("None yet.")

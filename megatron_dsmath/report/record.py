@@ -1,4 +1,4 @@
-"""A run's directory as it was written: settings, metrics, status, checkpoints."""
+"""The content of a run's directory: settings, metrics, status, checkpoints."""
 
 from __future__ import annotations
 
@@ -24,10 +24,23 @@ class Series(NamedTuple):
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
 
+    def smoothed(self) -> NDArray[np.float64]:
+        """The mean of the last `smoothing_window` measurements at each of them, fewer at the start: [measurements]."""
+        window = smoothing_window(len(self.values))
+        sums = np.concatenate(([0.0], np.cumsum(self.values)))
+        ends = np.arange(1, len(self.values) + 1)
+        starts = np.maximum(ends - window, 0)
+        return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
+
+
+def smoothing_window(measurements: int) -> int:
+    """How many measurements a smoothed value is the mean of: a fortieth of the run, at most 50."""
+    return min(max(1, measurements // 40), 50)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One `checkpoints/step_N`: `whole` where its manifest is there and can be read."""
+    """One `checkpoints/step_N`. `whole`: its manifest exists and can be read."""
 
     step: int
     size_bytes: int
@@ -36,59 +49,77 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run, as far as it has come."""
+    """The record of one run so far."""
 
     folder: Path
     settings: Row
-    """run.yaml as plain values."""
+    """run.yaml as Python values."""
     settings_text: str
-    """run.yaml as it stands."""
+    """run.yaml as text."""
     rows: list[Row]
-    """metrics.jsonl, steps ascending; at least one."""
+    """metrics.jsonl, with ascending steps and at least one row."""
     unfinished_row: bool
-    """The last line was torn, as while it is being written; it is not among `rows`."""
+    """The last line of metrics.jsonl has no end yet, and is not in `rows`."""
     status: Row
-    """STATUS.json; empty while there is none."""
+    """STATUS.json; empty where there is none."""
     starts: list[Row]
-    """logs/starts.jsonl: when, where and with how many processes the run was started or continued."""
+    """logs/starts.jsonl: time, host and number of processes of each start."""
     checkpoints: list[Checkpoint]
 
     def setting(self, key: str) -> Any:
-        """The value of a dotted key of run.yaml, `schedule.steps`; None where it has none."""
+        """The value of a dotted key of run.yaml, such as `schedule.steps`; None where it is missing."""
         value: Any = self.settings
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
     def weights(self) -> dict[str, float]:
-        """The configured share of the tokens of each corpus; they add up to 1."""
+        """The configured share of the tokens for each corpus; they add up to 1."""
         corpora = [_mapping(corpus) for corpus in self.setting("data.corpora") or []]
         weights = {str(corpus.get("name")): number(corpus.get("weight")) or 0.0 for corpus in corpora}
         return {name: weight / sum(weights.values()) for name, weight in weights.items() if weight}
 
     def corpora(self) -> list[str]:
-        """Every corpus: those configured in their order, then others that the metrics name."""
+        """The names of all corpora: those configured, in their order, then others in the metrics."""
         measured = (name for row in self.rows for name in _mapping(row.get("loss_by_corpus")))
         return list(dict.fromkeys([*self.weights(), *measured]))
 
     def series(self, metric: str, corpus: str | None = None) -> Series:
-        """A metric, or one corpus' part of a `..._by_corpus` metric, where it was measured and is finite."""
+        """The finite measurements of a metric, or of one corpus in a `..._by_corpus` metric."""
         points = [(row["step"], value) for row in self.rows if (value := _measured(row, metric, corpus)) is not None]
         steps, values = zip(*points, strict=True) if points else ((), ())
         return Series(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
 
     def last(self, metric: str, corpus: str | None = None) -> float | None:
-        """The newest value of a metric; None where it was never measured."""
+        """The last finite value of a metric; None where there is none."""
         newest_first = (_measured(row, metric, corpus) for row in reversed(self.rows))
         return next((value for value in newest_first if value is not None), None)
 
+    def tokens_by_corpus(self) -> dict[str, int]:
+        """The tokens read of each corpus so far; empty where the run does not count them."""
+        counts = {corpus: self.last("tokens_by_corpus", corpus) for corpus in self.corpora()}
+        return {corpus: int(tokens) for corpus, tokens in counts.items() if tokens is not None}
+
+    def achieved_shares(self) -> dict[str, float]:
+        """Each corpus' share of the tokens so far; they add up to 1. Empty where the run does not count them.
+
+        For conversations, the shares of each grouping (`kind/...`, `language/...`, `source/...`) add up to 1.
+        """
+        tokens = self.tokens_by_corpus()
+        totals: dict[str, int] = {}
+        for corpus, count in tokens.items():
+            grouping = corpus.rpartition("/")[0]
+            totals[grouping] = totals.get(grouping, 0) + count
+        shares = {corpus: (count, totals[corpus.rpartition("/")[0]]) for corpus, count in tokens.items()}
+        return {corpus: count / total for corpus, (count, total) in shares.items() if total}
+
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run's directory. Raises ConfigError where it is none, DataError where it has no whole metrics yet."""
+    """Read a run's directory. Raises ConfigError without a run.yaml, DataError without metrics."""
     settings = folder / "run.yaml"
     if not settings.is_file():
         raise ConfigError(
-            "this folder is no run's directory",
+            "this folder is not a run's directory",
             where=settings,
             found="no such file",
             expected="the run.yaml that `dsmath train` writes",
@@ -111,15 +142,15 @@ def _read_metrics(path: Path) -> tuple[list[Row], bool]:
     if not path.is_file():
         raise DataError("the run has no metrics", where=path, found="no such file", fix="let it finish its first step")
     rows: list[Row] = []
-    *whole_lines, rest = path.read_bytes().split(b"\n")
-    for number, line in enumerate(whole_lines, 1):
+    *complete_lines, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate(complete_lines, 1):
         rows.append(_row(line, f"{path}:{number}", rows[-1]["step"] if rows else 0))
     if not rows:
         raise DataError(
             "the run has no metrics",
             where=path,
-            found=f"{len(rest)} bytes and no whole line",
-            expected="a line a step",
+            found=f"{len(rest)} bytes without the end of a line",
+            expected="one line per step",
             fix="let it finish its first step",
         )
     return rows, bool(rest)
@@ -130,10 +161,10 @@ def _row(line: bytes, where: str, previous_step: int) -> Row:
     step = row.get("step") if row else None
     if row is None or not isinstance(step, int) or step <= previous_step:
         raise DataError(
-            "a line of the metrics is not a step's row",
+            "a line of the metrics is not the row of a step",
             where=where,
             found=f"{line[:80]!r}",
-            expected=f'{{"step": {previous_step + 1}, ...}}, steps ascending',
+            expected=f'{{"step": {previous_step + 1}, ...}}, with ascending steps',
             fix="remove the line, or restore the file",
         )
     return row
@@ -174,7 +205,7 @@ def _measured(row: Row, metric: str, corpus: str | None) -> float | None:
 
 
 def number(value: object) -> float | None:
-    """The value as a number; None where it is none, or not finite."""
+    """The value as a float; None where it is not a number, or not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)

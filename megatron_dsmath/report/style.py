@@ -1,4 +1,4 @@
-"""One look for every figure: 1,200 pixels wide, light, readable when a page shrinks it, safe for colour-blind eyes."""
+"""The style of all figures: 1,200 pixels wide, light, readable when shrunk, for colour-blind readers too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH_INCHES, PIXELS_PER_INCH = 6.0, 200
-# Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is lost on white.
+# Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK, FAINT = "#333333", "#999999"
 LONGEST_NAME = 28
@@ -25,7 +25,7 @@ SETTINGS: dict[str, object] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.5,
     "text.color": INK,
-    "text.parse_math": False,  # a name with dollar signs is a name
+    "text.parse_math": False,  # dollar signs in names are text
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "axes.titlesize": 11,
@@ -59,24 +59,24 @@ class Label(NamedTuple):
 
 
 def colour(index: int) -> str:
-    """The colour of the curve with this index; after the seventh they come again."""
+    """The colour of the curve with this index; they repeat after the seventh."""
     return COLOURS[index % len(COLOURS)]
 
 
-def plain(name: str) -> str:
-    """A name as a figure can show it: one line, printable, at most LONGEST_NAME characters."""
+def printable_name(name: str) -> str:
+    """The name as a figure shows it: printable, on one line, at most LONGEST_NAME characters."""
     shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     return shown if len(shown) <= LONGEST_NAME else shown[: LONGEST_NAME - 1] + "…"
 
 
 @contextmanager
 def figure(height_inches: float) -> Iterator[Figure]:
-    """An empty figure of the common width, with the common look in force."""
+    """An empty figure of the common width, in the common style."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in a script it lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names in a script that it lacks
         yield Figure((WIDTH_INCHES, height_inches), dpi=PIXELS_PER_INCH, layout="constrained")
 
 
@@ -88,7 +88,7 @@ def png(drawn: Figure) -> bytes:
 
 
 def format_axis(axes: Axes, form: Callable[[float], str], which: str = "y") -> None:
-    """Write an axis' numbers with `form`."""
+    """Format the numbers of an axis with `form`."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axis = axes.yaxis if which == "y" else axes.xaxis
@@ -97,24 +97,24 @@ def format_axis(axes: Axes, form: Callable[[float], str], which: str = "y") -> N
 
 
 def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
-    """Write each label beside its curve's end, moved apart where they would overlap. Limits must be final."""
+    """Write each label beside the end of its curve, without overlaps. The limits of the axes must be final."""
     to_share = axes.transData + axes.transAxes.inverted()
     ordered = sorted(labels, key=lambda label: label.height)
-    # A logarithmic axis has no place for a zero, and a view may end below a curve's end: such labels stand at the edge.
+    # Zero on a logarithmic axis, and ends of curves outside the limits: such labels are at the edge.
     shares = [to_share.transform((1, label.height))[1] for label in ordered]
     heights = [float(height) for height in np.clip(np.nan_to_num(shares), 0.0, 1.0)]
     gap = LINE_HEIGHT_POINTS / 72 * PIXELS_PER_INCH / axes.bbox.height
-    for label, height in zip(ordered, spread(heights, gap), strict=True):
+    for label, height in zip(ordered, spread_heights(heights, gap), strict=True):
         axes.text(1.015, height, label.text, color=label.colour, transform=axes.transAxes, va="center")
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights moved as little as it takes to stand `gap` apart, the last not above 1 where they fit."""
-    placed: list[float] = []
+def spread_heights(heights: Sequence[float], gap: float) -> list[float]:
+    """Move ascending heights until they are `gap` apart, the last at most 1 where all fit."""
+    moved: list[float] = []
     for height in heights:
-        placed.append(max(height, placed[-1] + gap) if placed else height)
-    ceiling = max(1.0, (len(placed) - 1) * gap)
-    for index in reversed(range(len(placed))):
-        placed[index] = min(placed[index], ceiling)
-        ceiling = placed[index] - gap
-    return placed
+        moved.append(max(height, moved[-1] + gap) if moved else height)
+    ceiling = max(1.0, (len(moved) - 1) * gap)
+    for index in reversed(range(len(moved))):
+        moved[index] = min(moved[index], ceiling)
+        ceiling = moved[index] - gap
+    return moved

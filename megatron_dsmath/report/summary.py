@@ -1,4 +1,4 @@
-"""A run in a few lines: what it is, how far it came, what it cost."""
+"""The tables at the top of a report: model, progress, losses, speed and goodput of a run."""
 
 from __future__ import annotations
 
@@ -8,27 +8,19 @@ import numpy as np
 from pydantic import ValidationError
 
 from megatron_dsmath.config.sections import ModelConfig
-from megatron_dsmath.report import number_formats
-from megatron_dsmath.report.number_formats import smoothed, window_steps
-from megatron_dsmath.report.record import RunRecord, number
+from megatron_dsmath.report.number_formats import format_count, format_duration, format_loss, format_share
+from megatron_dsmath.report.record import RunRecord, number, smoothing_window
 
 Facts = list[tuple[str, str]]
 
 
 def facts(run: RunRecord) -> Facts:
-    """(label, value) of everything that stands at the top of a report, the same labels for every run."""
+    """(label, value) rows of the summary, with the same labels for every run."""
     return [
         ("Model", _model(run)),
         ("Layout", _layout(run)),
-        (
-            "Steps",
-            f"{number_formats.count(run.rows[-1]['step'])} of "
-            f"{number_formats.count(number(run.setting('schedule.steps')))}",
-        ),
-        (
-            "Tokens",
-            f"{number_formats.count(run.last('consumed_tokens'))} of {number_formats.count(_planned_tokens(run))}",
-        ),
+        ("Steps", f"{format_count(run.rows[-1]['step'])} of {format_count(number(run.setting('schedule.steps')))}"),
+        ("Tokens", f"{format_count(run.last('consumed_tokens'))} of {format_count(_planned_tokens(run))}"),
         ("Training loss", _training_loss(run)),
         ("Validation loss", _validation_loss(run)),
         ("Throughput", _throughput(run)),
@@ -39,27 +31,27 @@ def facts(run: RunRecord) -> Facts:
 
 
 def goodput(run: RunRecord) -> Facts:
-    """(label, value) of what became of the time since the first start, restarts included (`training.goodput`)."""
+    """(label, value) rows on the use of the time since the first start, including restarts (`supervision.goodput`)."""
     save_seconds = _latest(run, "save_seconds")
     return [
-        ("Time in useful steps", number_formats.share(_latest(run, "goodput"))),
-        ("Restarts", number_formats.count(_latest(run, "restarts"))),
-        ("Steps done again", number_formats.count(_latest(run, "lost_steps"))),
-        ("Standing still for saves", "–" if save_seconds is None else number_formats.duration(save_seconds)),
-        ("Failed saves", number_formats.count(_latest(run, "failed_saves"))),
+        ("Time in useful steps", format_share(_latest(run, "goodput"))),
+        ("Restarts", format_count(_latest(run, "restarts"))),
+        ("Repeated steps", format_count(_latest(run, "lost_steps"))),
+        ("Time blocked by saves", "–" if save_seconds is None else format_duration(save_seconds)),
+        ("Failed saves", format_count(_latest(run, "failed_saves"))),
     ]
 
 
 def _latest(run: RunRecord, name: str) -> float | None:
-    """STATUS.json is written after the last row; while a run starts, it does not say yet."""
-    said = number(run.status.get(name))
-    return run.last(name) if said is None else said
+    """The value in STATUS.json, which is newer than the last row; from the rows while the run has not written it."""
+    value = number(run.status.get(name))
+    return run.last(name) if value is None else value
 
 
 def _model(run: RunRecord) -> str:
     try:
         shape = ModelConfig.model_validate(run.setting("model"))
-    except ValidationError:  # another version's keys; the settings below say what they are
+    except ValidationError:  # the keys of another version; the settings below list them
         return "–"
     return (
         f"{shape.parameters:,} parameters: {shape.layers} layers of {shape.hidden_size:,}, "
@@ -69,7 +61,7 @@ def _model(run: RunRecord) -> str:
 
 def _layout(run: RunRecord) -> str:
     processes = number(run.starts[-1].get("world_size")) if run.starts else None
-    parts = [f"{number_formats.count(processes)} processes"] if processes else []
+    parts = [f"{format_count(processes)} processes"] if processes else []
     parts += [f"{name} {run.setting(f'parallel.{name}')}" for name in ("tensor", "pipeline")]
     parts += ["sequence parallel"] if run.setting("parallel.sequence") else []
     parts += ["distributed optimizer"] if run.setting("parallel.distributed_optimizer") else []
@@ -85,38 +77,38 @@ def _planned_tokens(run: RunRecord) -> float | None:
 def _training_loss(run: RunRecord) -> str:
     series = run.series("loss")
     if not len(series.values):
-        return "never finite"
-    window = window_steps(len(series.values))
-    mean = f"; mean of the last {window} steps {number_formats.loss(smoothed(series)[-1])}" if window > 1 else ""
-    return f"{number_formats.loss(series.values[-1])} at step {series.steps[-1]:,}{mean}"
+        return "no finite value"
+    window = smoothing_window(len(series.values))
+    mean = f"; mean of the last {window} steps {format_loss(series.smoothed()[-1])}" if window > 1 else ""
+    return f"{format_loss(series.values[-1])} at step {series.steps[-1]:,}{mean}"
 
 
 def _validation_loss(run: RunRecord) -> str:
     series = run.series("validation_loss")
-    return f"{number_formats.loss(series.values[-1])} at step {series.steps[-1]:,}" if len(series.values) else "–"
+    return f"{format_loss(series.values[-1])} at step {series.steps[-1]:,}" if len(series.values) else "–"
 
 
 def _throughput(run: RunRecord) -> str:
     speeds, utilisation = run.series("tokens_per_second").values, run.series("mfu").values
     if not len(speeds):
         return "–"
-    median = f"{number_formats.count(float(np.median(speeds)))} tokens/s (median)"
-    return median + (f", MFU {number_formats.share(float(np.median(utilisation)))}" if len(utilisation) else "")
+    median = f"{format_count(float(np.median(speeds)))} tokens/s (median)"
+    return median + (f", MFU {format_share(float(np.median(utilisation)))}" if len(utilisation) else "")
 
 
 def _time(run: RunRecord) -> str:
-    in_steps = number_formats.duration(float(run.series("step_seconds").values.sum()))
+    in_steps = format_duration(float(run.series("step_seconds").values.sum()))
     began = number(run.starts[0].get("time_unix")) if run.starts else None
     ended = number(run.status.get("time_unix"))
     if began is None or ended is None:
         return f"{in_steps} in steps"
-    return f"{number_formats.duration(ended - began)} since the first start, {in_steps} of it in steps"
+    return f"{format_duration(ended - began)} since the first start, {in_steps} of it in steps"
 
 
 def _state(run: RunRecord) -> str:
-    said = [str(run.status[key]) for key in ("state", "message") if run.status.get(key)] or ["no STATUS.json yet"]
-    torn = ["the last line of metrics.jsonl is unfinished and left out"] if run.unfinished_row else []
-    return "; ".join(said + torn)
+    reported = [str(run.status[key]) for key in ("state", "message") if run.status.get(key)] or ["no STATUS.json yet"]
+    unfinished = ["the last line of metrics.jsonl is unfinished and left out"] if run.unfinished_row else []
+    return "; ".join(reported + unfinished)
 
 
 def _checkpoints(run: RunRecord) -> str:

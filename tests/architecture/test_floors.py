@@ -112,7 +112,6 @@ TESTED_BY = {
     "grading.units": "grading/test_strict.py",
     "parallel.shard_file": "parallel/test_shards.py",
     "quickstart.standard_library": "quickstart/test_corpora.py",
-    "report.plots": "report/test_page.py",
     "report.summary": "report/test_page.py",
     "sandbox.confinement": "sandbox/test_pool.py",
     "sandbox.landlock": "sandbox/test_pool.py",

@@ -1,4 +1,4 @@
-"""A run's directory made by hand, for the tests of this folder."""
+"""Run directories written by hand for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RUN: Row = {
 
 
 def row(step: int, **more: Any) -> Row:
-    """A row of metrics.jsonl as `dsmath train` writes it, with numbers that can be told apart."""
+    """A row of metrics.jsonl as `dsmath train` writes it, with a different value for each metric."""
     return {
         "step": step,
         "consumed_tokens": 640 * step,
@@ -59,7 +59,7 @@ VALIDATED = {"validation_loss": 2.625, "validation_loss_by_corpus": {"math": 2.2
 
 
 def write(folder: Path, rows: Sequence[Row] | None = None, tail: str = "", run: Row = RUN) -> Path:
-    """Write a run's directory with these rows and return it; `tail` is what follows the last row."""
+    """Write a run's directory with these rows and return it; `tail` is written after the last row."""
     folder.mkdir()
     (folder / "run.yaml").write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True))
     rows = [row(1), row(2), row(3), row(4, **VALIDATED)] if rows is None else rows

@@ -17,22 +17,22 @@ from megatron_dsmath.report import number_formats
         (183_600, "2 d 03 h"),
     ],
 )
-def test_durations_show_the_two_units_that_matter(seconds: float, text: str) -> None:
-    assert number_formats.duration(seconds) == text
+def test_durations_have_the_two_largest_units(seconds: float, text: str) -> None:
+    assert number_formats.format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(("rate", "text"), [(4.2e-4, "4.2e-4"), (1.3272e-4, "1.327e-4"), (5e-5, "5e-5"), (0.0, "0")])
 def test_rates_are_written_as_the_paper_writes_them(rate: float, text: str) -> None:
-    assert number_formats.rate(rate) == text
+    assert number_formats.format_rate(rate) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.05, "0.05"), (2.5, "2.5"), (999.6, "1,000"), (48_000, "48,000"), (1.2e6, "1.2M"), (0, "0")]
 )
 def test_axis_numbers_are_short(value: float, text: str) -> None:
-    assert number_formats.short(value) == text
+    assert number_formats.format_short(value) == text
 
 
 @pytest.mark.parametrize(("size", "text"), [(999, "999 bytes"), (12_345_678, "12.3 MB"), (82_924_388_352, "82.9 GB")])
 def test_sizes_have_decimal_units(size: int, text: str) -> None:
-    assert number_formats.size_bytes(size) == text
+    assert number_formats.format_bytes(size) == text

@@ -17,8 +17,8 @@ PICTURES = ["gradient_norm", "learning_rate", "loss", "loss_by_corpus", "mixture
 VOID = {"meta", "img", "br"}
 
 
-class Reader(HTMLParser):
-    """The page as a browser takes it apart: its tags, the rows of its tables, its text."""
+class ParsedPage(HTMLParser):
+    """A parsed page: its tags, the rows of its tables, its text."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_summary_says_what_the_files_say(reported: Path) -> None:
-    page = Reader(reported / "report.html")
+def test_the_summary_has_the_values_of_the_files(reported: Path) -> None:
+    page = ParsedPage(reported / "report.html")
     expected = {
         "Model": "6,910,365,696 parameters: 30 layers of 4,096, 32 heads, vocabulary 102,400, bf16",
         "Layout": "2 processes, tensor 2, pipeline 1, sequence parallel",
@@ -79,42 +79,42 @@ def test_the_summary_says_what_the_files_say(reported: Path) -> None:
         "Time": "3 min 05 s since the first start, 2.0 s of it in steps",
         "State": "stopped; asked to",
         "Checkpoints": "1, the newest at step 3",
-        "step 3": "1.5 kB, whole",
+        "step 3": "1.5 kB, complete",
     }
     assert {label: page.row(label) for label in expected} == {label: [value] for label, value in expected.items()}
 
 
-def test_goodput_is_what_the_run_says_of_itself(reported: Path) -> None:
-    page = Reader(reported / "report.html")
+def test_goodput_is_read_from_the_status(reported: Path) -> None:
+    page = ParsedPage(reported / "report.html")
     assert page.row("Time in useful steps") == ["97.50%"]  # STATUS.json, which is newer than the last row
     assert page.row("Restarts") == ["1"]
-    assert page.row("Steps done again") == ["12"]
-    assert page.row("Standing still for saves") == ["1 min 05 s"]
+    assert page.row("Repeated steps") == ["12"]
+    assert page.row("Time blocked by saves") == ["1 min 05 s"]
     assert page.row("Failed saves") == ["0"]
 
 
-def test_goodput_of_a_run_under_way_is_that_of_its_last_row(write_run: WriteRun) -> None:
+def test_goodput_of_an_unfinished_run_is_read_from_its_last_row(write_run: WriteRun) -> None:
     measured = {"goodput": 0.5, "restarts": 2, "lost_steps": 3, "save_seconds": 4.0, "failed_saves": 1}
     folder, older = write_run("new", [row(1), row(2, **measured)]), write_run("old")
     (folder / "STATUS.json").write_text(json.dumps({"state": "running", "restarts": 3}))
-    page = Reader(write_report([folder, older]))
-    labels = ("Time in useful steps", "Restarts", "Steps done again", "Standing still for saves", "Failed saves")
+    page = ParsedPage(write_report([folder, older]))
+    labels = ("Time in useful steps", "Restarts", "Repeated steps", "Time blocked by saves", "Failed saves")
     assert [page.row(label) for label in labels] == [[value, "–"] for value in ("50.00%", "3", "3", "4.0 s", "1")]
 
 
 def test_the_mixture_is_shown_against_its_weights(reported: Path) -> None:
-    page = Reader(reported / "report.html")
+    page = ParsedPage(reported / "report.html")
     # 512 of 640 tokens a step are mathematics; the weights are 3 to 1.
     assert page.row("math") == ["75.00%", "80.00%", "2,048", "2.2500", "2.2500"]
     assert page.row("code") == ["25.00%", "20.00%", "512", "3.2500", "3.7500"]
 
 
-def test_the_settings_are_on_the_page_as_they_stand(reported: Path) -> None:
-    assert (reported / "run.yaml").read_text() in Reader(reported / "report.html").text
+def test_the_page_has_the_text_of_run_yaml(reported: Path) -> None:
+    assert (reported / "run.yaml").read_text() in ParsedPage(reported / "report.html").text
 
 
-def test_the_page_stands_alone_and_holds_the_pictures_beside_it(reported: Path) -> None:
-    page = Reader(reported / "report.html")
+def test_the_page_contains_the_pictures_and_loads_nothing(reported: Path) -> None:
+    page = ParsedPage(reported / "report.html")
     sources = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
     embedded = sorted(base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources)
     files = sorted((reported / "report").iterdir())
@@ -130,12 +130,12 @@ def test_pictures_are_1200_pixels_wide(reported: Path) -> None:
         assert width == 1200
 
 
-def test_hostile_names_are_text(write_run: WriteRun) -> None:
+def test_names_with_markup_are_shown_as_text(write_run: WriteRun) -> None:
     name = "<script>alert('$x_{$')</script>\n&\"\ud800"
     run = {**RUN, "data": {**RUN["data"], "corpora": [{"name": name[:-1], "weight": 1.0}]}}
     folder = write_run("a<b>&c", [row(1, loss_by_corpus={name: 1.0}, tokens_by_corpus={name: 5})], run=run)
     (folder / "STATUS.json").write_text(json.dumps({"state": name}))
-    page = Reader(write_report([folder], [Section(name, [(name, name)], name)]))
+    page = ParsedPage(write_report([folder], [Section(name, [(name, name)], name)]))
     assert {tag for tag, _ in page.tags} <= {
         *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "div", "table", "thead", "tbody", "tr"),
         *("th", "td", "figure", "img", "figcaption", "details", "summary", "pre"),
@@ -146,17 +146,17 @@ def test_hostile_names_are_text(write_run: WriteRun) -> None:
     assert "Training report: a<b>&c" in page.text
 
 
-def test_sections_of_the_caller_stand_in_their_order(write_run: WriteRun) -> None:
+def test_sections_of_the_caller_are_in_their_order(write_run: WriteRun) -> None:
     sections = [Section("The kill", [("killed at step", "6")], "Once.\nTwice."), Section("The export")]
-    page = Reader(write_report([write_run()], sections))
+    page = ParsedPage(write_report([write_run()], sections))
     assert page.row("killed at step") == ["6"]
     assert page.text.index("The kill") < page.text.index("Once.\nTwice.") < page.text.index("The export")
 
 
-def test_several_runs_share_a_page_in_the_first_ones_folder(write_run: WriteRun) -> None:
+def test_several_runs_share_a_page_in_the_first_folder(write_run: WriteRun) -> None:
     first, second = write_run("slow"), write_run("fast", [row(1, loss=1.25), row(2, loss=0.75)])
     path = write_report([first, second])
-    page = Reader(path)
+    page = ParsedPage(path)
     assert path == first / "report.html"
     assert not (second / "report.html").exists()
     assert page.rows[0] == ["", "slow", "fast"]
@@ -164,14 +164,14 @@ def test_several_runs_share_a_page_in_the_first_ones_folder(write_run: WriteRun)
     assert page.row("Validation loss") == ["2.6250 at step 4", "–"]
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_paths(write_run: WriteRun, tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_shown_by_their_paths(write_run: WriteRun, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first, second = write_run("run"), write_run("other/run")
-    page = Reader(write_report([first, second]))
+    page = ParsedPage(write_report([first, second]))
     assert page.rows[0] == ["", str(first), str(second)]
 
 
-def test_what_was_not_measured_has_no_picture(write_run: WriteRun) -> None:
+def test_metrics_without_measurements_have_no_picture(write_run: WriteRun) -> None:
     folder = write_run(rows=[{"step": 1, "loss": 2.0}])
     write_report([folder])
     assert [file.name for file in (folder / "report").iterdir()] == ["loss.png"]
@@ -189,17 +189,17 @@ def test_what_was_not_measured_has_no_picture(write_run: WriteRun) -> None:
     ],
     ids=["one step", "no gradient", "no finite loss", "zeros", "no tokens", "nine corpora"],
 )
-def test_odd_runs_are_drawn_too(write_run: WriteRun, rows: list[dict[str, object]]) -> None:
-    page = Reader(write_report([write_run("a", rows), write_run("b")]))
+def test_runs_with_unusual_values_are_drawn(write_run: WriteRun, rows: list[dict[str, object]]) -> None:
+    page = ParsedPage(write_report([write_run("a", rows), write_run("b")]))
     assert page.rows[0] == ["", "a", "b"]
 
 
-def test_an_unfinished_last_line_is_said(write_run: WriteRun) -> None:
-    page = Reader(write_report([write_run(tail='{"step"')]))
+def test_an_unfinished_last_line_is_reported(write_run: WriteRun) -> None:
+    page = ParsedPage(write_report([write_run(tail='{"step"')]))
     assert "the last line of metrics.jsonl is unfinished and left out" in page.row("State")[0]
 
 
-def test_one_bad_folder_among_several_leaves_nothing_written(write_run: WriteRun, tmp_path: Path) -> None:
+def test_nothing_is_written_where_one_folder_is_not_a_run(write_run: WriteRun, tmp_path: Path) -> None:
     folder = write_run()
     with pytest.raises(ConfigError):
         write_report([folder, tmp_path / "nowhere"])

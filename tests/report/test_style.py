@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from megatron_dsmath.report.style import LONGEST_NAME, plain, spread
+from megatron_dsmath.report.style import LONGEST_NAME, printable_name, spread_heights
 
 
 @pytest.mark.parametrize(
@@ -17,16 +17,16 @@ from megatron_dsmath.report.style import LONGEST_NAME, plain, spread
         ([], []),
     ],
 )
-def test_labels_stand_a_gap_of_a_quarter_apart(heights: list[float], placed: list[float]) -> None:
-    assert spread(heights, 0.25) == pytest.approx(placed, abs=1e-12)  # sums of quarters are exact
+def test_labels_are_a_quarter_apart(heights: list[float], placed: list[float]) -> None:
+    assert spread_heights(heights, 0.25) == pytest.approx(placed, abs=1e-12)  # sums of quarters are exact
 
 
 def test_more_labels_than_fit_keep_their_gap() -> None:
-    placed = spread([0.5] * 7, 0.25)
+    placed = spread_heights([0.5] * 7, 0.25)
     assert [high - low for low, high in pairwise(placed)] == pytest.approx([0.25] * 6)
 
 
-def test_names_are_shown_on_one_line_and_cut() -> None:
-    assert plain("a\nb\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
-    assert plain("语料") == "语料"
-    assert plain("x" * 100) == "x" * (LONGEST_NAME - 1) + "…"
+def test_names_are_shown_on_one_line_and_shortened() -> None:
+    assert printable_name("a\nb\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
+    assert printable_name("语料") == "语料"
+    assert printable_name("x" * 100) == "x" * (LONGEST_NAME - 1) + "…"
