@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# What both launchers do around the one command in which they differ: read the command line, check the run file, pass
-# signals on, and end with the run's own exit code (docs/decisions/0010-launch-exit-codes.md). Sourced by them.
+# The common part of both launchers: read the command line, check the run file, forward signals, and exit with the
+# run's exit code (docs/decisions/0010-launch-exit-codes.md). Sourced by them.
 
 readonly EXIT_INTERNAL=70 EXIT_STOPPED=75 EXIT_REFUSED=78 # as in megatron_dsmath/errors.py
 readonly SIGNALS=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1     # what asks a run to stop; SLURM sends the last
 
-# refuse WHAT FIX: ends as every command of this project does on a user's mistake.
+# refuse WHAT FIX: prints an error and exits with 78, as every command of this project does on a user's mistake.
 refuse() {
     printf 'error[usage]: %s\n  fix:      %s\n' "$1" "$2" >&2
     exit "$EXIT_REFUSED"
@@ -20,7 +20,7 @@ read_command_line() {
             -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit 0 ;;
             --dry-run) dry_run=1 ;;
             --nproc)
-                (($# > 1)) || refuse '--nproc lacks its number' 'for example --nproc 8'
+                (($# > 1)) || refuse '--nproc needs a number' 'for example --nproc 8'
                 processes=$2
                 shift
                 ;;
@@ -28,9 +28,9 @@ read_command_line() {
                 train_arguments=("${@:2}")
                 break
                 ;;
-            -*) refuse "unknown option $1" 'arguments of dsmath train stand after --' ;;
+            -*) refuse "unknown option $1" 'put arguments of dsmath train after --' ;;
             *)
-                [[ -z $run_file ]] || refuse "a second run file: $1" 'name one; arguments of dsmath train stand after --'
+                [[ -z $run_file ]] || refuse "a second run file: $1" 'give one run file; put arguments of dsmath train after --'
                 run_file=$1
                 ;;
         esac
@@ -38,7 +38,7 @@ read_command_line() {
     done
     [[ -n $run_file ]] || refuse 'no run file' "for example ${0##*/} configs/quickstart/pretrain.yaml; see --help"
     processes=${processes:-$(default_processes)}
-    [[ $processes =~ ^[1-9][0-9]*$ ]] || refuse "$processes is no number of processes" 'give --nproc a positive integer'
+    [[ $processes =~ ^[1-9][0-9]*$ ]] || refuse "the number of processes is not valid: $processes" 'give --nproc a positive integer'
 }
 
 # One process for each GPU that a run may use; without a GPU two, the smallest number that is parallel.
@@ -54,7 +54,7 @@ default_processes() {
 
 # check_run WORLD_SIZE [PREFIX...]: validates the run file (and that the layout fits that many processes, if it is not
 # empty) before any process of the run starts, and sets run_directory, which the check prints as its last line.
-# PREFIX is what runs a command where the run will be.
+# PREFIX is the command that runs another command on the node of the run.
 check_run() {
     local check printed code=0
     check=("${@:2}" python -m megatron_dsmath train "$run_file" "${train_arguments[@]}" ${1:+--nproc "$1"} --check)
@@ -66,7 +66,7 @@ check_run() {
 
 stop_signal='' stop_as='' child='' passed_on='' # stop_as: what the command gets in place of any signal
 
-# The first signal is passed on, once: torchrun gives up its workers when it is interrupted while it waits for them.
+# The first signal is forwarded, once: torchrun abandons its workers when it is interrupted while it waits for them.
 ask_to_stop() {
     [[ -z $stop_signal ]] || echo 'already stopping: the run ends when its state is saved' >&2
     stop_signal=${stop_signal:-$1}
@@ -81,7 +81,7 @@ pass_on() {
 }
 
 for signal in ${SIGNALS//,/ }; do
-    # shellcheck disable=SC2064  # the signal of now is meant
+    # shellcheck disable=SC2064  # expand the signal now
     trap "ask_to_stop $signal" "$signal"
 done
 
@@ -96,8 +96,8 @@ show_command() {
 
 read_status() { cat -- "$run_directory/STATUS.json" 2>/dev/null || true; }
 
-# run COMMAND...: runs it to its end, whatever signals come, and exits with the run's own code. A dry run prints the
-# environment and the command instead, in a form that a shell takes back.
+# run COMMAND...: runs it to its end, also when signals come, and exits with the run's exit code. A dry run prints the
+# environment and the command instead, quoted for a shell.
 run() {
     if [[ $dry_run == 1 ]]; then
         show_environment && show_command "$@" && exit 0
@@ -110,13 +110,13 @@ run() {
     child=$!
     set +m
     pass_on # a signal may have come between the last two lines
-    # A signal ends `wait`, not the command; a command that has ended is waited for once more to be forgotten.
+    # A signal ends `wait`, not the command, so that `wait` is called again until the command has ended.
     while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
     exit_as_the_run "$status_before"
 }
 
-# exit_as_the_run STATUS_BEFORE: torchrun flattens every exit code to 1, so the code comes from what rank 0 wrote.
-# What stands there as it stood before the start is an earlier run's.
+# exit_as_the_run STATUS_BEFORE: torchrun replaces every exit code by 1, so that the code is read from STATUS.json. A
+# STATUS.json that has not changed since the start is that of an earlier run.
 exit_as_the_run() {
     local status code=$EXIT_INTERNAL
     status=$(read_status)

@@ -7,7 +7,7 @@
 # --dry-run    checks the run file, prints the environment and the command, and starts nothing (also DSMATH_DRY_RUN=1)
 # ARGUMENT     goes to `dsmath train`
 #
-# Exit codes: 0 done, 70 failed and a restart may help, 75 stopped on a signal and saved: run me again, 78 refused.
+# Exit codes: 0 done, 70 failed and a restart may help, 75 stopped on a signal and saved: run it again, 78 refused.
 
 set -euo pipefail
 launch=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

@@ -1,4 +1,4 @@
-"""Every start of a run, and a stop to restarts that get nowhere."""
+"""The record of a run's starts; restarts that never reach a new checkpoint are refused."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from megatron_dsmath.errors import EXIT_REFUSED, RunError
 from megatron_dsmath.files.atomic_files import append_row
 from megatron_dsmath.training.run_directory import RunDirectory
 
-MOST_RESTARTS = 3  # in a row that end before a new checkpoint (as nvidia-resiliency-ext)
-FAILED = ("failed", "running")  # `running`: killed before it could say more
+MOST_RESTARTS = 3  # in a row that fail before a new checkpoint (as in nvidia-resiliency-ext)
+FAILED = ("failed", "running")  # `running`: killed before it could write how it ended
 
 
 def require_progress(directory: RunDirectory, checkpoint: Path | None) -> None:
-    """Raise RunError where a start and MOST_RESTARTS restarts in a row went on from `checkpoint` and failed.
+    """Raise RunError where a start from `checkpoint` and MOST_RESTARTS restarts in a row failed.
 
-    The refusal ends the row: whoever starts the run again has as many tries anew.
+    The refusal ends the row: after it, the run may be started as many times again.
     """
     failures = _failures_in_a_row(directory, _step_of(checkpoint))
     if failures <= MOST_RESTARTS:
         return
     last = directory.last_status()
     error = RunError(
-        "the run fails again and again before it can save",
+        "the run fails repeatedly before it can save",
         where=directory.root,
         found=f"{failures} starts from step {_step_of(checkpoint)} failed, the last after step {last.get('step')}: "
         f"{last.get('message') or 'killed'}",
         expected=f"a new checkpoint within {MOST_RESTARTS} restarts",
-        fix="correct the cause (logs/ may name it) and start it once more: the count begins anew",
+        fix="correct the cause (logs/ may name it) and start it again: the count begins at 0",
     )
     directory.write_status("refused", EXIT_REFUSED, directory.last_step(), f"{error.what}: {error.found}")
     raise error
 
 
 def begin_attempt(directory: RunDirectory, checkpoint: Path | None) -> None:
-    """Write down a start that goes on from `checkpoint`, and how the one before ended. Raises as `require_progress`."""
+    """Record a start from `checkpoint`, and how the previous start ended. Raises as `require_progress`."""
     require_progress(directory, checkpoint)
     directory.create()
     last = directory.last_status()
@@ -50,7 +50,7 @@ def begin_attempt(directory: RunDirectory, checkpoint: Path | None) -> None:
 
 
 def _failures_in_a_row(directory: RunDirectory, from_step: int) -> int:
-    """How many starts from `from_step` failed one after the other, up to the last one."""
+    """The number of consecutive starts from `from_step`, up to the last one, that failed."""
     if not directory.attempts.exists():
         return 0
     count, ending = 0, directory.state()

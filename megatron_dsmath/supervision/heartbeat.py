@@ -1,4 +1,4 @@
-"""What a rank says of itself while it runs, and which rank hangs by what all of them said last."""
+"""The heartbeats of ranks, and the rank that hangs according to the newest heartbeats of all ranks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from megatron_dsmath.errors import InternalError
 from megatron_dsmath.files.processes import process_start
 from megatron_dsmath.training.rank_progress import RankProgress
 
-OTHERS_NAMED = 8
+MOST_OTHER_RANKS = 8  # listed in the error beside the ranks that hang
 _ENTERED = ("marks", "section", "step", "topology")
-_ENTRY_BYTES = 512  # of one page: a reader sees the old or the new
-Beat = dict[str, Any]
+_ENTRY_BYTES = 512  # within one page: a reader sees the old record or the new one, never a mixture
+Heartbeat = dict[str, Any]
 
 
-def heartbeat(progress: RankProgress, thread: int | None, still_seconds: float, *, answers: bool) -> Beat:
+def heartbeat(progress: RankProgress, thread: int | None, still_seconds: float, *, answers: bool) -> Heartbeat:
     """What this process' main `thread` does now, and for how long it has made no progress.
 
     `answers`: whether this heartbeat answers the call of another rank (`watchdog`).
@@ -35,7 +35,7 @@ def heartbeat(progress: RankProgress, thread: int | None, still_seconds: float, 
         "detail": progress.detail,
         "topology": progress.topology,
         "still_seconds": round(still_seconds, 1),
-        "at": _place(frames),
+        "at": _line_of_package(frames),
         "waits_in": _collective(frames),
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -43,52 +43,52 @@ def heartbeat(progress: RankProgress, thread: int | None, still_seconds: float, 
     }
 
 
-def entry(progress: RankProgress) -> bytes:
+def entered_section(progress: RankProgress) -> bytes:
     """The section that the main thread enters, as one short record that is written in one system call."""
     return json.dumps({name: getattr(progress, name) for name in _ENTERED}).encode().ljust(_ENTRY_BYTES)
 
 
-def brought_up_to(entered: Beat, beat: Beat) -> Beat:
-    """A rank's last heartbeat, or the section that it has entered since."""
+def newest_heartbeat(entered: Heartbeat, beat: Heartbeat) -> Heartbeat:
+    """A rank's last heartbeat, updated with the section that the rank has entered since then."""
     if entered["marks"] <= beat["marks"]:
         return beat
     return {**beat, **entered, "detail": "", "at": "its beginning", "waits_in": None}
 
 
-def verdict(
-    beats: dict[int, Beat], silent: Sequence[int], ranks: int, still_seconds: float, stacks: Path
+def hang_error(
+    beats: dict[int, Heartbeat], silent: Sequence[int], ranks: int, still_seconds: float, stacks: Path
 ) -> InternalError:
-    """Who hangs: ranks that are silent or were never heard of, else the one that is furthest behind.
+    """The error that names the ranks that hang: those without an answer or a heartbeat, else the rank furthest behind.
 
-    Of several that are as far, one that waits in no collective is the one the others wait for.
+    Of several ranks that are equally far, the one that waits in no collective is the one that the others wait for.
     """
-    unheard = [rank for rank in range(ranks) if rank not in beats]
-    suspects = sorted({*silent, *unheard})
-    if not suspects:
+    missing = [rank for rank in range(ranks) if rank not in beats]
+    hanging = sorted({*silent, *missing})
+    if not hanging:
         behind = min((beat["step"], beat["marks"]) for beat in beats.values())
         last = [rank for rank, beat in beats.items() if (beat["step"], beat["marks"]) == behind]
-        suspects = [rank for rank in last if beats[rank]["waits_in"] is None] or last
-    others = [f"rank {rank} {describe(beat)}" for rank, beat in beats.items() if rank not in suspects]
-    named = [f"rank {rank} {_last_word(beats.get(rank), rank in silent)}" for rank in suspects]
+        hanging = [rank for rank in last if beats[rank]["waits_in"] is None] or last
+    others = [f"rank {rank} {describe(beat)}" for rank, beat in beats.items() if rank not in hanging]
+    named = [f"rank {rank} {_describe_hanging(beats.get(rank), rank in silent)}" for rank in hanging]
     return InternalError(
         "a rank hangs",
         where="; ".join(named),
-        found=f"no rank got on for {still_seconds:.0f} s" + (f"; {'; '.join(others[:OTHERS_NAMED])}" if others else ""),
-        expected="guard.setup_timeout_seconds, step_timeout_seconds and save_timeout_seconds say how long it may",
-        fix=f"the Python stacks of every rank are in {stacks}; run it again: it goes on from its newest checkpoint",
+        found="; ".join([f"no rank made progress for {still_seconds:.0f} s", *others[:MOST_OTHER_RANKS]]),
+        expected="progress within guard.setup_timeout_seconds, step_timeout_seconds or save_timeout_seconds",
+        fix=f"the Python stacks of all ranks are in {stacks}; run it again: it continues from its newest checkpoint",
     )
 
 
-def _last_word(beat: Beat | None, is_silent: bool) -> str:
+def _describe_hanging(beat: Heartbeat | None, is_silent: bool) -> str:
     if beat is None:
-        return "was never heard of"
-    return f"no longer runs; {describe(beat)} when it was last heard of" if is_silent else describe(beat)
+        return "never wrote a heartbeat"
+    return f"no longer runs; {describe(beat)} at its last heartbeat" if is_silent else describe(beat)
 
 
-def describe(beat: Beat) -> str:
-    """Where a rank was when it last said so."""
+def describe(beat: Heartbeat) -> str:
+    """The host, process, section and line of a rank at its last heartbeat."""
     coordinates = f"({beat['topology']}) " if beat["topology"] else ""
-    section = {"setup": "in set-up", "end": "at the end"}.get(beat["section"], f"in {beat['section']}")
+    section = {"setup": "in setup", "end": "at the end"}.get(beat["section"], f"in {beat['section']}")
     step = f" after step {beat['step']}" if beat["section"] != "setup" else ""
     detail = f", {beat['detail']}" if beat["detail"] else ""
     waits = f", waits in {beat['waits_in']}" if beat["waits_in"] else ""
@@ -104,8 +104,8 @@ def _stack(frame: FrameType | None) -> list[tuple[str, int, str]]:
     return frames
 
 
-def _place(frames: Sequence[tuple[str, int, str]]) -> str:
-    """The innermost line of this package; what answers for CUDA on a CPU is within every call of torch."""
+def _line_of_package(frames: Sequence[tuple[str, int, str]]) -> str:
+    """The innermost line of this package; parallel/cpu.py is left out, since every call of torch passes through it."""
     package = str(Path(__file__).parents[1])
     for file, line, function in frames:
         if file.startswith(package) and not file.endswith("/parallel/cpu.py"):
@@ -114,6 +114,6 @@ def _place(frames: Sequence[tuple[str, int, str]]) -> str:
 
 
 def _collective(frames: Sequence[tuple[str, int, str]]) -> str | None:
-    """What of torch.distributed the innermost frames are in, if they are in it."""
+    """The function of torch.distributed that the innermost frames are in; None if they are not in one."""
     inner = [function for file, _, function in frames[:4] if "/torch/distributed/" in file]
     return inner[-1] if inner else None

@@ -1,4 +1,4 @@
-"""`--nproc N`: N ranks on this machine, started, watched and ended together. Imports no torch."""
+"""Starts, watches and ends the N ranks of `--nproc N` on this machine, without torch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_dsmath.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_REFUSED, EXIT_STOPPED
 from megatron_dsmath.files.processes import STOP_SIGNALS, handle_stop_signals, stop_signals_blocked
 
-PARENT = "DSMATH_PARENT"  # the process whose end is the end of its ranks
-GRACE_SECONDS = 20.0  # for the others to notice that a rank is gone and to say so
+PARENT = "DSMATH_PARENT"  # the id of the process that starts the ranks; they die with it
+GRACE_SECONDS = 20.0  # for the other ranks to report that a rank has ended
 
 
 def run_ranks(arguments: Sequence[str], ranks: int) -> int:
     """Run `python -m megatron_dsmath ARGUMENTS` in `ranks` processes of one world; returns their common exit code.
 
-    Signals that ask to stop reach every rank. When one rank fails, the others are ended.
+    Stop signals are forwarded to every rank. When one rank fails, the others are killed after GRACE_SECONDS.
     """
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, _frame: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
     with tempfile.TemporaryDirectory(prefix="dsmath-") as folder:
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // ranks))
         common = {
@@ -34,16 +41,15 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
             "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         }
         command = [sys.executable, "-m", "megatron_dsmath", *arguments]
-        processes: list[subprocess.Popen[bytes]] = []
         handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        handle_stop_signals(_forward_to(processes))
+        handle_stop_signals(forward)
         try:
             with stop_signals_blocked():
                 for rank in range(ranks):
                     environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    # In sessions of their own: Ctrl-C reaches the ranks once, through us.
+                    # With a session for each rank, Ctrl-C reaches the ranks once, through this process.
                     processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
-            return _wait(processes)
+            return _wait_for_all(processes)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -52,21 +58,12 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
                     process.kill()
 
 
-def _forward_to(processes: Sequence[subprocess.Popen[bytes]]) -> Callable[[int, object], None]:
-    def forward(number: int, _frame: object) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    return forward
-
-
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     deadline: float | None = None
-    named: set[int] = set()
+    reported: set[int] = set()
     while True:
         codes = [process.poll() for process in processes]
-        _name_killed(codes, named)
+        _report_killed(codes, reported)
         if deadline is None and not {None, EXIT_DONE, EXIT_STOPPED}.issuperset(codes):
             deadline = time.monotonic() + GRACE_SECONDS
         if None not in codes:
@@ -79,16 +76,16 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
         time.sleep(0.05)
 
 
-def _name_killed(codes: Sequence[int | None], named: set[int]) -> None:
+def _report_killed(codes: Sequence[int | None], reported: set[int]) -> None:
     for rank, code in enumerate(codes):
-        if code is not None and code < 0 and rank not in named:
-            named.add(rank)
-            advice = " (by the system, if memory ran out)" if code == -signal.SIGKILL else ""
-            print(f"rank {rank} was killed by {signal.Signals(-code).name}{advice}", file=sys.stderr)
+        if code is not None and code < 0 and rank not in reported:
+            reported.add(rank)
+            cause = " (by the system, if the machine is out of memory)" if code == -signal.SIGKILL else ""
+            print(f"rank {rank} was killed by {signal.Signals(-code).name}{cause}", file=sys.stderr)
 
 
 def _common_code(codes: Sequence[int | None]) -> int:
-    # A refusal cannot be helped by a restart, whatever became of the ranks that waited for the one that refused.
+    # One rank's refusal decides: a restart cannot help, however the ranks that waited for it ended.
     for code in (EXIT_REFUSED, EXIT_INTERNAL, EXIT_STOPPED):
         if code in codes:
             return code

@@ -1,7 +1,8 @@
-"""One job at a time writes a directory: a run's, or an evaluation's.
+"""Locks the directory of a run or an evaluation, so that one job at a time writes to it.
 
-On one machine the system's lock decides: it goes with its process, however that ends. Between machines, whose systems
-may not share locks, a lease does: the owner touches the file, and one that does not is dead. Clocks are not compared.
+On one machine the system's file lock decides; it ends with its process. Machines may not share file locks, so that
+between them a lease decides: the owner touches the file regularly, and an owner that does not is dead. The clocks of
+the machines are not compared.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from megatron_dsmath.errors import RunError
 from megatron_dsmath.files.atomic_files import write_error
@@ -24,63 +25,55 @@ from megatron_dsmath.training.run_directory import RunDirectory
 
 TOUCH_SECONDS = 5.0
 LEASE_SECONDS = 20.0
-LONG_DEAD_SECONDS = 3600.0  # no clocks differ by that much: nothing to wait for
+LONG_DEAD_SECONDS = 3600.0  # more than clocks differ: such an owner is dead without waiting for a lease
 
 Owner = dict[str, Any]
 
 
-class Kind(NamedTuple):
-    """What is written into a directory, and how it is told to go elsewhere."""
-
-    name: str
-    elsewhere: str
-
-
-RUN = Kind("run", "set output to another directory")
-EVALUATION = Kind("evaluation", "name another --out")
+_OTHER_DIRECTORY = {"run": "set output to another directory", "evaluation": "set --out to another directory"}
 
 
 def require_free(directory: RunDirectory) -> None:
-    """Raise RunError, naming the owner, where a living job holds the directory; writes nothing."""
+    """Raise RunError, which names the owner, where a running job holds the directory; writes nothing."""
     try:
         descriptor = os.open(directory.lock, os.O_RDWR)
-    except OSError:  # no such file, or one that is not ours to write: then taking it says so
+    except OSError:  # there is no lock, or `hold_run` raises the error
         return
     try:
-        _require_dead(directory.lock, descriptor, RUN)
+        _require_dead(directory.lock, descriptor, "run")
     finally:
         os.close(descriptor)
 
 
 @contextmanager
 def hold_run(directory: RunDirectory) -> Iterator[None]:
-    """Hold the directory. Raises RunError where a living job has it, OutputError where it cannot be written."""
+    """Lock the directory. Raises RunError where a running job has it, OutputError where it cannot be written."""
     require_free(directory)
     directory.create()
-    with _hold(directory.lock, RUN):
+    with _hold(directory.lock, "run"):
         yield
 
 
 @contextmanager
 def hold_evaluation(folder: Path) -> Iterator[None]:
-    """Hold the directory of an evaluation, and make it where it is not there; raises what `hold_run` does."""
+    """Create the directory of an evaluation if needed, and lock it. Raises as `hold_run`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(folder, error) from error
-    with _hold(folder / "LOCK", EVALUATION):
+    with _hold(folder / "LOCK", "evaluation"):
         yield
 
 
 @contextmanager
-def _hold(file: Path, kind: Kind) -> Iterator[None]:
+def _hold(file: Path, kind: str) -> Iterator[None]:
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise write_error(file, error) from error
     try:
         _require_dead(file, descriptor, kind)
-        _write(descriptor, json.dumps(_ourselves()) + "\n")
+        _write(descriptor, json.dumps(_this_process()) + "\n")
         released = threading.Event()
         threading.Thread(target=_touch, args=(descriptor, released), name="lease", daemon=True).start()
         try:
@@ -93,15 +86,15 @@ def _hold(file: Path, kind: Kind) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _require_dead(file: Path, descriptor: int, kind: Kind) -> None:
-    is_ours = _lock(descriptor)
+def _require_dead(file: Path, descriptor: int, kind: str) -> None:
+    has_lock = _lock(descriptor)
     owner = _read(file)
-    if is_ours is False or (owner is not None and _lives(file, owner, is_locked=bool(is_ours))):
+    if has_lock is False or (owner is not None and _is_alive(file, owner, has_lock=bool(has_lock))):
         raise _directory_is_held(file, owner or {}, kind)
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Whether the system's lock is ours now; None where the file system has none."""
+    """Whether this process has the system's lock now; None where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -111,10 +104,10 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
-def _lives(file: Path, owner: Owner, *, is_locked: bool) -> bool:
-    """Whether an owner that did not say goodbye is still there, though the system's lock did not tell."""
+def _is_alive(file: Path, owner: Owner, *, has_lock: bool) -> bool:
+    """Whether the owner that the file names is alive, where the system's lock does not decide."""
     if owner.get("host") == socket.gethostname():
-        return not is_locked and owner.get("process_start") == process_start(int(owner.get("pid", 0)))
+        return not has_lock and owner.get("process_start") == process_start(int(owner.get("pid", 0)))
     touched = file.stat().st_mtime_ns
     if abs(time.time() - touched / 1e9) > LONG_DEAD_SECONDS:
         return False
@@ -126,7 +119,7 @@ def _lives(file: Path, owner: Owner, *, is_locked: bool) -> bool:
     return False
 
 
-def _ourselves() -> Owner:
+def _this_process() -> Owner:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -136,20 +129,20 @@ def _ourselves() -> Owner:
     }
 
 
-def _directory_is_held(file: Path, owner: Owner, kind: Kind) -> RunError:
+def _directory_is_held(file: Path, owner: Owner, kind: str) -> RunError:
     job = f", SLURM job {owner['job']}" if owner.get("job") else ""
     return RunError(
-        f"another job has the {kind.name}'s directory",
+        f"another job has the {kind}'s directory",
         where=file.parent,
         found=f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}{job}, since "
         f"{owner.get('since', 'an unknown time')}",
         expected="one job at a time",
-        fix=f"wait for it or stop it, or {kind.elsewhere}",
+        fix=f"wait for it or stop it, or {_OTHER_DIRECTORY[kind]}",
     )
 
 
 def _read(file: Path) -> Owner | None:
-    """Who wrote the file; None for one that said goodbye."""
+    """The owner that the file names; None where the last owner released it."""
     try:
         owner = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

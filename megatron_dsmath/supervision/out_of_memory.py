@@ -1,4 +1,4 @@
-"""Memory that runs out, of the host or of the device: one clear error in place of whatever the allocator said."""
+"""Reports that the memory of the host or the device is exhausted, as one error in place of the allocator's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.errors import ConfigError, DsmathError, InternalError
 from megatron_dsmath.training.rank_progress import RankProgress
 
-# Of torch's allocator on the host, C++, numpy, the dynamic loader, CUDA and its libraries.
+# Messages of torch's allocator on the host, C++, numpy, the dynamic loader, CUDA and its libraries.
 _SIGNS = re.compile(
     r"can't allocate memory|unable to allocate|bad_alloc|cannot allocate memory|failed to map segment|out of memory|"
     r"_ALLOC_FAILED",
@@ -28,28 +28,28 @@ _MOMENTS = 2
 
 @contextmanager
 def report_out_of_memory(run: RunConfig, progress: RankProgress, rank: int, world_size: int) -> Iterator[None]:
-    """Within, an allocation that fails raises ConfigError: the same start would fail again. Other errors pass.
+    """Raise ConfigError for an allocation that fails within, because the same start would fail again.
 
-    Raises InternalError where a step was done before: then something else on the machine has taken the memory.
+    Raises InternalError where a step was done before: another process has taken the memory. Other errors pass.
     """
     try:
         yield
     except DsmathError:
         raise
     except BaseException as error:
-        if not _ran_out(error):
+        if not _is_out_of_memory(error):
             raise
         on_device = type(error).__name__ == "OutOfMemoryError"
         asked = _ASKED.search(str(error))
-        traceback.clear_frames(error.__traceback__)  # which hold what was computed so far
+        traceback.clear_frames(error.__traceback__)  # their locals hold tensors
         size = asked.group(1) if asked else "memory"
         raise _error(run, progress, rank, world_size, size, on_device) from None
 
 
-def _ran_out(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    # torch.OutOfMemoryError is a RuntimeError, and so is what its allocator on the host raises.
+    # torch.OutOfMemoryError is a RuntimeError, as is the error of torch's allocator on the host.
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError | ImportError) and _SIGNS.search(str(error)) is not None
     )
@@ -64,18 +64,18 @@ def _error(
     device = "device" if on_device else "host"
     facts = {
         "where": ", ".join(filter(None, where)),
-        "found": f"{asked} asked for; {_device_room() if on_device else _host_room()}",
-        "expected": f"room for what this rank holds, about: {_needs(run, world_size)}",
+        "found": f"{asked} requested; {_device_memory() if on_device else _host_memory()}",
+        "expected": f"memory for this rank, about: {_required_memory(run, world_size)}",
     }
-    knobs = _knobs(run, on_device)
+    fix = _remedies(run, on_device)
     if progress.median_step_seconds is None:
-        return ConfigError(f"the {device}'s memory runs out", **facts, fix=knobs)
-    again = "steps were done before with what there was: see what else runs there, and run it again; or "
-    return InternalError(f"the {device}'s memory runs out", **facts, fix=again + knobs)
+        return ConfigError(f"the {device} is out of memory", **facts, fix=fix)
+    fix = f"earlier steps had enough memory: check which other processes use it, and run it again; or {fix}"
+    return InternalError(f"the {device} is out of memory", **facts, fix=fix)
 
 
-def _needs(run: RunConfig, world_size: int) -> str:
-    """The sizes that follow from the run file, in the order in which they come to be."""
+def _required_memory(run: RunConfig, world_size: int) -> str:
+    """The sizes that follow from the run file, in the order of their allocation."""
     parallel, model = run.parallel, run.model
     parameters = model.parameters // parallel.model_size
     data_size = max(1, world_size // parallel.model_size)
@@ -93,40 +93,41 @@ def _needs(run: RunConfig, world_size: int) -> str:
     return ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items()) + ", and its activations"
 
 
-def _knobs(run: RunConfig, on_device: bool) -> str:
-    """What to turn, in the order of what it costs; a knob that is at its end is left out."""
+def _remedies(run: RunConfig, on_device: bool) -> str:
+    """Changes of the run file that save memory, cheapest first, without those that are made already."""
     parallel = run.parallel
-    knobs = []
+    remedies = []
     if parallel.microbatch_sequences > 1:
-        knobs.append(f"lower parallel.microbatch_sequences ({parallel.microbatch_sequences})")
+        remedies.append(f"lower parallel.microbatch_sequences ({parallel.microbatch_sequences})")
     if parallel.recompute != "full":
-        knobs.append(f"set parallel.recompute to {'selective or ' * (parallel.recompute == 'none')}full")
+        remedies.append(f"set parallel.recompute to {'selective or ' * (parallel.recompute == 'none')}full")
     if not parallel.distributed_optimizer:
-        knobs.append("set parallel.distributed_optimizer: true")
-    knobs.append(f"raise parallel.tensor ({parallel.tensor}) or parallel.pipeline ({parallel.pipeline})")
-    knobs.append("use more ranks" if on_device else "start fewer ranks on a machine")
-    return ", then ".join(knobs)
+        remedies.append("set parallel.distributed_optimizer: true")
+    remedies.append(f"raise parallel.tensor ({parallel.tensor}) or parallel.pipeline ({parallel.pipeline})")
+    remedies.append("use more ranks" if on_device else "start fewer ranks per machine")
+    return ", then ".join(remedies)
 
 
-def _host_room() -> str:
-    """What the system lets this process have, and what it has left."""
+def _host_memory() -> str:
+    """The memory that is available on this machine, and the limit of this process."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    held, left = _kilobytes("/proc/self/status", "VmSize"), _kilobytes("/proc/meminfo", "MemAvailable")
-    room = [] if left is None else [f"{_bytes(left)} of the machine's memory available"]
+    held, left = _proc_bytes("/proc/self/status", "VmSize"), _proc_bytes("/proc/meminfo", "MemAvailable")
+    facts = [] if left is None else [f"{_bytes(left)} of the machine's memory available"]
     if limit != resource.RLIM_INFINITY:
-        room.append(f"a limit of {_bytes(limit)} of addresses (ulimit -v)")
-        room += [] if held is None else [f"{_bytes(held)} of them held"]
-    return ", ".join(room) or "how much there is, this system does not say"
+        facts.append(f"an address space limit of {_bytes(limit)} (ulimit -v)")
+        facts += [] if held is None else [f"{_bytes(held)} of it used"]
+    return ", ".join(facts) or "this system does not report its memory"
 
 
-def _device_room() -> str:
-    torch = sys.modules["torch"]  # whose error this is
-    free, whole = torch.cuda.mem_get_info()
-    return f"{_bytes(free)} of the device's {_bytes(whole)} free, {_bytes(torch.cuda.memory_allocated())} held here"
+def _device_memory() -> str:
+    torch = sys.modules["torch"]  # it has raised the error
+    free, total = torch.cuda.mem_get_info()
+    own = torch.cuda.memory_allocated()
+    return f"{_bytes(free)} of the device's {_bytes(total)} free, {_bytes(own)} used by this rank"
 
 
-def _kilobytes(file: str, name: str) -> int | None:
-    """A line of Linux's tables, in bytes."""
+def _proc_bytes(file: str, name: str) -> int | None:
+    """The entry `name` of a file of /proc, in bytes; None where there is none."""
     path = Path(file)
     for line in path.read_text(encoding="ascii", errors="replace").splitlines() if path.exists() else ():
         if line.startswith(f"{name}:"):

@@ -1,4 +1,11 @@
-"""A wish to stop: signals set a flag, all ranks agree on it after a step, the loop saves and leaves with 75."""
+"""What a rank does at SIGTERM and the other signals that ask a run to stop.
+
+1. The signal sets a flag (`StopRequest`). It interrupts nothing.
+2. After each step, all ranks agree whether the flag is set on any of them (`training.train`).
+3. If so, they save a checkpoint of that step, and `train` returns the state.
+4. Rank 0 writes `stopped` to STATUS.json, and all ranks exit with 75 (`supervision.start`).
+5. The same command continues from that checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +16,13 @@ from megatron_dsmath.files.processes import handle_stop_signals
 
 
 class StopRequest:
-    """Remembers that a signal came; a second one changes nothing."""
+    """A flag that a signal sets; more signals change nothing."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
 
     def listen(self) -> None:
-        """Take over the signals by which schedulers and people ask a run to stop."""
+        """Handle the signals by which schedulers and users ask a run to stop."""
         handle_stop_signals(self._remember)
 
     @property

@@ -1,4 +1,4 @@
-"""The microbatches of a rank: drawn from the run's data, then copied to the device as tensors."""
+"""The microbatches of each step: drawn by a thread while the step before is computed, then copied to the device."""
 
 from __future__ import annotations
 
@@ -80,22 +80,6 @@ class StepBatches:
             )
 
         return _Draw(batches, first_sample, self._worker.submit(draw))
-
-
-def validation_batches(job: Job) -> list[DeviceBatch]:
-    """This rank's microbatches of the held-out data."""
-    run, topology = job.run, job.topology
-    drawn = job.batches.validation_batches(
-        run.validation.sequences_per_corpus,
-        run.parallel.microbatch_sequences,
-        topology.data_rank,
-        topology.data_size,
-    )
-    if run.parallel.virtual_stages > 1:
-        # The interleaved schedule takes microbatches in groups of the pipeline's size.
-        padding = [drawn[-1].without_targets()] * (-len(drawn) % topology.pipeline_size)
-        drawn = [*drawn, *padding]
-    return to_device(drawn, run.data, topology.device)
 
 
 def to_device(microbatches: Iterable[Microbatch], data: DataConfig, device: torch.device) -> list[DeviceBatch]:

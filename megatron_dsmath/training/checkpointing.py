@@ -1,4 +1,4 @@
-"""A run's state to a checkpoint and back, on all ranks together."""
+"""Saves the state of a run as a checkpoint, on all ranks together."""
 
 from __future__ import annotations
 
@@ -27,39 +27,6 @@ from megatron_dsmath.training.inputs import STATE_BYTES_PER_PARAMETER, deciding_
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.state import State
 
-Facts = Mapping[str, Any]
-
-
-def machine(topology: Topology) -> dict[str, Any]:
-    """Of this process: how it sums, on what."""
-    on_gpu = topology.device.type == "cuda"
-    return {
-        "threads": torch.get_num_threads(),
-        "processor": _processor(),
-        "device": torch.cuda.get_device_name(topology.device) if on_gpu else "cpu",
-        "torch": torch.__version__,
-    }
-
-
-def resume_differences(before: Facts, now: Facts) -> list[str]:
-    """What is not as it was, as people read it: `threads 2 then, 1 now`."""
-    names = [name for name in now if before.get(name) != now[name]]
-    return [f"{name} {_shown(before.get(name))} then, {_shown(now[name])} now" for name in names]
-
-
-def _shown(value: Any) -> str:
-    return "unknown" if value is None else str(value)
-
-
-@cache
-def _processor() -> str:
-    """The model, and the instructions that torch chose for it."""
-    described = Path("/proc/cpuinfo")  # Linux; `platform` knows no model there
-    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{(models or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
-
-
 SHARDS, TOKENIZER = "shards", "tokenizer"
 
 
@@ -68,23 +35,23 @@ class _Saving(NamedTuple):
 
     folder: Path
     manifest: Manifest
-    refused: OutputError | None = None  # what this rank was to write beside its writer
-    is_written: bool = False  # by all ranks; what is left is to publish it
+    refused: OutputError | None = None  # the error of a file that this rank writes itself
+    is_written: bool = False  # by all ranks; only publishing is left
 
 
 class Saver:
-    """Saves a run's state, of which the run waits for a copy in memory only; writing is another process' work.
+    """Saves the state of a run: training waits for a copy in memory, and another process writes it to the disk.
 
-    All ranks call every method alike. Older checkpoints go once a newer one is published. What the disk refuses
-    (OutputError, known to every rank some steps later) is told to `report` with the step; it is raised once there are
-    more than `checkpoint.max_failures` in a row, and where the last save of all is one of them.
+    All ranks call every method together, except `is_due` and `is_writing`. Older checkpoints are deleted once a newer
+    one is published. An OutputError of the writer reaches all ranks some steps later. It is passed to `report` with its
+    step. It is raised after more than `checkpoint.max_failures` in a row, and where the last save of the run fails.
     """
 
     def __init__(self, job: Job, report: Callable[[int, OutputError], None]) -> None:
         self._job, self._topology, self._report = job, job.topology, report
-        self._failures: list[OutputError] = []  # since the last checkpoint that was published
+        self._failures: list[OutputError] = []  # since the last published checkpoint
         self._is_first = job.topology.rank == 0
-        self._snapshots: ShardSerializer | None = None
+        self._serializer: ShardSerializer | None = None
         self._writer: BackgroundWriter | None = None
         self._saving: _Saving | None = None
         self._last_save_time = time.monotonic()
@@ -111,11 +78,11 @@ class Saver:
 
     @property
     def size_bytes(self) -> int:
-        """Of this rank's part of the state; 0 before the first save."""
-        return 0 if self._snapshots is None else self._snapshots.size_bytes
+        """The size of this rank's part of the state; 0 before the first save."""
+        return 0 if self._serializer is None else self._serializer.size_bytes
 
     def is_due(self, state: State) -> bool:
-        """Whether this rank is to save the state; the clocks of the ranks may differ, so that all must agree."""
+        """Whether the state is to be saved, by this rank's clock; the ranks must agree on it."""
         settings = self._job.run.checkpoint
         if state.step == self._job.run.schedule.steps:
             return True
@@ -126,15 +93,15 @@ class Saver:
 
     def is_writing(self) -> bool:
         """Whether this rank's writer is still busy with the checkpoint that is being saved."""
-        return self._saving is not None and self._opened()[1].is_busy
+        return self._saving is not None and self._open_writer()[1].is_busy
 
     def save(self, state: State) -> None:
-        """Copy the state and have it written to `checkpoints/step_N`, which is there once it is whole.
+        """Copy the state, and begin to write it to `checkpoints/step_N`, which exists once it is complete.
 
-        Waits for the checkpoint before, if that is still being written, and says so. Raises InternalError where a
-        weight is no number.
+        Waits for the previous checkpoint if it is still being written, and prints that. Raises InternalError where a
+        weight is not finite.
         """
-        self._wait_for_the_one_before(state)
+        self._wait_for_previous(state)
         _require_finite_weights(self._job, state.step)
         self._last_save_time = time.monotonic()
         folder: Path | OutputError = broadcast_object(self._begin(state) if self._is_first else None)
@@ -151,68 +118,20 @@ class Saver:
         if not self._job.run.checkpoint.asynchronous:
             self.finish()
 
+    def finish(self) -> None:
+        """Wait until the save in progress, if there is one, is published or has failed."""
+        while self._saving is not None:
+            self.advance()
+
     def advance(self) -> None:
         """Take the next step of the save in progress, if there is one: publish what is written, or note the result.
 
         Waits for the writers of all ranks. It does not block where no rank's `is_writing` is True.
         """
-        if self._saving is not None:
-            self._advance()
-
-    def finish(self) -> None:
-        """Wait until nothing is left to write or to publish."""
-        while self._saving is not None:
-            self._advance()
-
-    def _begin(self, state: State) -> Path | OutputError:
-        """The directory to fill, made on one rank; or why there can be none."""
-        root, folder = self._job.directory.checkpoints, None
-        try:
-            store.require_space(root, self._job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
-            store.set_aside_damaged(root / f"step_{state.step}")
-            folder = directories.begin(root / f"step_{state.step}")
-            with directories.report_write_errors(folder):
-                fault_point("checkpoint.begun", state.step)
-                (folder / SHARDS).mkdir()
-                (folder / TOKENIZER).mkdir()
-                for file in self._job.tokenizer.files:
-                    shutil.copyfile(file, folder / TOKENIZER / file.name)
-        except OutputError as error:
-            if folder is not None:
-                directories.discard(folder)
-            return error
-        return folder
-
-    def _copy(self, state: State, folder: Path) -> OutputError | None:
-        """Leave the state to this rank's writer; returns why it cannot be written."""
-        snapshots, writer = self._opened()
-        fault_point("checkpoint.copying", state.step)
-        small = snapshots.serialize(writer.memory)
-        fault_point("checkpoint.copied", state.step)
-        present = [f"{SHARDS}/{name}" for name in small]
-        if self._is_first:
-            present += [f"{TOKENIZER}/{file.name}" for file in self._job.tokenizer.files]
-        try:
-            with directories.report_write_errors(folder):
-                for name, content in small.items():
-                    (folder / SHARDS / name).write_bytes(content)
-        except OutputError as error:
-            return error
-        staged = {f"{SHARDS}/{snapshots.file_name}": snapshots.size_bytes}
-        writer.ask("write", folder=str(folder), staged=staged, present=present)
-        return None
-
-    def _opened(self) -> tuple[ShardSerializer, BackgroundWriter]:
-        if self._snapshots is None or self._writer is None:
-            self._snapshots = ShardSerializer(self._job.model_chunks, self._job.optimizer, self._topology)
-            self._writer = BackgroundWriter(max(1, self._snapshots.size_bytes))
-            self._snapshots.prepare(self._writer.memory)
-        return self._snapshots, self._writer
-
-    def _advance(self) -> None:
-        assert self._saving is not None
+        if self._saving is None:
+            return
         folder, manifest, refused, is_written = self._saving
-        _, writer = self._opened()
+        _, writer = self._open_writer()
         answers = gather_objects(writer.answer() if refused is None else Answer(refused=refused), self._topology)
         refusals = [answer.refused for answer in answers if answer.refused is not None]
         if refusals:
@@ -237,8 +156,53 @@ class Saver:
                 sync=[str(self._job.ledger.steps_file)],
             )
 
+    def _begin(self, state: State) -> Path | OutputError:
+        """Make the directory of a checkpoint, on one rank; returns it, or the error where it cannot be made."""
+        root, folder = self._job.directory.checkpoints, None
+        try:
+            store.require_space(root, self._job.run.model.parameters * STATE_BYTES_PER_PARAMETER)
+            store.set_aside_damaged(root / f"step_{state.step}")
+            folder = directories.begin(root / f"step_{state.step}")
+            with directories.report_write_errors(folder):
+                fault_point("checkpoint.begun", state.step)
+                (folder / SHARDS).mkdir()
+                (folder / TOKENIZER).mkdir()
+                for file in self._job.tokenizer.files:
+                    shutil.copyfile(file, folder / TOKENIZER / file.name)
+        except OutputError as error:
+            if folder is not None:
+                directories.discard(folder)
+            return error
+        return folder
+
+    def _copy(self, state: State, folder: Path) -> OutputError | None:
+        """Copy the state for this rank's writer and start it; returns the error where a file cannot be written."""
+        serializer, writer = self._open_writer()
+        fault_point("checkpoint.copying", state.step)
+        small = serializer.serialize(writer.memory)
+        fault_point("checkpoint.copied", state.step)
+        present = [f"{SHARDS}/{name}" for name in small]
+        if self._is_first:
+            present += [f"{TOKENIZER}/{file.name}" for file in self._job.tokenizer.files]
+        try:
+            with directories.report_write_errors(folder):
+                for name, content in small.items():
+                    (folder / SHARDS / name).write_bytes(content)
+        except OutputError as error:
+            return error
+        staged = {f"{SHARDS}/{serializer.file_name}": serializer.size_bytes}
+        writer.ask("write", folder=str(folder), staged=staged, present=present)
+        return None
+
+    def _open_writer(self) -> tuple[ShardSerializer, BackgroundWriter]:
+        if self._serializer is None or self._writer is None:
+            self._serializer = ShardSerializer(self._job.model_chunks, self._job.optimizer, self._topology)
+            self._writer = BackgroundWriter(max(1, self._serializer.size_bytes))
+            self._serializer.prepare(self._writer.memory)
+        return self._serializer, self._writer
+
     def _fail(self, step: int, error: DsmathError) -> None:
-        """The save of `step` came to nothing: go on without it, or raise the error."""
+        """Count the failed save of `step`, and report its error; raise it where the run may not continue."""
         if not isinstance(error, OutputError):
             raise error
         self._failures.append(error)
@@ -246,19 +210,19 @@ class Saver:
             raise error
         self._report(step, error)
 
-    def _wait_for_the_one_before(self, state: State) -> None:
+    def _wait_for_previous(self, state: State) -> None:
         if self._saving is None:
             return
         started, folder = time.monotonic(), self._saving.folder
         self.finish()
         if self._is_first and not self._failures:
-            before = folder.name.partition(".")[0]
+            previous = folder.name.partition(".")[0]
             seconds = time.monotonic() - started
-            print(f"step {state.step} waited {seconds:.1f} s to be saved, until {before} was written", flush=True)
+            print(f"the save of step {state.step} waited {seconds:.1f} s until {previous} was written", flush=True)
 
 
 def _require_finite_weights(job: Job, step: int) -> None:
-    """Raise InternalError on all ranks if a weight is NaN or infinite on any: such a state is not worth saving."""
+    """Raise InternalError on all ranks if a weight is NaN or infinite on any rank."""
     factor = fault_factor("save.weights", step)
     if factor != 1.0:
         job.optimizer.get_parameters()[-1].data.view(-1)[0] *= factor
@@ -266,17 +230,47 @@ def _require_finite_weights(job: Job, step: int) -> None:
     bad = [str(rank) for rank, is_finite in enumerate(are_finite) if not is_finite]
     if bad:
         raise InternalError(
-            "a weight is no number",
+            "a weight is not finite",
             where=f"step {step}, rank {', '.join(bad)}",
-            expected="finite weights: the loss and the gradients were",
-            fix="nothing was saved; run it again: it goes on from its newest checkpoint. If it is the same rank again, "
-            "look at its machine",
+            expected="finite weights, since the loss and the gradients of the step were finite",
+            fix="nothing was saved; run it again: it continues from its newest checkpoint; if the same rank fails "
+            "again, check its machine",
         )
 
 
 def layout(job: Job) -> dict[str, Any]:
-    """How the run's ranks are arranged."""
+    """The layout of the run's ranks, as a manifest records it."""
     return {**job.run.parallel.model_dump(mode="json"), "world_size": job.topology.world_size}
+
+
+def machine(topology: Topology) -> dict[str, Any]:
+    """The properties of this process that change the last bits of sums, as a manifest records them."""
+    on_gpu = topology.device.type == "cuda"
+    return {
+        "threads": torch.get_num_threads(),
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name(topology.device) if on_gpu else "cpu",
+        "torch": torch.__version__,
+    }
+
+
+def resume_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The entries of `now` that differ from those of a manifest, for messages: `threads 2 then, 1 now`."""
+
+    def text(value: Any) -> str:
+        return "unknown" if value is None else str(value)
+
+    names = [name for name in now if before.get(name) != now[name]]
+    return [f"{name} {text(before.get(name))} then, {text(now[name])} now" for name in names]
+
+
+@cache
+def _processor() -> str:
+    """The model of the processor, and the instruction set that torch uses on it."""
+    file = Path("/proc/cpuinfo")  # on Linux, `platform` does not know the model
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(models or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _manifest(job: Job, state: State) -> Manifest:

@@ -1,7 +1,7 @@
-"""Problems answered by the model as it stands, every so many steps.
+"""Measures the model during a run: its loss on held-out data, and its answers to problems.
 
-Training knows no problems: the command line hands it an `Evaluation`. Each rank holds the whole model for as long as
-its share of the problems takes, so that every layout answers as one process would with a checkpoint of that step.
+The command line passes the problems as an `Evaluation`. Each rank holds all weights while it answers its share of the
+problems, so that every layout gives the answers of one process with that checkpoint.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.model.decoder import gather_weights
 from megatron_dsmath.parallel.collectives import gather_objects
 from megatron_dsmath.parallel.optimizer import gathered_parameters
-from megatron_dsmath.training.batches import validation_batches
+from megatron_dsmath.parallel.pipeline import DeviceBatch
+from megatron_dsmath.training.batches import to_device
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.step import forward
+
+Row = Mapping[str, Any]
+Report = Callable[[int, Sequence[Row]], None]
 
 
 def validate(job: Job) -> dict[str, Any]:
@@ -32,61 +36,73 @@ def validate(job: Job) -> dict[str, Any]:
     with gathered_parameters(job.model_chunks):
         for chunk in job.model_chunks:
             chunk.eval()
-        whole, by_corpus = forward(job, validation_batches(job))
+        whole, by_corpus = forward(job, _validation_batches(job))
         for chunk in job.model_chunks:
             chunk.train()
     loss = job.batches.validation_loss(whole, by_corpus)
     return {"validation_loss": loss, "validation_loss_by_corpus": by_corpus}
 
 
-Row = Mapping[str, Any]
-Report = Callable[[int, Sequence[Row]], None]
+def _validation_batches(job: Job) -> list[DeviceBatch]:
+    """This rank's microbatches of the held-out data."""
+    run, topology = job.run, job.topology
+    drawn = job.batches.validation_batches(
+        run.validation.sequences_per_corpus,
+        run.parallel.microbatch_sequences,
+        topology.data_rank,
+        topology.data_size,
+    )
+    if run.parallel.virtual_stages > 1:
+        # The interleaved schedule takes microbatches in groups of the pipeline's size.
+        padding = [drawn[-1].without_targets()] * (-len(drawn) % topology.pipeline_size)
+        drawn = [*drawn, *padding]
+    return to_device(drawn, run.data, topology.device)
 
 
 class Evaluation(Protocol):
-    """What the command line asks of training (`megatron_dsmath.evaluation.live_evaluation`)."""
+    """An evaluation during training (implemented by `evaluation.live_evaluation`)."""
 
     @property
     def every_steps(self) -> int:
-        """After this many steps, and after the last."""
+        """The number of steps between evaluations; the last step is evaluated too."""
 
     @property
     def flags(self) -> Sequence[str]:
-        """What tells a rank of it that `--nproc` starts."""
+        """The command-line flags that give a rank started by `--nproc` the same evaluation."""
 
     def rows(self, weights: WeightReader, rank: int, ranks: int) -> list[Row]:
-        """This rank's share of the answers, graded, each with its problem's number in `row`. No rank waits here."""
+        """This rank's graded answers, each with its problem's number in `row`. Contains no collective."""
 
     def figures(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """What metrics.jsonl keeps of the rows of all ranks."""
+        """The entries of metrics.jsonl from the rows of all ranks."""
 
 
 class LiveWeights(WeightReader):
-    """The weights as they are after a step, whole on this rank's device."""
+    """All weights of the model after a step, on this rank's device."""
 
     def __init__(self, job: Job) -> None:
-        """All ranks must do this together."""
+        """Gather the weights; a collective of all ranks."""
         self.path, self.model, self.tokenizer_files = job.directory.root, job.run.model, tuple(job.tokenizer.files)
         self.special_token_ids = special_token_ids(self.tokenizer_files)
         with gathered_parameters(job.model_chunks):
             self._tensors = gather_weights(job.model_chunks, job.run.model, job.topology)
 
     def dtype(self, name: str) -> torch.dtype:
-        """What a tensor is trained in."""
+        """The type in which a tensor is trained."""
         return self._tensors[name].dtype
 
     def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
         return self._tensors[name][part]
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._tensors = {}
 
 
 def evaluate(job: Job, evaluation: Evaluation, step: int, report: Report) -> dict[str, Any]:
-    """An evaluation's part of a metrics row; every answer goes to logs/evaluation_step_N.jsonl, and to `report`.
+    """The evaluation entries of a metrics row; writes all answers to logs/evaluation_step_N.jsonl and to `report`.
 
-    One that fails on a rank is said, and has no figures: a sandbox that breaks is no reason to end a run.
+    An evaluation that fails on a rank is printed and has no entries: the run continues.
     """
     weights, topology = LiveWeights(job), job.topology
     found: list[Row] | str

@@ -1,4 +1,4 @@
-"""How much of a run's life was training: from what its directory keeps, so that it survives restarts."""
+"""The share of a run's wall time that was training, computed from its directory and so over all restarts."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from megatron_dsmath.training.run_directory import RunDirectory
 
 @dataclass
 class Goodput:
-    """Sums over all starts of a run so far. Built from its files once; then each step and each save is added."""
+    """Sums over all starts of a run so far; read from its files once, then updated with each step and save."""
 
     first_start_unix: float
     restarts: int = 0
-    """Starts after the first; going back to a checkpoint on a rejected step counts as one."""
+    """Starts after the first; a return to a checkpoint after a rejected step counts as one."""
     lost_steps: int = 0
-    """Steps that a restart did again."""
+    """Steps that a restart trained again."""
     useful_seconds: float = 0.0
-    """Wall time of the steps that stand in metrics.jsonl."""
+    """Wall time of the steps in metrics.jsonl."""
     save_seconds: float = 0.0
-    """Wall time in which training stood still for a save."""
+    """Wall time in which training waited for a save."""
     failed_saves: int = 0
-    """Saves that the disk refused, and after which training went on."""
+    """Saves that failed at the disk, after which training continued."""
 
     @classmethod
     def of(cls, directory: RunDirectory) -> Goodput:
-        """Read it from logs/starts.jsonl, logs/saves.jsonl and metrics.jsonl; a torn line counts for nothing."""
-        starts, saves = list(_rows(directory.logs / "starts.jsonl")), list(_rows(directory.saves))
+        """Read logs/starts.jsonl, logs/saves.jsonl and metrics.jsonl; incomplete lines are ignored."""
+        starts, saves = list(_rows(directory.starts_file)), list(_rows(directory.saves))
         return cls(
             first_start_unix=starts[0]["time_unix"] if starts else time.time(),
             restarts=max(0, len(starts) - 1),
@@ -45,22 +45,22 @@ class Goodput:
         )
 
     def add_step(self, seconds: float) -> None:
-        """One more step, which takes its place in metrics.jsonl."""
+        """Add a step that is written to metrics.jsonl."""
         self.useful_seconds += seconds
 
     def add_save(self, directory: RunDirectory, step: int, seconds: float) -> None:
-        """One more save, written down in logs/saves.jsonl."""
+        """Add a save, and append it to logs/saves.jsonl."""
         self.save_seconds += seconds
         append_row(directory.saves, {"step": step, "seconds": seconds, "time_unix": time.time()})
 
     def add_failed_save(self, directory: RunDirectory, step: int, reason: str) -> None:
-        """One that came to nothing, also written down in logs/saves.jsonl, if the disk takes that much."""
+        """Add a failed save, and append it to logs/saves.jsonl if the disk has room for it."""
         self.failed_saves += 1
         with suppress(OutputError):
             append_row(directory.saves, {"step": step, "failed": reason, "time_unix": time.time()})
 
     def facts(self) -> dict[str, Any]:
-        """As metrics.jsonl and STATUS.json have it; `goodput` is useful over wall time, null before it has any."""
+        """The entries of metrics.jsonl and STATUS.json; `goodput` is useful time over wall time, None before any."""
         wall_seconds = time.time() - self.first_start_unix
         return {
             "goodput": min(1.0, self.useful_seconds / wall_seconds) if wall_seconds > 0 else None,

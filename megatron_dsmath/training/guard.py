@@ -1,6 +1,6 @@
-"""Whether a step is applied, judged before any weight changes; and what the run goes on from where it is not.
+"""Decides whether a step is applied, before any weight changes; a rejected step is skipped, rewound or stops the run.
 
-Everything here is decided from numbers that all ranks have agreed on, so that all decide alike.
+All decisions depend only on numbers that are equal on all ranks, so that all ranks decide alike.
 """
 
 from __future__ import annotations
@@ -26,110 +26,101 @@ from megatron_dsmath.training.resuming import restore
 from megatron_dsmath.training.state import SIGMAS, SpikeWindow, State
 from megatron_dsmath.training.step import StepSums
 
-MOST_REJECTIONS = 3  # without getting further: then it is not the data
+MOST_REJECTIONS = 3  # at one step; after that the data is not the cause
 
 
 class Judgement(NamedTuple):
-    """What a step's numbers say of it."""
+    """The decision about a step."""
 
     cause: Literal["non_finite", "spike"] | None
     action: Literal["apply", "stop", "skip", "rewind"]
     sigmas: tuple[float | None, float | None]
     """Of the loss and of the gradient norm, as `SpikeWindow.sigmas`."""
-    memory: SpikeWindow
-    """What to remember once the step is applied, or rejected."""
+    spike_window: SpikeWindow
+    """The window after the step is applied or rejected."""
     computed_again: str | None = None
-    """What came of computing the step once more, where that was done (`training.recomputation`)."""
+    """The result of computing the step a second time, where that was done (`rerun`)."""
 
 
 def judge(guard: GuardConfig, state: State, sums: StepSums) -> Judgement:
-    """Look at the numbers of the step that follows `state`."""
-    numbers = sums.loss, sums.gradient_norm
+    """Decide about the step that follows `state` from its loss and gradient norm."""
+    numbers, window = (sums.loss, sums.gradient_norm), state.spike_window
     if not all(map(math.isfinite, numbers)):
-        memory = state.memory.after_rejection(state.step, spiked=False)
-        return Judgement("non_finite", guard.non_finite, (None, None), memory)
-    sigmas = state.memory.sigmas(*numbers)
+        return Judgement("non_finite", guard.non_finite, (None, None), window.after_rejection(state.step, spiked=False))
+    sigmas = window.sigmas(*numbers)
     if not any(sigma is not None and sigma > SIGMAS for sigma in sigmas):
-        return Judgement(None, "apply", sigmas, state.memory.after_step(*numbers, spiked=False))
+        return Judgement(None, "apply", sigmas, window.after_step(*numbers, spiked=False))
     if guard.spike == "flag":
-        return Judgement("spike", "apply", sigmas, state.memory.after_step(*numbers, spiked=True))
-    return Judgement("spike", guard.spike, sigmas, state.memory.after_rejection(state.step, spiked=True))
+        return Judgement("spike", "apply", sigmas, window.after_step(*numbers, spiked=True))
+    return Judgement("spike", guard.spike, sigmas, window.after_rejection(state.step, spiked=True))
 
 
 def reject_step(job: Job, state: State, batches: Sequence[DeviceBatch], sums: StepSums, judgement: Judgement) -> State:
-    """Write down what was in a rejected step, and return the state to go on from. Raises InternalError to stop."""
-    file = _write_down(job, state, batches, sums, judgement)
-    memory, numbers = judgement.memory, f"loss {sums.loss:g}, gradient norm {sums.gradient_norm:g}"
+    """Write a report of the rejected step, and return the state to continue from. Raises InternalError to stop."""
+    file = _write_report(job, state, batches, sums, judgement)
+    window, numbers = judgement.spike_window, f"loss {sums.loss:g}, gradient norm {sums.gradient_norm:g}"
     numbers += f"; computed again: {judgement.computed_again}"
-    if judgement.action == "stop" or memory.rejected_there > MOST_REJECTIONS:
-        tried = f"; {memory.rejected_there - 1} times passed over already" if memory.rejected_there > 1 else ""
+    if judgement.action == "stop" or window.rejected_there > MOST_REJECTIONS:
+        skipped = f"; data skipped {window.rejected_there - 1} times already" if window.rejected_there > 1 else ""
         raise InternalError(
             "the loss or the gradient is not finite" if judgement.cause == "non_finite" else "the loss spikes",
             where=f"step {state.step + 1}",
-            found=numbers + tried,
+            found=numbers + skipped,
             expected="finite numbers" if judgement.cause == "non_finite" else f"at most {SIGMAS:g} standard deviations",
-            fix=f"the weights are those of step {state.step}, the checkpoints older still: look at {file}, lower the "
-            "learning rate, or pass over such data with guard.non_finite: skip",
+            fix=f"no weight was changed by this step: read {file}, lower the learning rate, or skip such data with "
+            "guard.non_finite: skip",
         )
     if job.topology.rank == 0:
         print(f"step {state.step + 1} is not applied ({judgement.cause}: {numbers}): {judgement.action}", flush=True)
-    return _skip(job, state, memory) if judgement.action == "skip" else _rewind(job, state, memory)
-
-
-def _skip(job: Job, state: State, memory: SpikeWindow) -> State:
-    """The same state but for the data: the samples of the rejected step are passed over."""
-    state = state.passing_over(job.run.schedule.sequences_per_step, memory)
-    _follow(job, state)
+    if judgement.action == "rewind":
+        return _rewind(job, state, window)
+    state = state.skipping(job.run.schedule.sequences_per_step, window)
+    _use_plan(job, state)
     return state
 
 
-def _rewind(job: Job, state: State, memory: SpikeWindow) -> State:
-    """An older checkpoint's state, with the data from there to the rejected step's end passed over."""
+def _rewind(job: Job, state: State, window: SpikeWindow) -> State:
+    """Load an older checkpoint, and return its state with all samples up to the end of the rejected step skipped."""
     step, end_sample = state.step, state.next_sample + job.run.schedule.sequences_per_step
-    checkpoint = broadcast_object(_before(job, step - job.run.guard.rewind_steps) if job.topology.rank == 0 else None)
+    oldest_first = _checkpoints(job, range(step - job.run.guard.rewind_steps + 1)) if job.topology.rank == 0 else []
+    checkpoint = broadcast_object(oldest_first[-1] if oldest_first else None)
     if checkpoint is None:
         raise InternalError(
-            "there is no checkpoint to go back to",
+            "there is no checkpoint to return to",
             where=f"step {step + 1}",
-            expected=f"one of step {step - job.run.guard.rewind_steps} or before (guard.rewind_steps)",
-            fix="raise checkpoint.keep, save more often, or set guard.rewind_steps lower or guard.non_finite: skip",
+            expected=f"one of step {step - job.run.guard.rewind_steps} or earlier (guard.rewind_steps)",
+            fix="raise checkpoint.keep, save more often, lower guard.rewind_steps, or set guard.non_finite: skip",
         )
     inputs = open_inputs(job.run, checkpoint)
-    old = inputs.state.memory
-    memory = replace(memory, losses=old.losses, gradient_norms=old.gradient_norms)
-    job.start = inputs.state.passing_over(end_sample - inputs.state.next_sample, memory)
+    old = inputs.state.spike_window
+    window = replace(window, losses=old.losses, gradient_norms=old.gradient_norms)
+    job.start = inputs.state.skipping(end_sample - inputs.state.next_sample, window)
     job.batches = inputs.batches
-    _follow(job, job.start)
+    _use_plan(job, job.start)
     state = restore(job, checkpoint)
-    if job.topology.rank == 0:  # now that the older one is verified and loaded
+    if job.topology.rank == 0:  # only after the older checkpoint is verified and loaded
         for path in _checkpoints(job, range(state.step + 1, step + 1)):
             with directories.report_write_errors(path):
                 directories.delete(path)
     return state
 
 
-def _follow(job: Job, state: State) -> None:
-    """Read by the plan of `state` from now on, and say so in the ledger."""
+def _use_plan(job: Job, state: State) -> None:
+    """Draw batches from the plan of `state` from now on, and write the plan to the ledger."""
     assert state.plan is not None
     job.batches = job.batches.with_plan(state.plan)
     if job.topology.rank == 0:
         job.ledger.write_plan(state.plan)
 
 
-def _before(job: Job, step: int) -> Path | None:
-    """The newest whole checkpoint of `step` or before."""
-    older = _checkpoints(job, range(step + 1))
-    return older[-1] if older else None
-
-
 def _checkpoints(job: Job, steps: range) -> list[Path]:
-    """The whole checkpoints of these steps, oldest first."""
+    """The complete checkpoints of these steps, oldest first."""
     rows = store.listing(job.directory.checkpoints)
     return [Path(row["path"]) for row in rows if row["problem"] is None and row["step"] in steps]
 
 
-def _write_down(job: Job, state: State, batches: Sequence[DeviceBatch], sums: StepSums, judgement: Judgement) -> Path:
-    """`logs/rejected_step_N_sample_M.json`: the numbers, who saw them first, and every document of the batch."""
+def _write_report(job: Job, state: State, batches: Sequence[DeviceBatch], sums: StepSums, judgement: Judgement) -> Path:
+    """Write `logs/rejected_step_N_sample_M.json`: the numbers, the ranks that had them first, and all documents."""
     bad_samples = [
         sample
         for batch, report in zip(batches, sums.reports, strict=False)
@@ -165,7 +156,7 @@ def _write_down(job: Job, state: State, batches: Sequence[DeviceBatch], sums: St
 
 
 def _bad_gradient(job: Job) -> str | None:
-    """The first weight whose gradient on this rank, after it was summed over the copies, is no number."""
+    """The first weight whose gradient is not finite on this rank, after the sum over its copies; None if all are."""
     for name, tensor in decoder.named_parameters(job.model_chunks):
         if not bool(tensor.main_grad.isfinite().all()):  # type: ignore[attr-defined]
             return name
@@ -173,5 +164,5 @@ def _bad_gradient(job: Job) -> str | None:
 
 
 def _json_number(value: float | None) -> float | str | None:
-    """JSON has no NaN and no infinity."""
+    """The value, as text where it is NaN or infinite: JSON has neither."""
     return value if value is None or math.isfinite(value) else str(value)

@@ -1,8 +1,7 @@
-"""What a run reads, opened and checked without torch: `dsmath train` does so once before any process starts."""
+"""The inputs of a run: tokenizer, data and the state of a checkpoint; opened and checked without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,64 +19,14 @@ from megatron_dsmath.training.state import State
 
 TOKENIZER = "data.tokenizer"
 _ABSENT = "absent"
-
-
-def deciding_keys(run: RunConfig) -> dict[str, Any]:
-    """The values that decide which tokens come next, by dotted key; a corpus goes by its name.
-
-    A set of conversations, as the tokenizer, is compared by its content (`data.conversations.plan`).
-    """
-    data = run.data.model_dump(mode="json", exclude={"tokenizer", "corpora", "conversations"})
-    values = {"seed": run.seed, "schedule.sequences_per_step": run.schedule.sequences_per_step}
-    values |= {f"data.{key}": value for key, value in data.items()}
-    for corpus in run.data.corpora:
-        facts = corpus.model_dump(mode="json", exclude={"name", "max_epochs"})  # a limit, not a choice
-        values |= {f"data.corpora.{corpus.name}.{key}": value for key, value in facts.items()}
-    return values
-
-
-def refuse_changes(checkpoint: Path, manifest: Manifest, run: RunConfig, tokenizer_fingerprint: str) -> None:
-    """Raise CheckpointError for each key that differs and is not below one of `checkpoint.allowed_changes`."""
-    before = {TOKENIZER: manifest.tokenizer_fingerprint, **manifest.run}
-    now = {TOKENIZER: tokenizer_fingerprint, **(deciding_keys(run) if manifest.run else {})}
-    allowed = run.checkpoint.allowed_changes
-    refusals = [
-        CheckpointError(
-            f"{key} is not what the run was trained with",
-            where=checkpoint,
-            found=now.get(key, _ABSENT),
-            expected=before.get(key, _ABSENT),
-            fix=f"restore it, or say that the change is meant: --set 'checkpoint.allowed_changes=[{_section(key)}]'",
-        )
-        for key in _differing(before, now)
-        if not _is_allowed(key, allowed)
-    ]
-    raise_all(refusals)
-
-
-def _differing(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    for key in {**before, **now}:
-        if before.get(key, _ABSENT) != now.get(key, _ABSENT):
-            yield key
-
-
-def _section(key: str) -> str:
-    """The key of the run file: a corpus that is new or has another weight is a change of all of them."""
-    return "data.corpora" if key.startswith("data.corpora.") else key
-
-
-def _is_allowed(key: str, allowed: Sequence[str]) -> bool:
-    return _section(key) in allowed
-
-
-STATE_BYTES_PER_PARAMETER = 16  # at most: the weight, its fp32 copy and two moments
+STATE_BYTES_PER_PARAMETER = 16  # at most: a weight of 4 bytes, its fp32 copy and two moments
 
 Resume = Literal["newest", "last-good"]
-"""From which checkpoint a run goes on: the newest, or the newest whose every byte is as it was saved."""
+"""The checkpoint from which a run continues: the newest, or the newest without a damaged byte."""
 
 
 class Inputs(NamedTuple):
-    """The tokenizer, the data it made, and the state from which the run reads on."""
+    """The tokenizer, the data, and the state from which the run continues."""
 
     tokenizer: Tokenizer
     batches: RunBatches
@@ -85,18 +34,18 @@ class Inputs(NamedTuple):
 
 
 def open_inputs(run: RunConfig, checkpoint: Path | None) -> Inputs:
-    """Open all that a run reads when it starts, or goes on after `checkpoint`, and plan it.
+    """Open the tokenizer and the data of a run that starts, or continues from `checkpoint`, and plan its data.
 
-    Raises what is wrong with any of it, as `data.reading.open_batches`, and CheckpointError.
+    Raises TokenizerError, CheckpointError, and as `run_batches.open_batches`.
     """
     tokenizer = load_tokenizer(run.data.tokenizer)
     if tokenizer.vocabulary_size > run.model.vocabulary_size:
         raise TokenizerError(
-            "the tokenizer has more words than the model",
+            "the tokenizer has more tokens than the model's vocabulary",
             where="model.vocabulary_size",
             found=f"{run.model.vocabulary_size}, tokenizer {tokenizer.vocabulary_size}",
-            expected="at least the tokenizer's number of words",
-            fix="name the tokenizer the model was made with, or enlarge model.vocabulary_size",
+            expected="at least the tokenizer's number of tokens",
+            fix="use the tokenizer that the model was trained with, or enlarge model.vocabulary_size",
         )
     state = State() if checkpoint is None else _saved_state(checkpoint, run, tokenizer)
     end_sample = state.next_sample + max(0, run.schedule.steps - state.step) * run.schedule.sequences_per_step
@@ -105,7 +54,7 @@ def open_inputs(run: RunConfig, checkpoint: Path | None) -> Inputs:
 
 
 def require_room(run: RunConfig) -> None:
-    """Raise OutputError unless the disk can take the checkpoints that the run keeps, and one more beside them."""
+    """Raise OutputError unless the disk has room for the checkpoints that the run keeps, and one more."""
     checkpoints, keep = RunDirectory(Path(run.output)).checkpoints, run.checkpoint.keep
     missing = keep + 1 - min(keep, len(store.step_folders(checkpoints)))
     size_bytes = run.model.parameters * STATE_BYTES_PER_PARAMETER
@@ -129,17 +78,55 @@ def _saved_state(checkpoint: Path, run: RunConfig, tokenizer: Tokenizer) -> Stat
             "the run cannot be continued from weights alone",
             where=checkpoint,
             found=f"a checkpoint of the kind {manifest.kind}",
-            expected="one that a run saved",
-            fix="move it elsewhere and name it under model.initial_weights",
+            expected="a checkpoint that a run saved",
+            fix="move it to another directory, and set model.initial_weights to it",
         )
     refuse_changes(checkpoint, manifest, run, tokenizer.fingerprint)
     try:
         return State.from_dict(manifest.state)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            "the checkpoint does not say what its run was reading",
+            "the checkpoint does not hold the state of its run's data",
             where=checkpoint,
             found=str(error).partition("\n")[0],
             expected="the state that this version saves",
-            fix="continue with the version that saved it, or begin a new run from its weights",
+            fix="continue with the version that saved it, or start a new run from its weights",
         ) from None
+
+
+def deciding_keys(run: RunConfig) -> dict[str, Any]:
+    """The values that determine the order of the tokens, by dotted key; a corpus is identified by its name.
+
+    The dataset of conversations and the tokenizer are not included: their content is compared (`conversation_plan`).
+    """
+    data = run.data.model_dump(mode="json", exclude={"tokenizer", "corpora", "conversations"})
+    values = {"seed": run.seed, "schedule.sequences_per_step": run.schedule.sequences_per_step}
+    values |= {f"data.{key}": value for key, value in data.items()}
+    for corpus in run.data.corpora:
+        facts = corpus.model_dump(mode="json", exclude={"name", "max_epochs"})  # a limit, not a choice
+        values |= {f"data.corpora.{corpus.name}.{key}": value for key, value in facts.items()}
+    return values
+
+
+def refuse_changes(checkpoint: Path, manifest: Manifest, run: RunConfig, tokenizer_fingerprint: str) -> None:
+    """Raise CheckpointError for each key that differs and that `checkpoint.allowed_changes` does not list."""
+    before = {TOKENIZER: manifest.tokenizer_fingerprint, **manifest.run}
+    now = {TOKENIZER: tokenizer_fingerprint, **(deciding_keys(run) if manifest.run else {})}
+    allowed = run.checkpoint.allowed_changes
+    refusals = [
+        CheckpointError(
+            f"{key} differs from the value that the run was trained with",
+            where=checkpoint,
+            found=now.get(key, _ABSENT),
+            expected=before.get(key, _ABSENT),
+            fix=f"restore it, or allow the change: --set 'checkpoint.allowed_changes=[{_section(key)}]'",
+        )
+        for key in {**before, **now}
+        if before.get(key, _ABSENT) != now.get(key, _ABSENT) and _section(key) not in allowed
+    ]
+    raise_all(refusals)
+
+
+def _section(key: str) -> str:
+    """The key of the run file; a change of one corpus is a change of `data.corpora`."""
+    return "data.corpora" if key.startswith("data.corpora.") else key

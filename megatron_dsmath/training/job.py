@@ -1,4 +1,4 @@
-"""Everything a run works with, opened in the order in which mistakes are cheapest to find."""
+"""A run that is opened on a rank: tokenizer, data, model and optimizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from megatron_dsmath.training.state import State
 
 @dataclass
 class Job:
-    """A run, opened on this rank."""
+    """The parts of a run on this rank."""
 
     run: RunConfig
     topology: Topology
@@ -73,7 +73,7 @@ def open_job(
 
 
 def first_weights(run: RunConfig, topology: Topology) -> decoder.WeightSource:
-    """The weights a run starts from: `model.initial_weights`, or drawn from the seed."""
+    """The initial weights of a run: those of `model.initial_weights`, or drawn from the seed."""
     if run.model.initial_weights is None:
         return decoder.WeightsFromSeed(run.model, run.seed)
     weights = open_weights(Path(run.model.initial_weights), topology.rank, topology.world_size)

@@ -1,7 +1,7 @@
-"""A step's result, computed again where that tells a machine's error from the data's; and which rank made the error.
+"""Computes a step, and computes it again where that distinguishes an error of a machine from one of the data.
 
-A step draws no random numbers (the model has no dropout) and changes nothing but gradients until it is applied: the
-same batches and the same weights are the same bits. Where a kernel is not deterministic, that does not hold.
+A step draws no random numbers (the model has no dropout) and changes only gradients until it is applied, so that the
+same batches and weights give the same bits, unless a kernel is not deterministic.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ class Deviation(NamedTuple):
 
     rank: int
     place: str
-    """Its coordinates in the layout; empty for one process alone."""
+    """The rank's coordinates in the layout; empty for a single process."""
     host: str
     first: str
-    """What differs first."""
+    """The first difference."""
     is_own: bool
-    """Computed there; else it may have come from another rank."""
+    """Whether the rank computed the different value; else the value may come from another rank."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The rank in messages, with coordinates and host."""
         return f"rank {self.rank}{f' ({self.place})' if self.place else ''} on {self.host}"
 
 
 def compute_step(job: Job, state: State, batches: Sequence[DeviceBatch]) -> tuple[StepSums, Judgement]:
-    """Compute the step that follows `state`, again where need be; its gradients lie in the optimizer's buffers.
+    """Compute the gradients of the step that follows `state` and decide whether to apply them.
 
-    Raises InternalError on all ranks where no two of three computations agree.
+    A step that would be rejected is computed again, as is every `guard.verify_every_steps`-th step. Raises
+    InternalError on all ranks where no two of three computations agree.
     """
     every = job.run.guard.verify_every_steps
     if every and (state.step + 1) % every == 0:
@@ -52,37 +53,38 @@ def compute_step(job: Job, state: State, batches: Sequence[DeviceBatch]) -> tupl
     judgement = judge(job.run.guard, state, sums)
     if judgement.action == "apply":
         return sums, judgement
-    return _second_opinion(job, state, batches, sums)
+    return _computed_again(job, state, batches, sums)
 
 
 def _verified(job: Job, state: State, batches: Sequence[DeviceBatch]) -> tuple[StepSums, Judgement]:
-    """The result that two computations agree on, bit for bit; a third decides where the first two do not."""
+    """Compute the step twice, and a third time where the results differ; returns the result of two of them."""
     _, first = _observed(job, batches)
     sums, second = _observed(job, batches)
     if deviations := _deviations(job, first, second):
         sums, third = _observed(job, batches)
         pairs = [_deviations(job, first, third), _deviations(job, second, third)]
         if all(pairs):
-            raise _no_two_agree(job, state, [deviations, *pairs])
-        _tell(job, state, "transient", deviations)
+            raise _disagreement(job, state, [deviations, *pairs])
+        _report(job, state, "transient", deviations)
     return sums, judge(job.run.guard, state, sums)._replace(computed_again="the same, bit for bit")
 
 
-def _second_opinion(
+def _computed_again(
     job: Job, state: State, batches: Sequence[DeviceBatch], rejected: StepSums
 ) -> tuple[StepSums, Judgement]:
-    """The step once more, whose first result is not to be applied: if the second is, the first was a machine's error.
+    """Compute a step again whose first result was rejected; if the second is not, a machine made an error.
 
-    Nobody had looked at what the ranks exchanged, so that the rank is known only where the others saw nothing.
+    The first computation did not record the ranks' exchanges, so that the rank that made the error is known only where
+    the other ranks have no difference.
     """
     first = _end_results(job, rejected, gradients_are_own=False)
     sums = forward_backward(job, batches)
     judgement = judge(job.run.guard, state, sums)
     deviations = _deviations(job, first, _end_results(job, sums, gradients_are_own=False))
     if judgement.action == "apply":
-        _tell(job, state, "transient", deviations)
+        _report(job, state, "transient", deviations)
         return sums, judgement
-    again = f"as bad, with other bits on {_names(deviations)}" if deviations else "the same, bit for bit"
+    again = f"rejected too, with other bits on {_names(deviations)}" if deviations else "the same, bit for bit"
     return sums, judgement._replace(computed_again=again)
 
 
@@ -93,7 +95,7 @@ def _observed(job: Job, batches: Sequence[DeviceBatch]) -> tuple[StepSums, Excha
 
 
 def _end_results(job: Job, sums: StepSums, *, gradients_are_own: bool) -> Exchanges:
-    """What a computation has come to on this rank: its losses, and the gradients as they are to be applied."""
+    """The results of a computation on this rank: the losses, and the gradients as they would be applied."""
     gradients = [parameter.grad for parameter in job.optimizer.get_parameters() if parameter.grad is not None]
     return read_checksums(
         {
@@ -104,16 +106,16 @@ def _end_results(job: Job, sums: StepSums, *, gradients_are_own: bool) -> Exchan
 
 
 def _deviations(job: Job, one: Exchanges, other: Exchanges) -> list[Deviation]:
-    """The ranks that erred between two computations; where that is not known, all that saw it. The same everywhere."""
+    """The ranks that made an error in one of two computations, or all ranks with a difference if that is unknown."""
     found = first_difference(one, other)
-    place = job.topology
-    here = None if found is None else Deviation(place.rank, place.coordinates, socket.gethostname(), *found)
-    seen = [deviation for deviation in gather_objects(here, place) if deviation is not None]
-    return [deviation for deviation in seen if deviation.is_own] or seen
+    topology = job.topology
+    own = None if found is None else Deviation(topology.rank, topology.coordinates, socket.gethostname(), *found)
+    deviations = [deviation for deviation in gather_objects(own, topology) if deviation is not None]
+    return [deviation for deviation in deviations if deviation.is_own] or deviations
 
 
-def _tell(job: Job, state: State, kind: Literal["transient", "persistent"], deviations: Sequence[Deviation]) -> None:
-    """Write a machine's error down in `logs/wrong_results.jsonl`, and say it."""
+def _report(job: Job, state: State, kind: Literal["transient", "persistent"], deviations: Sequence[Deviation]) -> None:
+    """Write an error of a machine to `logs/wrong_results.jsonl`, and print it."""
     if job.topology.rank:
         return
     file = job.directory.logs / "wrong_results.jsonl"
@@ -121,28 +123,28 @@ def _tell(job: Job, state: State, kind: Literal["transient", "persistent"], devi
     append_row(file, {"time_unix": time.time(), "step": state.step + 1, "kind": kind, "ranks": ranks})
     if kind == "transient":
         print(
-            f"step {state.step + 1}: {_names(deviations)} computed something else once; computed again, the error "
-            f"did not come back, and the run goes on with the right result ({file})",
+            f"step {state.step + 1}: {_names(deviations)} computed a different result once; the step was computed "
+            f"again without the error, and the run continues with that result ({file})",
             flush=True,
         )
 
 
-def _no_two_agree(job: Job, state: State, pairs: Sequence[Sequence[Deviation]]) -> InternalError:
-    """The error to stop with: three computations, three results."""
+def _disagreement(job: Job, state: State, pairs: Sequence[Sequence[Deviation]]) -> InternalError:
+    """The error of three computations with three results."""
     always = set.intersection(*({deviation.rank for deviation in pair} for pair in pairs))
     everyone = {deviation.rank: deviation for pair in pairs for deviation in pair}
     named = [deviation for rank, deviation in sorted(everyone.items()) if rank in always or not always]
-    _tell(job, state, "persistent", named)
+    _report(job, state, "persistent", named)
     return InternalError(
-        "a rank computes wrong results" if always else "ranks compute something else each time",
+        "a rank computes wrong results" if always else "ranks compute different results each time",
         where=f"step {state.step + 1}, {_names(named)}",
-        found=f"three computations from the same weights and data, three results (first in: {named[0].first})",
+        found=f"three computations of the same step gave three results (first difference: {named[0].first})",
         expected="the same bits each time",
-        fix=f"nothing of this step was applied; start it again without {', '.join(sorted({d.host for d in named}))}. "
-        "Where every machine is named so, a kernel there is not deterministic: set guard.verify_every_steps: 0",
+        fix=f"the step was not applied; start the run without {', '.join(sorted({d.host for d in named}))}. If this "
+        "happens on every machine, a kernel is not deterministic: set guard.verify_every_steps: 0",
     )
 
 
 def _names(deviations: Sequence[Deviation]) -> str:
     names = ", ".join(deviation.name for deviation in deviations)
-    return names if all(deviation.is_own for deviation in deviations) else f"{names} (or who handed it to them)"
+    return names if all(deviation.is_own for deviation in deviations) else f"{names} (or a rank that sent it to them)"

@@ -1,4 +1,4 @@
-"""A checkpoint back into a run, on all ranks together."""
+"""Selects the checkpoint from which a run continues, and loads it, on all ranks together."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from megatron_dsmath.training.state import State
 def choose_checkpoint(run: RunConfig, topology: Topology, resume: Resume = "newest") -> Path | None:
     """The checkpoint to resume from, on every rank; None if the run has never saved.
 
-    With `newest` a checkpoint counts as complete if its manifest is valid; with `last-good` all its files must match
-    the manifest, and newer checkpoints are set aside. Rank 0 prints which newer ones are damaged. Raises
-    CheckpointError on all ranks if all are damaged.
+    With `newest` a checkpoint is complete if its manifest is valid. With `last-good` all its files must match the
+    manifest, and newer checkpoints are set aside. Rank 0 prints which newer checkpoints are damaged. Raises
+    CheckpointError on all ranks if all are damaged: a run must not start from scratch over its checkpoints.
     """
 
     def check(folder: Path) -> Manifest:
@@ -38,13 +38,13 @@ def choose_checkpoint(run: RunConfig, topology: Topology, resume: Resume = "newe
     checkpoint, damaged = store.find_newest(folders, check)
     if topology.rank == 0:
         for folder, problem in damaged.items():
-            action = f"set aside as {store.set_aside(folder).name}" if resume == "last-good" else "passed over"
+            action = f"set aside as {store.set_aside(folder).name}" if resume == "last-good" else "not used"
             print(f"{folder} is {action}: {problem.what} ({problem.where}: {problem.found})", flush=True)
     return checkpoint
 
 
 def restore(job: Job, checkpoint: Path | None) -> State:
-    """That checkpoint into the job, or a start at step 0; the run's directory then tells of no step beyond."""
+    """Load the checkpoint, if there is one; returns the state, and removes later steps from the run's directory."""
     state = job.start
     manifest = None if checkpoint is None else _load(job, checkpoint)
     if job.topology.rank == 0:
@@ -55,16 +55,16 @@ def restore(job: Job, checkpoint: Path | None) -> State:
         job.ledger.write_plan(job.batches.plan)
         job.directory.log_start(step=state.step, world_size=job.topology.world_size, rows_done_again=moved)
         if manifest is not None:
-            print(f"continuing after step {state.step} from {checkpoint}{_reservation(job, manifest)}", flush=True)
+            print(f"continuing after step {state.step} from {checkpoint}{_resume_note(job, manifest)}", flush=True)
     return state
 
 
-def _reservation(job: Job, manifest: Manifest) -> str:
-    """What keeps the run from going on bit for bit as if it had never stopped; nothing where all is the same."""
+def _resume_note(job: Job, manifest: Manifest) -> str:
+    """The differences that prevent a bitwise equal continuation, for the message; empty where there are none."""
     before = {**manifest.layout, **manifest.machine, "precision": manifest.precision}
     now = {**layout(job), **machine(job.topology), "precision": job.run.precision}
-    found = resume_differences(before, now)
-    return f"; not bitwise: {', '.join(found)}" if found else ""
+    differences = resume_differences(before, now)
+    return f"; not bitwise: {', '.join(differences)}" if differences else ""
 
 
 def _load(job: Job, folder: Path) -> Manifest:
@@ -76,7 +76,7 @@ def _load(job: Job, folder: Path) -> Manifest:
             "the optimizer's state was saved in another form",
             where=folder,
             found=f"parallel.distributed_optimizer {kinds[0]}",
-            expected=f"{kinds[1]}, as the run file has it",
+            expected=f"{kinds[1]}, as in the run file",
             fix=f"set parallel.distributed_optimizer: {str(kinds[0]).lower()}",
         )
     if not kinds[0] and manifest.precision != job.run.precision:  # the distributed one keeps fp32 in either
@@ -84,34 +84,33 @@ def _load(job: Job, folder: Path) -> Manifest:
             "the optimizer's state was saved in another precision",
             where=folder,
             found=f"precision {manifest.precision}",
-            expected=f"{job.run.precision}, as the run file has it",
-            fix=f"set precision: {manifest.precision}, or name this run under model.initial_weights of a new one",
+            expected=f"{job.run.precision}, as in the run file",
+            fix=f"set precision: {manifest.precision}, or start a new run with model.initial_weights set to this run",
         )
     shards.load(folder / SHARDS, job.model_chunks, job.optimizer)
     return manifest
 
 
 def _verified(folder: Path, topology: Topology) -> Manifest:
-    """The manifest of a checkpoint whose every byte is as it was saved; each rank compares its share of them."""
+    """The manifest of a checkpoint after all its files are verified; each rank reads its share of them."""
     try:
         return _on_all(topology, store.verify, folder, topology.rank, topology.world_size)
     except CheckpointError as error:
         error.fix = (
-            "copy the file again from where it came, or go back to the newest checkpoint that is as it was "
-            "saved: --resume last-good"
+            "copy the file again from its source, or continue from the newest undamaged checkpoint: --resume last-good"
         )
         raise
 
 
 def _on_all(topology: Topology, read: Callable[..., Manifest], *arguments: object) -> Manifest:
-    """What `read` returns; a CheckpointError that it raises on one rank is raised on all."""
-    manifest, problem = None, None
+    """Return what `read` returns; raise a CheckpointError on all ranks if `read` raises it on one."""
+    manifest, own_error = None, None
     try:
         manifest = read(*arguments)
     except CheckpointError as error:
-        problem = error
-    for found in gather_objects(problem, topology):
-        if found is not None:
-            raise found
+        own_error = error
+    for error_of_rank in gather_objects(own_error, topology):
+        if error_of_rank is not None:
+            raise error_of_rank
     assert manifest is not None
     return manifest

@@ -1,4 +1,4 @@
-"""A run's directory: where each file stands, and the two that tell outsiders how the run is doing."""
+"""The directory of a run: its files, its status, and the record of its starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,67 +15,29 @@ from megatron_dsmath.files.atomic_files import append_row, replace_text
 Status = Literal["running", "done", "stopped", "failed", "refused"]
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """Names under `RunConfig.output`; only rank 0 writes here, but for checkpoints and a last word (`training.start`).
+    """The files under `RunConfig.output`, and STATUS.json.
 
-    Whatever cannot be written raises OutputError.
+    Rank 0 writes them, with two exceptions: checkpoints, and the final status, which the first rank that fails writes
+    (`supervision.start`). Methods raise OutputError for files that cannot be written.
     """
 
-    root: Path
-
-    @property
-    def resolved_config(self) -> Path:
-        """The run as it was last started, every value written out."""
-        return self.root / "run.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """A row for each completed step."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def ledger(self) -> Path:
-        """What was read, step by step (`data.ledger`)."""
-        return self.root / "ledger"
-
-    @property
-    def status(self) -> Path:
-        """How the run is doing: launch scripts take their exit code from it."""
-        return self.root / "STATUS.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Holds step_N/."""
-        return self.root / "checkpoints"
-
-    @property
-    def logs(self) -> Path:
-        """Starts of the run, and metrics of steps that a restart did again."""
-        return self.root / "logs"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the job that writes here (`training.lock`)."""
-        return self.root / "LOCK"
-
-    @property
-    def attempts(self) -> Path:
-        """Every start, also one that did not come as far as to continue anything (`training.attempts`)."""
-        return self.logs / "attempts.jsonl"
-
-    @property
-    def saves(self) -> Path:
-        """How long training stood still for each save, and which saves failed."""
-        return self.logs / "saves.jsonl"
-
-    @property
-    def wandb(self) -> Path:
-        """W&B's files and the run's id there."""
-        return self.root / "wandb"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.resolved_config = root / "run.yaml"  # the run as it was last started, with all values
+        self.metrics = root / "metrics.jsonl"  # one row per completed step
+        self.status = root / "STATUS.json"  # the state of the run and its exit code, for launch scripts
+        self.checkpoints = root / "checkpoints"  # step_N/
+        self.ledger = root / "ledger"  # the data of each step (`data.audit.ledger`)
+        self.lock = root / "LOCK"  # held by the job that writes here (`supervision.lock`)
+        self.wandb = root / "wandb"  # the files of W&B, and the id of the run there
+        self.logs = root / "logs"
+        self.starts_file = self.logs / "starts.jsonl"  # starts that came to the first step
+        self.attempts = self.logs / "attempts.jsonl"  # all starts (`supervision.attempts`)
+        self.saves = self.logs / "saves.jsonl"  # how long training waited for each save, and failed saves
 
     def create(self) -> None:
-        """Make the directory; raise OutputError where it cannot be written."""
+        """Create the directory. Raises OutputError where it cannot be written."""
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
@@ -90,35 +51,36 @@ class RunDirectory:
                 "the run's directory cannot be written",
                 where=self.root,
                 found=error.strerror,
-                expected="a directory with room that this user may write",
+                expected="a directory with free space that this user may write",
                 fix="set output: to another directory, or free this one",
             ) from None
 
     def starts(self) -> int:
-        """How often the run was started before."""
-        file = self.logs / "starts.jsonl"
-        return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+        """The number of earlier starts of the run."""
+        return len(self._start_lines())
 
     def killed_after(self) -> int | None:
-        """The last step before the first start that had to do steps again; None where no start had to."""
-        file = self.logs / "starts.jsonl"
-        starts = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+        """The last step before the first start that trained steps again; None where there is none."""
+        starts = map(json.loads, self._start_lines())
         return next((start["step"] + start["rows_done_again"] for start in starts if start["rows_done_again"]), None)
 
+    def _start_lines(self) -> list[str]:
+        return self.starts_file.read_text(encoding="utf-8").splitlines() if self.starts_file.exists() else []
+
     def log_start(self, **facts: Any) -> None:
-        """Remember one start: when, where, and what it continued from."""
+        """Record a start: time, host, process, and `facts`."""
         row = {"time_unix": time.time(), "host": socket.gethostname(), "pid": os.getpid(), **facts}
-        append_row(self.logs / "starts.jsonl", row)
+        append_row(self.starts_file, row)
 
     def last_step(self) -> int:
-        """The step of the last whole row of metrics; 0 where there is none."""
+        """The step of the last complete row of metrics; 0 where there is none."""
         if not self.metrics.exists():
             return 0
         steps = [_step_of(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()[-2:]]
         return int(max((step for step in steps if step != float("inf")), default=0))
 
     def write_status(self, state: Status, exit_code: int | None, step: int, message: str = "", **more: Any) -> None:
-        """Replace STATUS.json; `exit_code` is null while the run goes on."""
+        """Replace STATUS.json; `exit_code` is None while the run continues."""
         facts = {
             "state": state,
             "exit_code": exit_code,
@@ -133,12 +95,12 @@ class RunDirectory:
         replace_text(self.status, json.dumps(facts, indent=1) + "\n")
 
     def state(self) -> Status | None:
-        """What STATUS.json says of the run; None where it was never started."""
+        """The state in STATUS.json; None where the run was never started."""
         state: Status | None = self.last_status().get("state")
         return state
 
     def last_status(self) -> dict[str, Any]:
-        """STATUS.json; empty where the run was never started or the file is no JSON object."""
+        """The entries of STATUS.json; empty where the run was never started or the file is not a JSON object."""
         try:
             status = json.loads(self.status.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -147,7 +109,7 @@ class RunDirectory:
 
 
 def keep_rows_until(file: Path, step: int, rest: Path) -> int:
-    """Move rows past `step`, and a torn last line, to `rest`, so that each step stands once; returns how many."""
+    """Move rows after `step` and incomplete lines to `rest`, so that each step has one row; returns their number."""
     if not file.exists():
         return 0
     kept: list[str] = []

@@ -1,4 +1,4 @@
-"""All that a run is, beside weights and optimizer: small, plain, and in every checkpoint's manifest."""
+"""The state of a run other than weights and optimizer; every checkpoint's manifest holds it."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from megatron_dsmath.data.audit.run_batches import PLAN_ADAPTER
 from megatron_dsmath.data.mixture.run_plan import RunPlan
 
 WINDOW_STEPS = 128
-LEAST_STEPS = 64
-SIGMAS = 6.0
+LEAST_STEPS = 64  # a shorter window gives no standard deviation
+SIGMAS = 6.0  # a loss or gradient norm further above the mean is a spike
 
 
 @dataclass(frozen=True)
 class SpikeWindow:
-    """What the guard knows of the steps before: in every checkpoint, so that a resumed run judges alike."""
+    """The recent losses and gradient norms, and the counts of spikes and rejected steps (`guard`)."""
 
     losses: tuple[float, ...] = ()
     gradient_norms: tuple[float, ...] = ()
     """The last WINDOW_STEPS of each."""
     spikes: int = 0
-    """Steps above the limit since the first."""
+    """Number of spikes since the first step of the run."""
     rejected_steps: int = 0
-    """Steps that were not applied, since the first."""
+    """Number of rejected steps since the first step of the run."""
     rejected_after: int = -1
-    """After how many completed steps the last of them stood."""
+    """Completed steps before the furthest rejected step."""
     rejected_there: int = 0
-    """How many stood there, or before it since then: what was tried without getting further."""
+    """Number of rejections since the run first came to that step; it has not completed the step since then."""
 
     def sigmas(self, loss: float, gradient_norm: float) -> tuple[float | None, float | None]:
-        """Standard deviations above the window's mean, for both; None while the window is too short or constant."""
+        """Standard deviations of each above the window's mean; None while the window is too short or constant."""
         return _sigmas(loss, self.losses), _sigmas(gradient_norm, self.gradient_norms)
 
     def after_step(self, loss: float, gradient_norm: float, spiked: bool) -> SpikeWindow:
-        """Once a step with these numbers is applied."""
+        """The window after a step with these numbers is applied."""
         return replace(
             self,
             losses=(*self.losses, loss)[-WINDOW_STEPS:],
@@ -46,7 +46,7 @@ class SpikeWindow:
         )
 
     def after_rejection(self, step: int, spiked: bool) -> SpikeWindow:
-        """Once the step that follows `step` completed ones was not applied; its numbers are forgotten."""
+        """The window after the step that follows `step` completed steps is rejected; its numbers are not kept."""
         again = step <= self.rejected_after
         return replace(
             self,
@@ -58,7 +58,7 @@ class SpikeWindow:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> SpikeWindow:
-        """As a manifest has it. Raises TypeError for other names."""
+        """Read the entry of a manifest. Raises TypeError for unknown names."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
         }
@@ -75,23 +75,23 @@ def _sigmas(value: float, window: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands between two steps."""
+    """The state of a run between two steps."""
 
     step: int = 0
     """Completed optimizer steps."""
     next_sample: int = 0
-    """The number of the first sample not yet trained on; with the plan the whole state of the data."""
+    """The number of the first sample that is not trained on yet. Together with the plan it is the state of the data."""
     plan: RunPlan | None = None
-    """What the run reads, version by version; None before its first start."""
+    """The plan of the run's data with all its versions; None before the first start."""
     consumed_tokens: int = 0
-    """Tokens trained on, `sequence_length` a sample."""
+    """Tokens trained on, `sequence_length` per sample."""
     tokens_by_corpus: Mapping[str, int] = field(default_factory=dict)
-    """The same by corpus, as they were counted in the loss."""
-    memory: SpikeWindow = field(default_factory=SpikeWindow)
-    """What the guard remembers of the steps before."""
+    """Target tokens of each corpus that were counted in the loss."""
+    spike_window: SpikeWindow = field(default_factory=SpikeWindow)
+    """The numbers of the last steps, with which the guard detects spikes; `memory` in a manifest."""
 
-    def after_step(self, run: RunConfig, tokens_by_corpus: Mapping[str, int], memory: SpikeWindow) -> State:
-        """The state once one more step, with these tokens, is done; `memory` is the guard's after it."""
+    def after_step(self, run: RunConfig, tokens_by_corpus: Mapping[str, int], spike_window: SpikeWindow) -> State:
+        """The state after one more step with these tokens; `spike_window` includes the step."""
         return replace(
             self,
             step=self.step + 1,
@@ -100,22 +100,26 @@ class State:
             tokens_by_corpus={
                 name: tokens + self.tokens_by_corpus.get(name, 0) for name, tokens in tokens_by_corpus.items()
             },
-            memory=memory,
+            spike_window=spike_window,
         )
 
-    def passing_over(self, samples: int, memory: SpikeWindow) -> State:
-        """The state with the next `samples` passed over, which the plan then says; the run gets no shorter."""
+    def skipping(self, samples: int, spike_window: SpikeWindow) -> State:
+        """The state with the next `samples` skipped, which its plan records; the number of steps stays the same."""
         assert self.plan is not None
         plan = self.plan.with_skipped(self.next_sample, samples)
-        return replace(self, next_sample=self.next_sample + samples, plan=plan, memory=memory)
+        return replace(self, next_sample=self.next_sample + samples, plan=plan, spike_window=spike_window)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a manifest."""
-        plan = None if self.plan is None else self.plan.model_dump(mode="json")
-        return {**asdict(replace(self, plan=None)), "plan": plan}
+        """The entries of a manifest."""
+        facts = asdict(replace(self, plan=None))
+        facts["plan"] = None if self.plan is None else self.plan.model_dump(mode="json")
+        facts["memory"] = facts.pop("spike_window")
+        return facts
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> State:
-        """As a manifest has it. Raises ValueError (pydantic's) for a plan that is none."""
+        """Read the entries of a manifest. Raises TypeError for unknown names and ValueError for an invalid plan."""
         plan = PLAN_ADAPTER.validate_python(facts.get("plan"), strict=False)
-        return cls(**{**facts, "plan": plan, "memory": SpikeWindow.from_dict(facts.get("memory", {}))})
+        spike_window = SpikeWindow.from_dict(facts.get("memory", {}))
+        others = {name: value for name, value in facts.items() if name not in ("plan", "memory")}
+        return cls(**others, plan=plan, spike_window=spike_window)

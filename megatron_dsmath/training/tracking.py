@@ -1,4 +1,4 @@
-"""Where a step's numbers go: metrics.jsonl always, the console, and W&B where it is wanted. Rank 0 only."""
+"""Writes the numbers of each step to metrics.jsonl, the console and W&B, on rank 0."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from megatron_dsmath.training.step import StepSums
 from megatron_dsmath.training.weights_and_biases import WeightsAndBiases
 
 Row = dict[str, Any]
-_RARE = ("validation_loss", "evaluation_accuracy")
+_ALWAYS_SHOWN = ("validation_loss", "evaluation_accuracy")
 
 
 class Tracker:
-    """Makes a row of a step and hands it to everyone who keeps or shows it."""
+    """Makes the metrics row of a step, and writes it to every output."""
 
     def __init__(self, job: Job, wandb: WeightsAndBiases | None, progress: Progress | None) -> None:
         self.job, self.wandb, self.progress = job, wandb, progress
@@ -40,8 +40,8 @@ class Tracker:
         self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
     def row(self, state: State, sums: StepSums, judgement: Judgement, learning_rate: float, step_seconds: float) -> Row:
-        """One step as metrics.jsonl has it (`training.metric_names`)."""
-        if state.step != self.next_step:  # the first step, or one after going back to a checkpoint
+        """The row of a step in metrics.jsonl; `metrics.METRICS` describes each entry."""
+        if state.step != self.next_step:  # the first step, or the first after a return to a checkpoint
             self.goodput = self._goodput()
         self.goodput.add_step(step_seconds)
         self.next_step = state.step + 1
@@ -57,8 +57,8 @@ class Tracker:
             "grad_norm": sums.gradient_norm,
             "loss_sigmas": judgement.sigmas[0],
             "grad_norm_sigmas": judgement.sigmas[1],
-            "spikes": state.memory.spikes,
-            "rejected_steps": state.memory.rejected_steps,
+            "spikes": state.spike_window.spikes,
+            "rejected_steps": state.spike_window.rejected_steps,
             "learning_rate": learning_rate,
             "step_seconds": step_seconds,
             "tokens_per_second": tokens_per_second,
@@ -76,7 +76,7 @@ class Tracker:
 
     def _log(self, row: Row) -> None:
         append_row(self.job.directory.metrics, row)
-        if row["step"] % self.job.run.tracking.console_every_steps == 0 or not row.keys().isdisjoint(_RARE):
+        if row["step"] % self.job.run.tracking.console_every_steps == 0 or not row.keys().isdisjoint(_ALWAYS_SHOWN):
             self._show(row)
             self.job.directory.write_status("running", None, row["step"], **self.goodput.facts())
         if self.progress is not None and self.task is not None:
@@ -85,13 +85,13 @@ class Tracker:
             self.wandb.log(row)
 
     def log_problems(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show W&B what the model answered after `step`."""
+        """Send the problems of an evaluation after `step`, and the model's answers, to W&B."""
         if self.wandb is not None:
             self.wandb.log_problems(step, rows)
 
     @contextmanager
     def saving(self, step: int) -> Iterator[None]:
-        """The section in which the state after `step` is saved, and how long training stands still for it."""
+        """The context in which the state after `step` is saved; measures how long training waits for it."""
         self.job.progress.enter("save", step)
         started = time.perf_counter()
         yield
@@ -99,7 +99,7 @@ class Tracker:
             self.goodput.add_save(self.job.directory, step, time.perf_counter() - started)
 
     def save_failed(self, step: int, error: OutputError) -> None:
-        """The state after `step` could not be saved, and the run is not over: say so where people look."""
+        """Report that the state after `step` could not be saved and that the run continues."""
         if self.job.topology.rank:
             return
         reason = f"{error.what} ({error.where}: {error.found})"
@@ -118,7 +118,7 @@ class Tracker:
 
 @contextmanager
 def open_tracker(job: Job, state: State) -> Iterator[Tracker]:
-    """A tracker for the run from `state` on, closed in order whatever happens."""
+    """A tracker for the run from `state` on; closes its outputs at the end, also after an error."""
     if job.topology.rank:
         yield Tracker(job, None, None)
         return
@@ -144,7 +144,7 @@ def open_tracker(job: Job, state: State) -> Iterator[Tracker]:
 def _line(row: Row) -> str:
     validation = f"  validation {row['validation_loss']:.4f}" if "validation_loss" in row else ""
     if "evaluation_accuracy" in row:
-        validation += f"  right {100 * row['evaluation_accuracy']:.1f}%"
+        validation += f"  correct {100 * row['evaluation_accuracy']:.1f}%"
     speed = f"{row['tokens_per_second']:,.0f} tokens/s"
     return f"loss {row['loss']:.4f}{validation}  rate {row['learning_rate']:.2e}  norm {row['grad_norm']:.2f}  {speed}"
 

@@ -58,7 +58,7 @@ def train(
                 continue
             rate = learning_rate(run.schedule, state.step)
             apply_gradients(job.optimizer, sums.gradient_norm, rate, run.optimizer.weight_decay)
-            state = state.after_step(run, sums.tokens_by_corpus, judgement.memory)
+            state = state.after_step(run, sums.tokens_by_corpus, judgement.spike_window)
             job.record_step(state, sums.tokens_hash)
             row = tracker.row(state, sums, judgement, rate, time.perf_counter() - started)
             if run.data.held_out_share and _is_due(run.validation.every_steps, run, state.step):

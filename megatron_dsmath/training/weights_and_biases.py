@@ -1,4 +1,4 @@
-"""W&B, at arm's length: online where a key is found, one run id across restarts, never a reason to stop."""
+"""Logs a run to W&B: online if a key is found, with one run id across restarts. Its errors never stop a run."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.training.metrics import WANDB_NAMES, wandb_names
 from megatron_dsmath.training.run_directory import RunDirectory
 
-LONGEST_FINISH_SECONDS = 20.0  # a stopped run has little time left
+LONGEST_FINISH_SECONDS = 20.0  # a run that is asked to stop has little time left
 PROBLEM_COLUMNS = ("question", "reference", "output", "programs", "verdict")
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 EvaluationRow = Mapping[str, Any]
-"""An answer with its problem and verdict, as `evaluation.rows` writes them."""
+"""An answer with its problem and verdict, as `evaluation.rows` writes it."""
 
 
 class WeightsAndBiases:
-    """One W&B run. The first failure is said once, and W&B is left alone from there on."""
+    """One run at W&B. The first error is printed, and nothing is sent after it."""
 
     def __init__(self, run: Any) -> None:
         self.run = run
 
     @classmethod
     def open(cls, run: RunConfig, directory: RunDirectory) -> WeightsAndBiases | None:
-        """Start or continue the run's record at W&B; None where it is disabled or cannot be had."""
+        """Start or continue a training run at W&B; None where W&B is disabled or fails."""
         settings = run.tracking
         return cls.start(settings.wandb_project, settings.wandb, directory, run.model_dump(mode="json"))
 
     @classmethod
     def start(
-        cls, project: str, wish: Mode, directory: RunDirectory, config: Mapping[str, Any]
+        cls, project: str, requested: Mode, directory: RunDirectory, config: Mapping[str, Any]
     ) -> WeightsAndBiases | None:
-        """The same for whatever has a directory, whose name the record gets."""
-        mode = wandb_mode(wish)
+        """Start or continue the W&B run of a directory, under its name; None where W&B is disabled or fails."""
+        mode = wandb_mode(requested)
         if mode == "disabled":
             return None
         try:
@@ -62,7 +62,7 @@ class WeightsAndBiases:
                 settings=wandb.Settings(silent=True, init_timeout=30),
             )
             record.define_metric("*", step_metric=WANDB_NAMES["consumed_tokens"])
-        except Exception as error:  # a service must not stop a run, whatever it raises
+        except Exception as error:  # no error of the service may stop a run
             print(f"W&B is off for this run: {error}", file=sys.stderr)
             return None
         return cls(record)
@@ -72,11 +72,11 @@ class WeightsAndBiases:
         self._send(row["step"], lambda: wandb_names(row))
 
     def log_problems(self, step: int, rows: Sequence[EvaluationRow]) -> None:
-        """Send what was asked and answered after `step` as a table to look at."""
+        """Send the problems and answers of an evaluation after `step` as a table."""
         self._send(step, lambda: {"eval/problems": _table(rows)})
 
     def log_results(self, results: Mapping[str, Any], rows: Mapping[str, Sequence[EvaluationRow]]) -> None:
-        """Send the numbers of results.json and such a table for each task."""
+        """Send the numbers of results.json, and a table of problems for each task."""
         numbers = {
             f"eval/{task}/{name}": figure
             for task, figures in results["tasks"].items()
@@ -90,26 +90,26 @@ class WeightsAndBiases:
             return
         try:
             self.run.log(values(), step=step)
-        except Exception as error:  # as above
+        except Exception as error:  # as in `start`
             print(f"W&B is off from step {step} on: {error}", file=sys.stderr)
             self.run = None
 
     def close(self) -> None:
-        """Finish the record; one that does not end in time is left behind, for `wandb sync`."""
+        """Finish the W&B run; one that does not finish in time is left for `wandb sync`."""
         if self.run is None:
             return
         finishing = threading.Thread(target=self._finish, args=(self.run,), daemon=True)
         finishing.start()
         finishing.join(LONGEST_FINISH_SECONDS)
         if finishing.is_alive():
-            print(f"W&B did not finish the record within {LONGEST_FINISH_SECONDS:.0f} s", file=sys.stderr)
+            print(f"W&B did not finish the run within {LONGEST_FINISH_SECONDS:.0f} s", file=sys.stderr)
 
     @staticmethod
     def _finish(run: Any) -> None:
         try:
             run.finish()
-        except Exception as error:  # as above
-            print(f"W&B could not finish the record: {error}", file=sys.stderr)
+        except Exception as error:  # as in `start`
+            print(f"W&B could not finish the run: {error}", file=sys.stderr)
 
 
 def _table(rows: Sequence[EvaluationRow]) -> Any:
@@ -119,17 +119,17 @@ def _table(rows: Sequence[EvaluationRow]) -> Any:
 
 
 def _problem(row: EvaluationRow) -> list[str]:
-    """A row under PROBLEM_COLUMNS."""
+    """The cells of a row, in the order of PROBLEM_COLUMNS."""
     programs = [f"{program['program']}\n# {program['verdict']}: {program['stdout']}" for program in row["programs"]]
-    verdict = "right" if row["correct"] else row["note"] or f"wrong: {row['extracted']}"
+    verdict = "correct" if row["correct"] else row["note"] or f"wrong: {row['extracted']}"
     texts = (row["question"], row["reference"], row["output"], "\n\n".join(programs), verdict)
     return [text.encode("utf-8", "backslashreplace").decode() for text in texts]  # a model may write half a character
 
 
-def wandb_mode(wished: Mode) -> Literal["online", "offline", "disabled"]:
-    """`auto` is online where a key is in the environment or in .netrc, else offline."""
-    if wished != "auto":
-        return wished
+def wandb_mode(requested: Mode) -> Literal["online", "offline", "disabled"]:
+    """The mode of W&B: `auto` is online where a key is in the environment or in .netrc, else offline."""
+    if requested != "auto":
+        return requested
     return "online" if os.environ.get("WANDB_API_KEY") or _key_in_netrc() else "offline"
 
 

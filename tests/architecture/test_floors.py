@@ -119,12 +119,10 @@ TESTED_BY = {
     "sandbox.system_calls": "sandbox/test_pool.py",
     "sandbox.fork_server": "sandbox/test_pool.py",
     "supervision.heartbeat": "supervision/test_watchdog.py",
-    "training.inputs": "training/test_changes.py",
     "training.job": "training/test_train.py",
     "training.metrics": "training/test_weights_and_biases.py",
     "training.rank_progress": "supervision/test_watchdog.py",
     "training.resuming": "training/test_resume.py",
-    "training.state": "training/test_spikes.py",
     "training.step": "training/test_train.py",
     "verify_layouts.activation_sums": "verify_layouts/test_verify.py",
 }

@@ -1,4 +1,4 @@
-"""What the campaign prints at its end; `make test-faults` loads this plugin."""
+"""The table that `make test-faults` prints at its end, as a pytest plugin."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _failed: set[str] = set()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Remember the row of each test."""
+    """Record the table's row of each test."""
     _row_of_test.update({item.nodeid: mark.args[0] for item in items for mark in item.iter_markers("fault")})
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Count. A test that has no tally of its own injects one fault."""
+    """Count the faults of a test; a test without a tally injects one."""
     if report.nodeid not in _row_of_test:
         return
     row = _rows[_row_of_test[report.nodeid]]
@@ -39,7 +39,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary() -> None:
-    """The table, and its sum."""
+    """Print the table with its sum."""
     rows = {name: _rows[name] for name in sorted(_rows, key=lambda name: (name[0], int(name[1:])))}
     total = {column: sum(row[column] for row in rows.values()) for column in _COLUMNS}
     lines = [{"row": name, **row, "seconds": round(row["seconds"])} for name, row in {**rows, "all": total}.items()]

@@ -1,4 +1,4 @@
-"""Inputs of the campaign, its undisturbed runs, each trained once, and what a test counts."""
+"""The inputs of the campaign, its undisturbed runs, each trained once, and the counts of a test."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def undisturbed_run(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="session")
 def undisturbed(undisturbed_run: Callable[[str], Path]) -> Bits:
-    """Its bits."""
+    """The results of a layout's undisturbed run (`bits_of`)."""
     return lambda layout: bits_of(undisturbed_run(layout))
 
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """For the closing table."""
+    """The counts of the test, for the table at the end."""
     counts = Tally()
     yield counts
     request.node.user_properties.append(("tally", asdict(counts)))
@@ -50,5 +50,5 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
 
 @pytest.fixture
 def trial(inputs: Path, tmp_path: Path, tally: Tally) -> Callable[..., Trial]:
-    """`trial(layout, **overrides)`: a run to disturb."""
+    """`trial(layout, **overrides)`: a run for faults."""
     return lambda layout, **overrides: Trial(inputs, tmp_path, layout, tally, **overrides)

@@ -1,4 +1,4 @@
-"""One run, disturbed and continued, against the same run that nothing disturbed: bits, not tolerances."""
+"""A run with faults, compared bit for bit with the same run without faults."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ LAYOUTS: dict[str, dict[str, Any]] = {"DP2": {}, "TP2": {"parallel__tensor": 2},
 
 @dataclass
 class Tally:
-    """What the campaign counts."""
+    """The counts of the campaign."""
 
     injected: int = 0
     survived: int = 0
     silent_corruptions: int = 0
-    """Runs and reads that went on over something that is not what was saved."""
+    """Runs and reads that continued with something other than what was saved."""
     lost_checkpoints: int = 0
-    """Published checkpoints that are gone before their time, or no longer what they were."""
+    """Published checkpoints that were deleted too early or changed."""
 
 
 class Trial:
-    """A run of 12 steps in a layout that saves after every third, and what faults do to it."""
+    """A run of 12 steps in a layout, saved after every third step, into which faults are injected."""
 
     def __init__(self, inputs: Path, folder: Path, layout: str, tally: Tally, **overrides: Any) -> None:
         self.output, self.tally = folder / "run", tally
@@ -40,7 +40,7 @@ class Trial:
         self.run_file = write_run_file(inputs, self.output, folder / "run.yaml", **values)
 
     def go(self, fault: str = "") -> Ending:
-        """Start the run, or go on, with a fault or without; published checkpoints must outlive it, untouched."""
+        """Start or continue the run, with a fault or without; published checkpoints must not change."""
         before = self._published()
         ending = run_job(self.run_file, RANKS, fault)
         self.tally.injected += bool(fault)
@@ -56,13 +56,13 @@ class Trial:
         return ending
 
     def ends_like(self, undisturbed: dict[str, Any]) -> None:
-        """Go on without faults; the end must be the undisturbed run's, bit for bit."""
+        """Continue without faults; the end must equal the undisturbed run's, bit for bit."""
         ending = self.go()
         assert ending.codes == [0] * RANKS, ending.said
         self.is_like(undisturbed)
 
     def is_like(self, undisturbed: dict[str, Any]) -> None:
-        """What it has come to must be the undisturbed run's end, bit for bit."""
+        """The end of the run must equal the undisturbed run's, bit for bit."""
         found = bits_of(self.output)
         differing = [name for name in undisturbed if found[name] != undisturbed[name]]
         self.tally.silent_corruptions += bool(differing)
@@ -71,16 +71,16 @@ class Trial:
 
     @property
     def last_step(self) -> int:
-        """Of which there is a row."""
+        """The last step with a row in the metrics."""
         file = self.output / "metrics.jsonl"
         return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
 
     def saved_steps(self) -> list[int]:
-        """Steps of published checkpoints, oldest first."""
+        """The steps of the published checkpoints, oldest first."""
         return sorted(self._published())
 
     def _published(self) -> dict[int, tuple[int, int, dict[str, Any]]]:
-        """Inode, time of writing and hashes of each published checkpoint, all compared with its files."""
+        """Inode, modification time and hashes of each published checkpoint, after it is verified."""
         found = {}
         for folder in (self.output / "checkpoints").glob("step_*"):
             if not folder.name.removeprefix("step_").isdecimal():
@@ -96,7 +96,7 @@ class Trial:
 
 
 def bits_of(output: Path) -> dict[str, Any]:
-    """What two runs have in common that are one: every number of every step, tokens, weights, moments, guard, plan."""
+    """Everything that two equal runs have in common: the numbers of every step, tokens, weights, moments, state."""
     manifest = store.verify(output / "checkpoints" / f"step_{STEPS}")
     return {
         "metrics": numbers_of(rows_of(output)),

@@ -45,7 +45,7 @@ def flipped(content: bytes, draw: random.Random) -> bytes:
     "R6",
     injected="100 random truncations and 100 random bit flips of each kind of file in a checkpoint (10 in CI)",
     where="shards, their description, common state, format, tokenizer, manifest",
-    holds="each is found by the check that precedes the first step, and the message names the file",
+    holds="the check before the first step finds each, and its error names the file",
 )
 @pytest.mark.parametrize("times", [10, pytest.param(100, marks=pytest.mark.long)])
 @pytest.mark.parametrize("damage", [truncated, flipped], ids=lambda damage: damage.__name__)

@@ -1,4 +1,4 @@
-"""A disk that takes no more, or fails: one clear error, and what was saved before is whole."""
+"""A disk that is full or fails: one clear error, and the previous checkpoints are complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.faults.runs import RANKS, Bits, Tally, Trial
 from tests.support.job import run_job
 from tests.training.ranks import read_rows, rows_of, status_of
 
-WRITES = [  # points where the system is asked for something, and the rank that comes by
+WRITES = [  # points before calls of the system, and the rank that reaches them
     *(("checkpoint.begun", 0), ("checkpoint.before_manifest", 0)),
     *((point, rank) for point in ("writer.inside_file", "writer.before_sync") for rank in (0, 1)),
 ]
@@ -35,8 +35,8 @@ def refused_and_continued(trial: Trial, kind: str, point: str, rank: int, undist
     "R4",
     injected="a full disk at every write of a save, on each rank",
     where="DP2, TP2, PP2: the first directory, a file, its fsync, the manifest",
-    holds="one error that names the directory and the bytes free, exit 78 of all ranks, no half-written directory; the "
-    "checkpoint before is whole, and the run goes on from it bit for bit",
+    holds="one error that names the directory and the free bytes, exit code 78 of all ranks, no incomplete directory; "
+    "the previous checkpoint is complete, and the run continues from it bit for bit",
 )
 @pytest.mark.parametrize(
     ("layout", "point", "rank"),
@@ -57,9 +57,9 @@ def test_a_disk_that_is_full(
 
 @pytest.mark.fault(
     "R5",
-    injected="a quota that is used up, a disk that fails (EDQUOT, EIO), at every write of a save",
+    injected="an exceeded quota or a failing disk (EDQUOT, EIO) at every write of a save",
     where="DP2: the same points",
-    holds="as R4, in the system's words",
+    holds="as R4, with the system's message",
 )
 @pytest.mark.parametrize(
     ("kind", "point", "rank"),
@@ -79,10 +79,10 @@ def test_a_disk_that_refuses(kind: str, point: str, rank: int, trial: Callable[.
 
 @pytest.mark.fault(
     "R4",
-    injected="the same where the run file has `checkpoint.max_failures: 1`",
+    injected="a full disk at every write of a save, with `checkpoint.max_failures: 1`",
     where="DP2: the same points; the second save",
-    holds="said once, counted in the metrics, nothing half-written stays, and the run goes on: it ends bit for bit "
-    "like an undisturbed one",
+    holds="the failure is printed once and counted in the metrics, no incomplete directory is left, and the run "
+    "continues: it ends bit for bit like an undisturbed one",
 )
 @pytest.mark.parametrize(
     ("kind", "point", "rank"),
@@ -115,11 +115,11 @@ def test_a_save_that_may_fail(kind: str, point: str, rank: int, trial: Callable[
 
 @pytest.mark.fault(
     "R4",
-    injected="a disk that stays full, where the run file has `checkpoint.max_failures: 1`",
+    injected="a disk that stays full, with `checkpoint.max_failures: 1`",
     where="DP2: a file",
-    holds="one save is passed over, the second in a row ends the run with 78 on all ranks",
+    holds="the run continues after one failed save; the second in a row ends it with 78 on all ranks",
 )
-def test_saves_that_go_on_failing(trial: Callable[..., Trial], tally: Tally) -> None:
+def test_saves_that_fail_again_and_again(trial: Callable[..., Trial], tally: Tally) -> None:
     run = trial("DP2", checkpoint__max_failures=1)
     ending = run_job(run.run_file, RANKS, "full:writer.inside_file:rank=1")
     tally.injected += 1

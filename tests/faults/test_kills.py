@@ -1,4 +1,4 @@
-"""A rank that is killed, anywhere: the job ends soon, and goes on as if nothing had been."""
+"""A rank that is killed at any point: the job ends soon, and continues bit for bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PASSAGES = [(point, rank) for point in IN_A_SAVE for rank in range(RANKS) if not
 
 
 def killed(trial: Trial, point: str, rank: int, save: int) -> None:
-    """A kill at that point of the run's save of that number: of the rank, or of its writer, which the run tells."""
+    """Kill the rank, or its writer, at that point of the run's n-th save; the error names a writer that died."""
     ending = trial.go(f"kill:{point}:rank={rank}:count={save}")
     is_writers = "writer." in point or "before_" in point or "pruning" in point
     assert ending.codes[rank] == (70 if is_writers else -9), ending.said
@@ -37,8 +37,8 @@ def dies_at_a_step(trial: Trial, rank: int, step: int, undisturbed: dict[str, An
     "R1",
     injected="SIGKILL to a rank as a step begins: each rank, each step of 12",
     where="DP2, TP2, PP2: `step.begin`",
-    holds="the other rank ends with 70 within 5 s; started again, the run ends bit for bit like one that nothing "
-    "disturbed: metrics, tokens, weights, moments",
+    holds="the other rank ends with 70 within 5 s; started again, the run ends bit for bit like an undisturbed one: "
+    "metrics, tokens, weights, moments",
 )
 @pytest.mark.parametrize(("layout", "rank", "step"), [("DP2", 1, 7), ("TP2", 0, 2), ("PP2", 1, 11)])
 def test_a_rank_killed_at_a_step(
@@ -61,14 +61,14 @@ def test_each_rank_killed_at_each_step(
 @pytest.mark.long
 @pytest.mark.fault(
     "R1",
-    injected="SIGKILL to rank 0 between a step's row in the ledger and the one in metrics.jsonl, or as it replaces "
+    injected="SIGKILL to rank 0 between a step's row in the ledger and its row in metrics.jsonl, or while it replaces "
     "STATUS.json",
     where="DP2, TP2, PP2: `row.before_append`, `file.before_rename`",
-    holds="the same; each step stands once in either file",
+    holds="the same; each step has one row in both files",
 )
 @pytest.mark.parametrize("fault", ["kill:row.before_append:rank=0:count=7", "kill:file.before_rename:rank=0:count=5"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_rank_0_killed_as_it_writes_down_a_step(
+def test_rank_0_killed_while_it_records_a_step(
     layout: str, fault: str, trial: Callable[..., Trial], undisturbed: Bits
 ) -> None:
     run = trial(layout)
@@ -78,10 +78,10 @@ def test_rank_0_killed_as_it_writes_down_a_step(
 
 @pytest.mark.fault(
     "R2",
-    injected="SIGKILL at every point inside a save, to each rank and to each rank's writer that comes by",
+    injected="SIGKILL at every point inside a save, to each rank or writer that reaches the point",
     where="DP2, TP2, PP2: every `checkpoint.*` and `writer.*`",
-    holds="every checkpoint that was published is there and verifies; the run goes on from the newest and ends bit for "
-    "bit like an undisturbed one; no leftover stays",
+    holds="every published checkpoint exists and verifies; the run continues from the newest and ends bit for bit like "
+    "an undisturbed one; no incomplete directory is left",
 )
 @pytest.mark.parametrize(
     ("layout", "point", "rank"),
@@ -116,9 +116,9 @@ def dies_in_a_save(trial: Trial, point: str, rank: int, undisturbed: dict[str, A
 
 @pytest.mark.fault(
     "R3",
-    injected="the save of one step killed, and killed again at the same point when the run saves that step again",
+    injected="a kill in the save of one step, and again at the same point when the run saves that step again",
     where="DP2: points before and after the rename",
-    holds="as R2, twice; what was published is never written again (same inode, same time, same hashes)",
+    holds="as R2, twice; a published checkpoint is never written again (same inode, same time, same hashes)",
 )
 @pytest.mark.parametrize(
     "point",

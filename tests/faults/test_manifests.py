@@ -1,4 +1,4 @@
-"""A run whose newest checkpoint no longer says what it is."""
+"""A run whose newest checkpoint has a damaged manifest or shard."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def killed_after_two_checkpoints(trial: Trial) -> Path:
 
 @pytest.mark.fault(
     "R7",
-    injected="the newest manifest empty, cut, garbage, of something else, gone; and the pointer with it",
+    injected="the newest manifest is empty, truncated, garbage, of another kind or missing, also with its pointer",
     where="DP2",
-    holds="the run goes on from the checkpoint before, bit for bit; the damaged one is set aside, not written over",
+    holds="the run continues from the previous checkpoint, bit for bit; the damaged one is set aside, not overwritten",
 )
 @pytest.mark.parametrize(
     "how", ["cut", *(pytest.param(how, marks=pytest.mark.long) for how in SPOILED if how != "cut")]
@@ -55,7 +55,7 @@ def test_a_spoiled_manifest(how: str, trial: Callable[..., Trial], tally: Tally,
     tally.injected += 1
     ending = run_job(run.run_file, RANKS)
     assert ending.codes == [0, 0], ending.said
-    assert f"{checkpoints / 'step_6'} is passed over" in ending.said
+    assert f"{checkpoints / 'step_6'} is not used" in ending.said
     assert "continuing after step 3" in ending.said
     same = bits_of(run.output) == undisturbed("DP2")
     tally.silent_corruptions += not same
@@ -67,9 +67,9 @@ def test_a_spoiled_manifest(how: str, trial: Callable[..., Trial], tally: Tally,
 
 @pytest.mark.fault(
     "R7",
-    injected="the manifests of all checkpoints spoiled",
+    injected="the manifests of all checkpoints are damaged",
     where="DP2",
-    holds="refused with 78, nothing changed: a run never begins anew over checkpoints",
+    holds="refused with 78, and nothing is changed: a run never starts from scratch over checkpoints",
 )
 def test_no_manifest_is_left(trial: Callable[..., Trial], tally: Tally, capsys: pytest.CaptureFixture[str]) -> None:
     run = trial("DP2")
@@ -80,7 +80,7 @@ def test_no_manifest_is_left(trial: Callable[..., Trial], tally: Tally, capsys: 
     tally.injected += 1
     assert main(["train", str(run.run_file), "--nproc", str(RANKS)]) == 78
     assert capsys.readouterr().err.count("error[checkpoint]") == 1
-    ending = run_job(run.run_file, RANKS)  # ranks that nobody checked for, as torchrun's
+    ending = run_job(run.run_file, RANKS)  # ranks without a check before they start, as under torchrun
     assert ending.codes == [78, 78], ending.said
     assert ending.said.count("error[checkpoint]") == 1
     assert rows_of(run.output) == rows
@@ -102,10 +102,10 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {  # to a shard, given the 
 
 @pytest.mark.fault(
     "R6",
-    injected="a shard of the newest checkpoint missing, of another step, cut, flipped by a bit",
+    injected="a shard of the newest checkpoint is missing, of another step, truncated, or has a flipped bit",
     where="DP2",
-    holds="all ranks refuse with 78 in one error that names the file; no step is trained. With `--resume last-good` "
-    "the run goes on from the checkpoint before, bit for bit, says so and why, and sets the damaged one aside as it is",
+    holds="all ranks refuse with 78 and one error that names the file; no step is trained. With `--resume last-good` "
+    "the run continues from the previous checkpoint, bit for bit, reports why, and sets the damaged one aside",
 )
 @pytest.mark.parametrize(
     "how", ["swapped", *(pytest.param(how, marks=pytest.mark.long) for how in DAMAGES if how != "swapped")]
@@ -123,7 +123,7 @@ def test_a_damaged_shard(how: str, trial: Callable[..., Trial], tally: Tally, un
     assert status_of(run.output)["exit_code"] == 78
     assert ending.said.count("error[checkpoint]: a file of the checkpoint differs from what was saved") == 1
     assert str(shard) in ending.said
-    assert "saved: --resume last-good" in ending.said
+    assert "undamaged checkpoint: --resume last-good" in ending.said
     assert rows_of(run.output) == rows
 
     ending = run_job(run.run_file, RANKS, "", "--resume", "last-good")
@@ -141,9 +141,9 @@ def test_a_damaged_shard(how: str, trial: Callable[..., Trial], tally: Tally, un
 
 @pytest.mark.fault(
     "R6",
-    injected="damage to all checkpoints, the oldest in a shard, the newest in its manifest",
+    injected="damage to all checkpoints: the oldest in a shard, the newest in its manifest",
     where="DP2, `--resume last-good`",
-    holds="all ranks refuse with 78; nothing is set aside, so that no later start begins anew",
+    holds="all ranks refuse with 78; nothing is set aside, so that no later start begins from scratch",
 )
 def test_no_good_one_is_left(trial: Callable[..., Trial], tally: Tally) -> None:
     run = trial("DP2")

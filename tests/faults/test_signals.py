@@ -1,4 +1,4 @@
-"""A run that is asked to stop, whatever it is doing."""
+"""A run that is asked to stop in any phase."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.faults.runs import LAYOUTS, Bits, Trial
 from tests.training.ranks import status_of
 
-# The phase in which the signal comes, to one rank or to all; the step that is saved then; the exit code.
+# The phase in which the signal comes to one rank or to all: the step that is saved then, and the exit code.
 PHASES = {
     "setup.begin": (0, 75),
     "step.begin:step=4": (5, 75),
@@ -26,10 +26,10 @@ PHASES = {
 
 @pytest.mark.fault(
     "R8",
-    injected="SIGTERM or SIGUSR1 in each phase, to one rank, to all, twice, to the process that writes",
-    where="DP2, TP2, PP2: set-up, step, microbatch, validation, save, copy, write, end",
+    injected="SIGTERM or SIGUSR1 in each phase: to one rank, to all ranks, twice, to the process that writes",
+    where="DP2, TP2, PP2: setup, step, microbatch, validation, save, copy, write, end",
     holds="all ranks agree on one step, save it once and end with 75 (before the first step: 75 and no checkpoint; "
-    "after the last: 0); started again, the run ends bit for bit like an undisturbed one",
+    "after the last step: 0); started again, the run ends bit for bit like an undisturbed one",
 )
 @pytest.mark.parametrize(
     ("kind", "phase", "rank", "layout"),

@@ -27,8 +27,8 @@ NONE_NEEDED = {
     "files.atomic_files.publish": "data and results, which a killed process writes again",
     "supervision.lock._write": "a lease, which is judged by its age and not by its content",
     "training.run_directory.create": "a probe that finds out whether writing fails",
-    "supervision.watchdog._dump": "stacks for people; a failure is ignored",
-    "supervision.watchdog._put_down_entry": "a message to the other ranks; a failure is ignored",
+    "supervision.watchdog._write_stacks": "stacks for people; a failure is ignored",
+    "supervision.watchdog._write_entered_section": "a message to the other ranks; a failure is ignored",
 }
 
 

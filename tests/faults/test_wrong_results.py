@@ -1,4 +1,4 @@
-"""One rank that computes a finite number, and a wrong one: once, or each time; and the run after it."""
+"""A rank that computes a wrong but finite number, once or each time, and the continued run."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ EVERYWHERE = [
 ]
 
 
-def told(run: Trial) -> list[dict[str, Any]]:
+def wrong_results(run: Trial) -> list[dict[str, Any]]:
     return read_rows(run.output / "logs" / "wrong_results.jsonl")
 
 
 @pytest.mark.fault(
     "R14",
-    injected="a loss or gradients of one rank a little too large, once",
+    injected="a loss or the gradients of one rank become slightly too large, once",
     where="DP2, TP2, PP2: `step.loss`, `step.gradients`, each rank; `guard.verify_every_steps: 1`",
-    holds="the step is computed again, the rank named with its place and host, and the run ends bit for bit like an "
-    "undisturbed one",
+    holds="the step is computed again, the rank is named with its coordinates and host, and the run ends bit for bit "
+    "like an undisturbed one",
 )
 @pytest.mark.parametrize(("layout", "point", "rank"), [("DP2", "step.loss", 1), *EVERYWHERE])
-def test_an_error_that_does_not_come_back(
+def test_an_error_that_happens_once(
     layout: str, point: str, rank: int, trial: Callable[..., Trial], undisturbed: Bits
 ) -> None:
     run = trial(layout, **VERIFIED)
     ending = run.go(f"drift:{point}:rank={rank}:count=9")
     assert ending.codes == [0, 0], ending.said
-    (row,) = told(run)
+    (row,) = wrong_results(run)
     assert row["kind"] == "transient"
     assert [(named["rank"], named["place"]) for named in row["ranks"]] == [(rank, PLACES[layout].format(rank))]
     assert f"rank {rank} ({PLACES[layout].format(rank)})" in ending.said
@@ -48,13 +48,13 @@ def test_an_error_that_does_not_come_back(
 
 @pytest.mark.fault(
     "R14",
-    injected="the same each time, by another amount",
+    injected="a loss or the gradients of one rank become too large each time, by a different amount",
     where="DP2, TP2, PP2: the same points",
-    holds="all ranks end with 70 before the step is applied, one error names the rank, its place and its host; started "
-    "again without it, the run ends bit for bit like an undisturbed one",
+    holds="all ranks end with 70 before the step is applied; one error names the rank, its coordinates and its host; "
+    "started again without the fault, the run ends bit for bit like an undisturbed one",
 )
 @pytest.mark.parametrize(("layout", "point", "rank"), [("DP2", "step.gradients", 0), *EVERYWHERE])
-def test_an_error_that_comes_back(
+def test_an_error_that_happens_each_time(
     layout: str, point: str, rank: int, trial: Callable[..., Trial], undisturbed: Bits
 ) -> None:
     run = trial(layout, **VERIFIED)
@@ -63,6 +63,6 @@ def test_an_error_that_comes_back(
     assert ending.said.count("error[internal]: a rank computes wrong results") == 1
     assert f"step 1, rank {rank} ({PLACES[layout].format(rank)})" in ending.said
     assert status_of(run.output)["step"] == 0
-    (row,) = told(run)
+    (row,) = wrong_results(run)
     assert (row["kind"], [named["rank"] for named in row["ranks"]]) == ("persistent", [rank])
     run.ends_like(undisturbed(layout))

@@ -64,7 +64,7 @@ class Launched:
     "R8",
     injected="SIGUSR1 to torchrun itself, and two signals one after the other",
     where="torchrun, DP2",
-    holds="as from a signal to a rank; the launcher says 75 though torchrun says 1",
+    holds="as for a signal to a rank; the launcher exits with 75 although torchrun exits with 1",
 )
 @pytest.mark.parametrize(
     "signals", [[signal.SIGUSR1], [signal.SIGTERM, signal.SIGTERM], [signal.SIGUSR1, signal.SIGTERM]], ids=str
@@ -85,7 +85,7 @@ def test_a_signal_to_torchrun_saves_and_ends_with_75(signals: list[signal.Signal
 
 
 @pytest.mark.fault("R10")
-def test_a_rank_that_was_stopped_is_named_and_ended_and_the_launcher_says_70(tmp_path: Path) -> None:
+def test_a_rank_that_was_stopped_is_named_and_ended_and_the_launcher_exits_with_70(tmp_path: Path) -> None:
     limits = {"guard__step_timeout_seconds": 5.0, "guard__save_timeout_seconds": 5.0}
     launched = Launched(tmp_path, **limits)
     ranks = launched.ranks()

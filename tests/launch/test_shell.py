@@ -36,7 +36,7 @@ def test_shellcheck_finds_nothing() -> None:
     "S16",
     injected="every launch script",
     where="its text",
-    holds="no `eval`",
+    holds="contains no `eval`",
 )
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_nothing_is_evaluated(script: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_exit_code_is_the_one_in_status_although_torchrun_exits_1(launch: La
         "",
     ],
 )
-def test_a_run_that_said_no_verdict_may_be_restarted(launch: Launch, status: str) -> None:
+def test_a_run_without_a_final_status_may_be_restarted(launch: Launch, status: str) -> None:
     launch.environment["STUB_STATUS"] = status
     assert launch.run("torchrun.sh", "run.yaml").returncode == 70
 
@@ -106,7 +106,7 @@ def test_a_run_stopped_before_it_wrote_a_status_had_nothing_to_save(launch: Laun
     "S16",
     injected="file names with spaces, quotes, `$()`, newlines",
     where="launch scripts",
-    holds="handed on as they are",
+    holds="passed on unchanged",
 )
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_no_name_is_read_as_shell(launch: Launch, name: str) -> None:
@@ -174,9 +174,7 @@ def test_without_a_restriction_every_gpu_of_the_node_counts(launch: Launch) -> N
     "arguments",
     [[], ["--nproc"], ["--nproc", "two", "run.yaml"], ["--nproc", "0", "run.yaml"], ["--fast"], ["a.yaml", "b.yaml"]],
 )
-def test_a_command_line_that_says_nothing_clear_is_refused_with_the_remedy(
-    launch: Launch, arguments: list[str]
-) -> None:
+def test_an_unclear_command_line_is_refused_with_the_remedy(launch: Launch, arguments: list[str]) -> None:
     refused = launch.run("torchrun.sh", *arguments)
     assert refused.returncode == 78
     assert "error[usage]" in refused.stderr and "fix:" in refused.stderr

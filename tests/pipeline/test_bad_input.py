@@ -142,7 +142,7 @@ def test_a_tokenizer_that_is_not_there(run_file: Path, refused: Refused) -> None
 
 def test_a_tokenizer_with_more_words_than_the_model(run_file: Path, refused: Refused) -> None:
     said = refused("train", run_file, "--set", "model.vocabulary_size=200")
-    assert "the tokenizer has more words than the model" in said
+    assert "the tokenizer has more tokens than the model's vocabulary" in said
 
 
 def test_data_made_with_another_tokenizer(inputs: Path, run_file: Path, refused: Refused) -> None:

@@ -58,7 +58,7 @@ def commands() -> Iterator[list[Command]]:
     "R1",
     injected="SIGKILL to the process that started the ranks",
     where="`dsmath train --nproc 2`, PP2",
-    holds="the ranks die with it; the same command goes on, bit for bit",
+    holds="the ranks die with it; the same command continues, bit for bit",
 )
 def test_a_run_killed_and_a_run_asked_to_stop_are_continued_by_the_same_command(
     tmp_path: Path, commands: list[Command]

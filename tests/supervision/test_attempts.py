@@ -1,4 +1,4 @@
-"""Restarts that get nowhere are stopped, with 78; those that get on, or were asked for, are not."""
+"""Restarts without progress are refused with 78; restarts with progress or after a stop request are not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def start(directory: RunDirectory, from_step: int, ending: Status) -> None:
     begin_attempt(directory, checkpoint)
     directory.write_status("running", None, from_step)
     codes = {"running": None, "failed": 70, "stopped": 75, "refused": 78, "done": 0}
-    directory.write_status(ending, codes[ending], from_step + 7, "the loss is no number")
+    directory.write_status(ending, codes[ending], from_step + 7, "the loss is not finite")
 
 
 @pytest.mark.parametrize("ending", ["failed", "running"])
@@ -40,12 +40,12 @@ def test_after_a_start_and_three_restarts_from_one_checkpoint_it_is_refused(
     with pytest.raises(RunError) as refused:
         require_progress(directory, directory.checkpoints / "step_40")
     assert refused.value.exit_code == 78
-    assert "4 starts from step 40 failed, the last after step 47: the loss is no number" in refused.value.text()
+    assert "4 starts from step 40 failed, the last after step 47: the loss is not finite" in refused.value.text()
     assert (status_of(directory.root)["state"], status_of(directory.root)["exit_code"]) == ("refused", 78)
-    assert "the loss is no number" in status_of(directory.root)["message"]
+    assert "the loss is not finite" in status_of(directory.root)["message"]
 
 
-def test_whoever_starts_it_again_then_has_as_many_tries(directory: RunDirectory) -> None:
+def test_after_the_refusal_the_run_may_be_started_as_often_again(directory: RunDirectory) -> None:
     for _ in range(2):
         for _ in range(4):
             start(directory, 40, "failed")
@@ -63,7 +63,7 @@ def test_whoever_starts_it_again_then_has_as_many_tries(directory: RunDirectory)
     ],
     ids=["each further", "two places", "asked to stop", "asked to stop between"],
 )
-def test_a_run_that_gets_on_or_was_asked_to_stop_is_not_refused(
+def test_a_run_with_progress_or_a_stop_request_is_not_refused(
     starts: list[tuple[int, Status]], directory: RunDirectory
 ) -> None:
     for from_step, ending in starts:
@@ -72,11 +72,11 @@ def test_a_run_that_gets_on_or_was_asked_to_stop_is_not_refused(
 
 @pytest.mark.fault(
     "R11",
-    injected="an error that comes back at one step, start after start",
+    injected="an error at one step in every start",
     where="one process: `step.begin`",
-    holds="after three restarts without a new checkpoint: refused with 78, the step and the last error named",
+    holds="refused with 78 after three restarts without a new checkpoint; the step and the last error are named",
 )
-def test_a_fault_that_comes_back_at_one_step_ends_the_restarts(
+def test_a_fault_at_one_step_in_every_start_ends_the_restarts(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", checkpoint__asynchronous=False)
@@ -84,7 +84,7 @@ def test_a_fault_that_comes_back_at_one_step_ends_the_restarts(
     for _ in range(5):
         (ending,) = run_ranks(1, with_fault, "raise:step.begin:step=4", dsmath, ["train", str(run_file)])
         codes.append(ending.code)
-    # The first start saves after step 3 and fails after step 4; the next four go on from there.
+    # The first start saves after step 3 and fails after step 4; the next four continue from there.
     assert codes == [70, 70, 70, 70, 70]
     assert main(["train", str(run_file), "--check"]) == 78
     said = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The process that starts the ranks: stand-ins take the ranks' place, real ones are in tests/pipeline."""
+"""The process that starts the ranks, tested with scripts in place of ranks; tests/pipeline has real ranks."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_ranks_die_with_the_process_that_started_them(each_rank: Callable[[str],
     assert alive == []
 
 
-def test_each_rank_is_told_its_place_and_where_to_meet(each_rank: Callable[[str], None], tmp_path: Path) -> None:
+def test_each_rank_gets_its_number_and_a_common_rendezvous(each_rank: Callable[[str], None], tmp_path: Path) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", PARENT, "DSMATH_RENDEZVOUS")
     each_rank(f'(here / f"{{rank}}").write_text(" ".join([*sys.argv[1:], *(os.environ[name] for name in {names})]))')
     assert run_ranks(["train", "run.yaml"], 3) == 0

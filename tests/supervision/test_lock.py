@@ -1,4 +1,4 @@
-"""Two jobs and one run's directory: the second is refused, and the dead block nobody."""
+"""Two jobs on one run directory: the second is refused; a dead owner does not block the directory."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     "R17",
     injected="a second job on one run directory",
     where="`dsmath train`, with and without `--nproc`, `--check`",
-    holds="refused with host, process, job and start time before it writes anything",
+    holds="refused before it writes anything, with host, process, job and start time of the owner",
 )
-def test_a_second_job_is_refused_before_it_writes_anything_and_told_who_has_the_directory(
+def test_a_second_job_is_refused_before_it_writes_anything_and_the_owner_is_named(
     directory: RunDirectory, holder: subprocess.Popen[str], inputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_file = write_run_file(inputs, directory.root, directory.root.parent / "run.yaml")
@@ -93,7 +93,7 @@ def test_a_second_job_is_refused_before_it_writes_anything_and_told_who_has_the_
     holds="the directory is free at once",
 )
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_an_owner_that_died_blocks_nobody(
+def test_a_dead_owner_does_not_block_the_directory(
     number: signal.Signals, directory: RunDirectory, holder: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(RunError):
@@ -106,7 +106,7 @@ def test_an_owner_that_died_blocks_nobody(
     assert time.monotonic() - started < 2
 
 
-def test_an_owner_that_left_in_order_says_so(directory: RunDirectory, holder: subprocess.Popen[str]) -> None:
+def test_an_owner_that_exits_normally_releases_the_lock(directory: RunDirectory, holder: subprocess.Popen[str]) -> None:
     holder.communicate("\n")
     assert directory.lock.read_text() == ""
     require_free(directory)
@@ -143,13 +143,13 @@ def test_an_owner_on_another_machine_that_touches_its_lease_is_left_alone(direct
 
 @pytest.mark.fault(
     "R17",
-    injected="an owner on another machine that died, clocks a day apart",
+    injected="a dead owner on another machine, with clocks a day apart",
     where="a lease on a shared disk",
     holds="free after 20 s without a touch",
 )
 @pytest.mark.usefixtures("short_lease")
 @pytest.mark.parametrize("age_seconds", [0, 86400, -86400])
-def test_one_that_no_longer_touches_it_is_dead_whatever_the_clocks_say(
+def test_an_owner_that_no_longer_touches_its_lease_is_dead_whatever_the_clocks_show(
     age_seconds: int, directory: RunDirectory
 ) -> None:
     directory.lock.write_text(json.dumps(ELSEWHERE))

@@ -1,4 +1,4 @@
-"""Memory that runs out is one error: the section, the rank, the sizes and the knobs, and every rank ends."""
+"""Exhausted memory is one error with the section, the rank, the sizes and the remedies, and every rank ends."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
 from tests.training.ranks import dsmath, rows_of, status_of, with_fault
 
-# Logits of 2 sequences of 32 tokens are 25.6 MB each time, which no heap has lying about; the state is 154 MB.
+# Logits of 2 sequences of 32 tokens are 25.6 MB each time, which no heap has free; the state is 154 MB.
 LARGE = {"model__vocabulary_size": 100_000}
 
 
 @pytest.mark.fault(
     "R28",
     injected="no more memory for one rank (RLIMIT_AS)",
-    where="DP2: set-up, the first step, a later one",
-    holds="one error names the section, the rank, the bytes asked for and held, what the rank needs and what to turn; "
-    "the exit code is 78, or 70 where steps were done before; the other rank ends too",
+    where="DP2: setup, the first step, a later one",
+    holds="one error names the section, the rank, the bytes requested, the limit, the memory that the rank needs and "
+    "the remedies; the exit code is 78, or 70 where steps were done before; the other rank ends too",
 )
 @pytest.mark.parametrize(
     ("point", "steps", "code", "kind", "said"),
@@ -36,7 +36,7 @@ LARGE = {"model__vocabulary_size": 100_000}
         ),
     ],
 )
-def test_memory_that_runs_out_is_one_error(
+def test_exhausted_memory_is_one_error(
     point: str, steps: int, code: int, kind: str, said: str, inputs: Path, tmp_path: Path
 ) -> None:
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", **LARGE)
@@ -45,10 +45,10 @@ def test_memory_that_runs_out_is_one_error(
     assert endings[0].code == 70
     assert endings[1].err.count("error[") == 1
     assert "Traceback" not in endings[0].err + endings[1].err
-    assert f"error[{kind}]: the host's memory runs out" in endings[1].err
+    assert f"error[{kind}]: the host is out of memory" in endings[1].err
     assert said in endings[1].err
-    assert "bytes asked for" in endings[1].err
-    assert "of addresses (ulimit -v)" in endings[1].err
+    assert "bytes requested" in endings[1].err
+    assert "an address space limit of" in endings[1].err
     assert "lower parallel.microbatch_sequences (2), then set parallel.recompute to" in endings[1].err
     if steps:
         assert [row["step"] for row in rows_of(tmp_path / "run")] == [1]
@@ -62,18 +62,18 @@ TORCH = (
 @pytest.mark.parametrize(
     ("error", "asked"),
     [  # as torch 2.13, numpy 2 and Linux say it
-        (RuntimeError(f"{TORCH}25600000 bytes. Error code 12 (Cannot allocate memory)"), "25600000 bytes asked for"),
-        (MemoryError("Unable to allocate 7.45 GiB for an array with shape (1000000000,)"), "7.45 GiB asked for"),
-        (MemoryError(), "memory asked for"),
-        (OSError(12, "Cannot allocate memory"), "memory asked for"),
-        (RuntimeError("std::bad_alloc"), "memory asked for"),
-        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory asked for"),
+        (RuntimeError(f"{TORCH}25600000 bytes. Error code 12 (Cannot allocate memory)"), "25600000 bytes requested"),
+        (MemoryError("Unable to allocate 7.45 GiB for an array with shape (1000000000,)"), "7.45 GiB requested"),
+        (MemoryError(), "memory requested"),
+        (OSError(12, "Cannot allocate memory"), "memory requested"),
+        (RuntimeError("std::bad_alloc"), "memory requested"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory requested"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_whoever_says_it(error: Exception, asked: str) -> None:
+def test_the_message_of_each_library_is_recognized(error: Exception, asked: str) -> None:
     with (
-        pytest.raises(ConfigError, match="the host's memory runs out") as raised,
+        pytest.raises(ConfigError, match="the host is out of memory") as raised,
         report_out_of_memory(run_config(), RankProgress(), 0, 1),
     ):
         raise error
@@ -81,7 +81,7 @@ def test_whoever_says_it(error: Exception, asked: str) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), OutputError("no space"), OSError(28, "full")])
-def test_other_errors_pass_as_they_are(error: Exception) -> None:
+def test_other_errors_pass_unchanged(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, report_out_of_memory(run_config(), RankProgress(), 0, 1):
         raise error
     assert raised.value is error

@@ -1,4 +1,4 @@
-"""What is checked before anything starts, and that one rank speaks for all when something fails."""
+"""The checks before anything starts, and the one rank that reports a failure for all."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_a_refused_run_file_creates_nothing(
 
 @pytest.mark.fault(
     "R4",
-    injected="less room than the checkpoints that a run will keep need",
+    injected="less free space than the checkpoints that a run will keep need",
     where="the check before any process starts",
-    holds="refused with the bytes needed and free, and nothing is written",
+    holds="refused with the needed and the free bytes, and nothing is written",
 )
 @pytest.mark.parametrize(("kept", "missing"), [(0, 3), (1, 2), (2, 1), (5, 1)])
 def test_a_disk_too_small_for_what_will_be_kept_is_refused(
@@ -68,7 +68,7 @@ def test_a_disk_too_small_for_what_will_be_kept_is_refused(
         assert not Path(run.output).exists()
 
 
-def test_a_place_that_cannot_be_written_is_not_said_to_be_full(
+def test_a_directory_that_cannot_be_written_is_not_reported_as_full(
     run_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(run_file), "--check", "--set", "output=/proc/run"]) == 78
@@ -77,12 +77,12 @@ def test_a_place_that_cannot_be_written_is_not_said_to_be_full(
     assert "do not fit" not in said
 
 
-def test_no_ranks_are_no_run(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_ranks_is_refused(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(run_file), "--nproc", "0"]) == 78
     assert "error[usage]: the number of processes is wrong" in capsys.readouterr().err
 
 
-def test_a_rank_of_a_world_starts_no_world(
+def test_a_rank_of_a_world_does_not_start_another(
     run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -101,7 +101,7 @@ def test_run_yaml_alone_repeats_the_run(run_file: Path, tmp_path: Path) -> None:
     assert numbers_of(rows_of(tmp_path / "again")) == numbers_of(rows_of(tmp_path / "run"))
 
 
-def test_ranks_that_were_killed_are_not_said_to_run(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_ranks_are_not_reported_as_running(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = RunDirectory(run_file.parent / "run")
 
     def killed(_arguments: object, _ranks: int) -> int:
@@ -114,16 +114,16 @@ def test_ranks_that_were_killed_are_not_said_to_run(run_file: Path, monkeypatch:
     assert (status["state"], status["exit_code"]) == ("failed", 70)
 
 
-def test_every_rank_is_told_from_which_checkpoint_to_go_on(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[list[str]] = []
+def test_every_rank_gets_the_flags_of_the_run(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[str]] = []
 
-    def hear(arguments: list[str], _ranks: int) -> int:
-        told.append(arguments)
+    def record(arguments: list[str], _ranks: int) -> int:
+        given.append(arguments)
         return 0
 
-    monkeypatch.setattr(start, "run_ranks", hear)
+    monkeypatch.setattr(start, "run_ranks", record)
     assert main(["train", str(run_file), "--nproc", "2", "--set", "seed=3", "--resume", "last-good"]) == 0
-    assert told == [["train", str(run_file), "--set=seed=3", "--resume=last-good"]]
+    assert given == [["train", str(run_file), "--set=seed=3", "--resume=last-good"]]
 
 
 def dsmath_with_slow_status(arguments: list[str], output: Path) -> tuple[Ending, Row]:
@@ -133,15 +133,15 @@ def dsmath_with_slow_status(arguments: list[str], output: Path) -> tuple[Ending,
     return ending, status_of(output)
 
 
-def test_no_rank_leaves_with_75_before_the_status_says_so(run_file: Path) -> None:
-    """torchrun ends the others as soon as one rank leaves with a code other than 0."""
+def test_no_rank_exits_with_75_before_the_status_is_written(run_file: Path) -> None:
+    """torchrun ends the other ranks as soon as one exits with a code other than 0."""
     output = run_file.parent / "run"
     left = run_ranks(2, dsmath_with_slow_status, ["train", str(run_file)], output)
     assert [(ending.code, status["state"]) for ending, status in left] == [(75, "stopped")] * 2
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_rank_that_fails_first_says_why_for_all(rank: int, run_file: Path) -> None:
+def test_the_rank_that_fails_first_reports_for_all(rank: int, run_file: Path) -> None:
     fault = f"raise:step.draw:rank={rank}:step=1"  # an error that no code expects, in the batches of step 2
     endings = run_ranks(2, with_fault, fault, dsmath, ["train", str(run_file)])
     assert [ending.code for ending in endings] == [70, 70]

@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves, says so, and continues where it left."""
+"""A run that is asked to stop saves, reports it, and continues from that step."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_signal_while_the_run_starts_is_not_lost_and_nothing_is_saved(inputs: 
         ("terminate:save.begin:rank=0:step=3", 4, ["step_3", "step_4"]),
         ("terminate:save.begin", 4, ["step_3", "step_4"]),
     ],
-    ids=["set-up", "step", "validation", "save", "all ranks, in the save and in the one it asks for"],
+    ids=["setup", "step", "validation", "save", "all ranks, in the save and in the one it asks for"],
 )
 def test_in_every_phase_all_ranks_agree_on_one_step_and_save_once(
     fault: str, last_step: int, checkpoints: list[str], inputs: Path, tmp_path: Path
@@ -112,7 +112,7 @@ def test_a_process_that_is_still_starting_holds_the_signal_until_it_listens(numb
     assert process.communicate("\n", timeout=30) == (f"{number.name}\n", None)
 
 
-def test_without_that_a_process_that_is_still_starting_dies_of_it() -> None:
+def test_without_blocking_a_process_that_is_still_starting_dies_of_the_signal() -> None:
     process = listener()
     process.send_signal(signal.SIGTERM)
     process.communicate()

@@ -1,4 +1,4 @@
-"""A rank that stands still is named and the job ends with 70, within the timeout of the section."""
+"""A rank that hangs is named and the job ends with 70, within the timeout of the section."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from megatron_dsmath.files.processes import process_start
 from megatron_dsmath.supervision import watchdog
-from megatron_dsmath.supervision.heartbeat import verdict
+from megatron_dsmath.supervision.heartbeat import hang_error
 from megatron_dsmath.supervision.watchdog import Watchdog
 from megatron_dsmath.training.rank_progress import RankProgress
 from megatron_dsmath.training.run_directory import RunDirectory
@@ -41,9 +41,9 @@ def ending_of(fault: str, inputs: Path, folder: Path, **overrides: Any) -> Endin
 
 @pytest.mark.fault(
     "R10",
-    injected="the same, with a look at what it leaves",
+    injected="a rank that is stopped or sleeps forever; its report is examined",
     where="DP2, TP2, PP2",
-    holds="Python stacks of every rank that still runs, and the place of the one that hangs: step, microbatch, stage",
+    holds="the Python stacks of every rank that still runs; step, microbatch and stage of the rank that hangs",
 )
 @pytest.mark.parametrize(
     ("fault", "layout", "where", "step"),
@@ -51,7 +51,7 @@ def ending_of(fault: str, inputs: Path, folder: Path, **overrides: Any) -> Endin
         (
             "stop:step.begin:rank=1:step=2",
             {},
-            r"rank 1 no longer runs; \(data 1 of 2\) on .* was in step after step 2, at its beginning when it",
+            r"rank 1 no longer runs; \(data 1 of 2\) on .* was in step after step 2, at its beginning at its last",
             2,
         ),
         (
@@ -104,7 +104,7 @@ def caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watchdog:
     return dog
 
 
-def put_down(dog: Watchdog, pid: int, *, answers: bool, **more: Any) -> None:
+def write_heartbeat(dog: Watchdog, pid: int, *, answers: bool, **more: Any) -> None:
     """A heartbeat of rank 1, of the step after the first."""
     facts = {**beat(1, 5), "pid": pid, "host": socket.gethostname(), "process_start": process_start(pid), **more}
     (dog._folder / "rank_1.json").write_text(json.dumps({**facts, "answers": answers}))
@@ -123,9 +123,9 @@ def test_a_stopped_rank_is_ended_without_waiting_for_its_answer(
 ) -> None:
     monkeypatch.setattr(watchdog, "ANSWER_SECONDS", 60.0)
     peer.send_signal(signal.SIGSTOP)
-    put_down(caller, peer.pid, answers=False)
+    write_heartbeat(caller, peer.pid, answers=False)
     started = time.monotonic()
-    caller._judge(61.0)
+    caller._report_hang(61.0)
     assert time.monotonic() - started < 10.0
     assert peer.wait(10.0) == -signal.SIGKILL
     assert "rank 1 no longer runs" in capsys.readouterr().err
@@ -135,10 +135,10 @@ def test_an_answer_is_waited_for_and_no_longer(
     caller: Watchdog, peer: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(watchdog, "ANSWER_SECONDS", 60.0)
-    put_down(caller, peer.pid, answers=False)
-    threading.Timer(0.5, put_down, [caller, peer.pid], {"answers": True}).start()
+    write_heartbeat(caller, peer.pid, answers=False)
+    threading.Timer(0.5, write_heartbeat, [caller, peer.pid], {"answers": True}).start()
     started = time.monotonic()
-    caller._judge(61.0)
+    caller._report_hang(61.0)
     assert 0.4 < time.monotonic() - started < 10.0
     assert peer.poll() is None
     assert "rank 1 on" in capsys.readouterr().err
@@ -148,8 +148,8 @@ def test_a_rank_that_runs_and_never_answers_is_given_up(
     caller: Watchdog, peer: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(watchdog, "ANSWER_SECONDS", 0.5)
-    put_down(caller, peer.pid, answers=False)
-    caller._judge(61.0)
+    write_heartbeat(caller, peer.pid, answers=False)
+    caller._report_hang(61.0)
     assert "rank 1 no longer runs" in capsys.readouterr().err
 
 
@@ -157,16 +157,16 @@ def test_a_rank_that_runs_and_never_answers_is_given_up(
 def test_a_section_entered_since_the_last_heartbeat_is_where_a_rank_is(
     marks: int, where: str, caller: Watchdog, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put_down(caller, 1, answers=True)
+    write_heartbeat(caller, 1, answers=True)
     entered = {"marks": marks, "section": "validation", "step": 4, "topology": "data 1 of 2"}
     (caller._folder / "rank_1.entered").write_text(json.dumps(entered) + " " * 50)
-    caller._judge(61.0)
+    caller._report_hang(61.0)
     assert where in capsys.readouterr().err
 
 
-def test_each_section_is_put_down_on_the_way_in(caller: Watchdog) -> None:
+def test_each_section_is_recorded_when_it_is_entered(caller: Watchdog) -> None:
     progress = caller._progress
-    progress.on_enter = caller._put_down_entry
+    progress.on_enter = caller._write_entered_section
     for section, step in (("validation", 1234), ("step", 7)):
         progress.enter(section, step)  # type: ignore[arg-type]
         found = json.loads((caller._folder / "rank_0.entered").read_text())
@@ -175,12 +175,12 @@ def test_each_section_is_put_down_on_the_way_in(caller: Watchdog) -> None:
 
 
 @pytest.mark.long
-def test_a_rank_that_hangs_in_set_up_is_named_by_the_others(inputs: Path, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_in_setup_is_named_by_the_others(inputs: Path, tmp_path: Path) -> None:
     assert ending_of("stop:setup.begin:rank=1", inputs, tmp_path).codes == [
         70,
         None,
-    ]  # it never said which process it is: whoever started the ranks ends it
-    assert "rank 1 was never heard of" in status_of(tmp_path / "run")["message"]
+    ]  # its process is unknown; the process that started the ranks ends it
+    assert "rank 1 never wrote a heartbeat" in status_of(tmp_path / "run")["message"]
 
 
 def beat(step: int, marks: int, waits_in: str | None = None, section: str = "step") -> dict[str, Any]:
@@ -198,12 +198,12 @@ def beat(step: int, marks: int, waits_in: str | None = None, section: str = "ste
         ({0: beat(5, 40), 1: beat(5, 41)}, [1], ["rank 1"]),
         ({0: beat(0, 1, section="setup")}, [], ["rank 1"]),
     ],
-    ids=["behind", "a step behind", "not in a collective", "a deadlock", "silent", "never heard of"],
+    ids=["behind", "a step behind", "not in a collective", "a deadlock", "silent", "no heartbeat"],
 )
 def test_the_rank_the_others_wait_for_is_the_one_named(
     beats: dict[int, Any], silent: list[int], named: list[str], tmp_path: Path
 ) -> None:
-    where = str(verdict(beats, silent, 2, 61.0, tmp_path).where)
+    where = str(hang_error(beats, silent, 2, 61.0, tmp_path).where)
     assert re.findall(r"rank \d", where) == named
 
 
@@ -232,10 +232,10 @@ def test_the_limit_is_that_of_the_section_and_ten_median_steps(monkeypatch: pyte
 def test_time_in_which_the_whole_job_was_suspended_does_not_count(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As after `scontrol suspend`: the clock has gone on by an hour, the thread woke up twice."""
+    """As after `scontrol suspend`: the clock advanced by an hour, the thread woke up twice."""
     dog = Watchdog(run_config().guard, RunDirectory(tmp_path), RankProgress(), 0, 1)
     judged: list[float] = []
-    monkeypatch.setattr(dog, "_judge", judged.append)
+    monkeypatch.setattr(dog, "_report_hang", judged.append)
     woken, clock = iter([False, False, True]), iter([0.0, 3600.0, 7200.0])
     monkeypatch.setattr(dog._stopped, "wait", lambda _: next(woken))
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
@@ -243,12 +243,12 @@ def test_time_in_which_the_whole_job_was_suspended_does_not_count(
     assert judged == []
 
 
-def test_worlds_that_run_side_by_side_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worlds_that_run_at_the_same_time_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
     names = set()
     for port in ("29500", "29501"):
         monkeypatch.setenv("MASTER_PORT", port)
         monkeypatch.setenv("WORLD_SIZE", "2")
         names.add(watchdog.world_name())
         monkeypatch.setenv("RANK", "1")
-        names.add(watchdog.world_name())  # a rank's number is no part of it
+        names.add(watchdog.world_name())  # a rank's number does not matter
     assert len(names) == 2

@@ -1,4 +1,4 @@
-"""`dsmath train` on ranks that end by themselves, each as a process of its own, forked from the preloaded server."""
+"""Runs `dsmath train` on ranks, each as its own process, forked from the preloaded server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ending(NamedTuple):
     seconds_to_follow: float
     """From the first rank's end to the last one's."""
     said: str
-    """What all ranks printed."""
+    """The output of all ranks."""
 
 
 def run_job(run_file: Path, ranks: int, fault: str = "", *arguments: str) -> Ending:
@@ -46,7 +46,7 @@ def run_job(run_file: Path, ranks: int, fault: str = "", *arguments: str) -> End
         if fault:
             environment["DSMATH_FAULT"] = fault
         process = context.Process(
-            target=_be_a_rank, args=(["train", str(run_file), *arguments], folder / f"said_{rank}", environment)
+            target=_run_rank, args=(["train", str(run_file), *arguments], folder / f"output_{rank}", environment)
         )
         process.start()
         processes.append(process)
@@ -57,7 +57,7 @@ def run_job(run_file: Path, ranks: int, fault: str = "", *arguments: str) -> End
         for process in processes:
             process.kill()
             process.join()
-    said = "".join((folder / f"said_{rank}").read_text(errors="replace") for rank in range(ranks))
+    said = "".join((folder / f"output_{rank}").read_text(errors="replace") for rank in range(ranks))
     return Ending(codes, seconds, said)
 
 
@@ -77,7 +77,7 @@ def _wait_for_all(processes: list[Any]) -> float:
     return GRACE_SECONDS if alive or first is None else last - first
 
 
-def _be_a_rank(arguments: list[str], said: Path, environment: dict[str, str]) -> None:
+def _run_rank(arguments: list[str], said: Path, environment: dict[str, str]) -> None:
     import gc
     import sys
 

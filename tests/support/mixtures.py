@@ -1,4 +1,4 @@
-"""Corpora whose tokens tell where they stand, and the plan and batches of a run over them."""
+"""Corpora whose tokens encode their positions, and the plan and batches of a run over them."""
 
 from __future__ import annotations
 

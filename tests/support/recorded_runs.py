@@ -24,7 +24,7 @@ def as_planned(batches: MixtureBatches, first_sample: int, rank: int, ranks: int
 
 
 class RecordedRun:
-    """A run that goes on from one `train` to the next as from checkpoint to checkpoint."""
+    """A run that continues from one `train` to the next as from checkpoint to checkpoint."""
 
     def __init__(self, folder: Path, end_sample: int = 1000) -> None:
         self.folder, self.end_sample = folder, end_sample

@@ -1,4 +1,4 @@
-"""The paper's run file with mistakes written into it, and what `load` says about them."""
+"""The paper's run file with mistakes, and the errors of `load`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RunFile:
     text: str
 
     def line_of(self, snippet: str) -> int:
-        """The line on which `snippet`, which stands once in the file, begins."""
+        """The line on which `snippet` begins; the file contains it once."""
         assert self.text.count(snippet) == 1, snippet
         return self.text[: self.text.index(snippet)].count("\n") + 1
 
@@ -40,10 +40,10 @@ class RunFile:
 
 
 def seeded(folder: Path, *edits: tuple[str, str]) -> RunFile:
-    """The paper's run file in `folder`, each `(old, new)` applied to a text that stands in it once."""
+    """The paper's run file in `folder`, with each `(old, new)` applied to a text that it contains once."""
     text = PAPER_RUN.read_text(encoding="utf-8")
     for old, new in edits:
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {PAPER_RUN}"
+        assert text.count(old) == 1, f"{PAPER_RUN} contains {old!r} {text.count(old)} times"
         text = text.replace(old, new)
     path = folder / "run.yaml"
     path.write_text(text, encoding="utf-8")

@@ -26,7 +26,7 @@ Parts = tuple[int, dict[str, np.ndarray]]  # a tensor-parallel rank and what it 
 
 
 class Figures(NamedTuple):
-    """What one step says: nats per target token, and the gradients' norm before clipping."""
+    """The results of a step: nats per target token, and the gradients' norm before clipping."""
 
     loss: float
     gradient_norm: float
@@ -145,7 +145,7 @@ def first_weights(run: RunConfig) -> Parts:
 
 
 def train_and_save(run: RunConfig, weights: Path, folder: Path, steps: tuple[int, int]) -> list[Figures]:
-    """Train, save after `steps[0]` steps, and go on to `steps[1]`; returns the later steps' figures."""
+    """Train, save after `steps[0]` steps, and continue to `steps[1]`; returns the results of the later steps."""
     training = start(run, weights)
     saved_after, end = steps
     for step in range(saved_after):
@@ -155,7 +155,7 @@ def train_and_save(run: RunConfig, weights: Path, folder: Path, steps: tuple[int
 
 
 def load_and_train(run: RunConfig, folder: Path, again: Path, steps: tuple[int, int]) -> list[Figures]:
-    """Load what `train_and_save` saved, save it once more to `again`, and go on."""
+    """Load what `train_and_save` saved, save it again to `again`, and continue."""
     training = start(run)
     shards.load(folder, training.model_chunks, training.updater)
     save(training, again)
@@ -196,7 +196,7 @@ def parts(training: Training, tensors: Mapping[str, torch.Tensor]) -> Parts:
 
 
 def joined(run: RunConfig, ranks: list[Parts]) -> dict[str, torch.Tensor]:
-    """The whole tensors out of every rank's parts; copies that should be equal must be, bit for bit."""
+    """The complete tensors from every rank's parts; copies must be equal bit for bit."""
     splits = {name: parameter.split for parameter in parameters(run.model) for name in parameter.hf_names}
     held: dict[str, list[Any]] = {}
     for _, unfused in sorted(ranks, key=lambda rank: rank[0]):

@@ -1,4 +1,4 @@
-"""When a run saves, what it keeps, and what it refuses to continue from."""
+"""The steps at which a run saves, the checkpoints it keeps, and those it refuses to continue from."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def errors_in(*endings: Ending) -> list[str]:
     return re.findall(r"^error\[.*", "".join(ending.err for ending in endings), re.MULTILINE)
 
 
-TELLING = {"STATUS.json", "attempts.jsonl", "LOCK"}  # of a run's starts and endings
+RECORDS = {"STATUS.json", "attempts.jsonl", "LOCK"}  # of a run's starts and endings
 
 
 class Contents(NamedTuple):
-    """Every file of a directory but those that tell of its starts and endings."""
+    """The files of a directory except the records of its starts and ends."""
 
     files: dict[str, bytes]
 
     @classmethod
     def of(cls, folder: Path) -> Contents:
-        paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in TELLING)
+        paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in RECORDS)
         return cls({str(path.relative_to(folder)): path.read_bytes() for path in paths})
 
 
@@ -156,7 +156,9 @@ def test_a_run_with_another_tokenizer_than_its_checkpoint_s_is_refused(saved: Pa
     output = shutil.copytree(saved, tmp_path / "run")
     (ending,) = run_ranks(1, dsmath, ["train", str(write_run_file(others, output, tmp_path / "run.yaml"))])
     assert ending.code == 78
-    assert errors_in(ending)[0] == "error[checkpoint]: data.tokenizer is not what the run was trained with"
+    assert (
+        errors_in(ending)[0] == "error[checkpoint]: data.tokenizer differs from the value that the run was trained with"
+    )
 
 
 def test_weights_alone_are_no_state_to_continue_from(inputs: Path, saved: Path, tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_a_checkpoint_with_one_flipped_bit_is_refused_by_all_ranks_in_one_error(
 
 @pytest.mark.fault(
     "R15",
-    injected="another layout at resume",
+    injected="another layout when the run continues",
     where="2 ranks to TP2, PP2, one process",
     holds="losses within 1e-5",
 )

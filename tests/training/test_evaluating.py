@@ -116,7 +116,7 @@ def train_with(run: RunConfig, evaluation: Evaluation) -> str:
     return said.getvalue()
 
 
-def test_an_evaluation_that_fails_is_said_and_the_run_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_a_failed_evaluation_is_reported_and_the_run_continues(folder: Path, tmp_path: Path) -> None:
     said, nothing = run_ranks(2, train_with, sft_run(folder, tmp_path, **STEPS), Broken())
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]
     assert not any("evaluation_accuracy" in row for row in rows_of(tmp_path))

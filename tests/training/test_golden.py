@@ -1,7 +1,7 @@
-"""The losses of a small run, as they were: whoever changes the recipe by accident learns it here.
+"""The losses of a small run, recorded: an accidental change of the recipe is found here.
 
 The one place where expected numbers come from a run of the code itself (its other tests say why they are right). Where
-a change is meant: `python -m tests.training.test_golden` writes them anew.
+a change is meant: `python -m tests.training.test_golden` writes them again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def figures(rows: list[Row]) -> list[list[float]]:
     return [[row[name] for name in COLUMNS if name in row] for row in rows]
 
 
-def test_the_small_run_loses_what_it_always_lost(tmp_path: Path) -> None:
+def test_the_losses_of_the_small_run_are_unchanged(tmp_path: Path) -> None:
     run_ranks(1, train_run, golden_run(tmp_path))
     lines = [line.split() for line in GOLDEN.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     ours = figures(rows_of(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Numbers that are none: never applied on any rank, never saved, written down; and what each policy goes on from."""
+"""Numbers that are not finite: never applied on any rank, never saved, reported; and the effect of each policy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SKIP = {"guard__non_finite": "skip"}
 REWIND = {"guard__non_finite": "rewind", "guard__rewind_steps": 3, "checkpoint__asynchronous": False}
 
 
-def written_down(run: Path) -> list[dict[str, Any]]:
+def rejection_reports(run: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted((run / "logs").glob("rejected_*.json"))]
 
 
@@ -36,13 +36,13 @@ def saved_steps(run: Path) -> list[str]:
     "layout",
     [
         {},
-        {"parallel__distributed_optimizer": False},  # nothing but the joint sum tells the other copy
+        {"parallel__distributed_optimizer": False},  # the other copy learns of it from the common sum only
         {"parallel__tensor": 2},
         {"parallel__pipeline": 2},
     ],
     ids=str,
 )
-def test_a_number_that_is_none_on_one_rank_stops_all_before_any_weight_changes(
+def test_a_number_that_is_not_finite_on_one_rank_stops_all_before_any_weight_changes(
     layout: dict[str, Any], fault: str, inputs: Path, tmp_path: Path
 ) -> None:
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", **layout)
@@ -55,13 +55,15 @@ def test_a_number_that_is_none_on_one_rank_stops_all_before_any_weight_changes(
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2, 3]
     assert saved_steps(tmp_path / "run") == ["step_3"]
     assert (status_of(tmp_path / "run")["state"], status_of(tmp_path / "run")["exit_code"]) == ("failed", 70)
-    (facts,) = written_down(tmp_path / "run")
+    (facts,) = rejection_reports(tmp_path / "run")
     assert (facts["step"], facts["cause"], facts["first_sample"], facts["samples"]) == (4, "non_finite", 24, 8)
 
 
-def test_what_was_in_the_batch_is_written_down_with_who_saw_it_first(inputs: Path, tmp_path: Path) -> None:
+def test_the_report_lists_the_documents_of_the_batch_and_the_rank_that_had_the_number_first(
+    inputs: Path, tmp_path: Path
+) -> None:
     run_ranks(2, with_fault, "nan:step.loss:rank=1:count=4,6", train_until_rejected, small_run(inputs, tmp_path))
-    (facts,) = written_down(tmp_path)
+    (facts,) = rejection_reports(tmp_path)
     # Step 2: rank 1 has the second and the fourth microbatch of 2; its count 4 is the fourth, samples 14 and 15;
     # so is its count 6, when the step is computed again.
     assert (facts["step"], facts["samples_without_finite_loss"]) == (2, [14, 15])
@@ -90,7 +92,7 @@ def train_with_samples_skipped(ranks: int, run: RunConfig, step: int, samples: i
     manifest = Path(run.output) / "checkpoints" / f"step_{step}" / "MANIFEST.json"
     facts = json.loads(manifest.read_text())
     state = State.from_dict(facts["state"])
-    state = state.passing_over(samples, state.memory.after_rejection(rejected_after, spiked=False))
+    state = state.skipping(samples, state.spike_window.after_rejection(rejected_after, spiked=False))
     edited = {**facts, "state": state.as_dict(), "next_sample": state.next_sample}
     manifest.write_text(Manifest.model_validate_json(json.dumps(edited)).to_json())
     run_ranks(ranks, train_run, run)
@@ -98,7 +100,7 @@ def train_with_samples_skipped(ranks: int, run: RunConfig, step: int, samples: i
 
 @pytest.mark.fault(
     "R12",
-    injected="the same where the run file says `skip`",
+    injected="NaN in the gradients, with `guard.non_finite: skip`",
     where="one process, DP2",
     holds="the step leaves no trace in weights or moments; the ledger's audit holds",
 )
@@ -142,12 +144,12 @@ def train_with_fault_until_killed(fault: str, run: RunConfig, step: int) -> None
 
 @pytest.mark.fault(
     "R12",
-    injected="the same where the run file says `rewind`",
+    injected="NaN in the gradients, with `guard.non_finite: rewind`",
     where="one process, DP2",
-    holds="the run goes on as a new process from that checkpoint would, with the data between passed over",
+    holds="the run continues like a new process from that checkpoint, with the data between skipped",
 )
 @pytest.mark.parametrize("layout", ["one process", "data 2"])
-def test_rewinding_continues_as_a_new_process_from_that_checkpoint_with_the_data_between_passed_over(
+def test_rewinding_continues_as_a_new_process_from_that_checkpoint_with_the_data_between_skipped(
     layout: str, inputs: Path, tmp_path: Path
 ) -> None:
     ranks, overrides = LAYOUTS[layout]
@@ -176,31 +178,31 @@ def test_without_a_checkpoint_that_old_rewinding_is_not_possible(inputs: Path, t
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", **REWIND)
     (ending,) = run_ranks(1, with_fault, "nan:step.gradients:count=5,6", dsmath, ["train", str(run_file)])
     assert ending.code == 70
-    assert "there is no checkpoint to go back to" in ending.err
+    assert "there is no checkpoint to return to" in ending.err
 
 
 @pytest.mark.parametrize(("policy", "tried"), [(SKIP, 3), (REWIND, 3)], ids=["skip", "rewind"])
-def test_what_is_not_the_data_s_fault_is_not_tried_for_ever(
+def test_an_error_that_the_data_does_not_cause_is_not_skipped_forever(
     policy: dict[str, Any], tried: int, inputs: Path, tmp_path: Path
 ) -> None:
-    """Whatever step 8 reads, its gradient is bad."""
+    """The gradient of step 8 is NaN, whatever its data is."""
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", **policy)
     (ending,) = run_ranks(1, with_fault, "nan:step.gradients:step=7", dsmath, ["train", str(run_file)])
     assert ending.code == 70
-    assert f"{tried} times passed over already" in ending.err
-    assert len(written_down(tmp_path / "run")) == tried + 1
+    assert f"{tried} times already" in ending.err
+    assert len(rejection_reports(tmp_path / "run")) == tried + 1
 
 
 @pytest.mark.fault(
     "R12",
-    injected="a weight that is no number",
+    injected="a weight that is not finite",
     where="one process",
-    holds="nothing is saved, the rank is named",
+    holds="nothing is saved, and the rank is named",
 )
-def test_a_weight_that_is_no_number_is_not_saved(inputs: Path, tmp_path: Path) -> None:
+def test_a_weight_that_is_not_finite_is_not_saved(inputs: Path, tmp_path: Path) -> None:
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml")
     endings = run_ranks(2, with_fault, "nan:save.weights:rank=1:step=6", dsmath, ["train", str(run_file)])
     assert [ending.code for ending in endings] == [70, 70]
-    assert "a weight is no number" in endings[0].err + endings[1].err
+    assert "a weight is not finite" in endings[0].err + endings[1].err
     assert "step 6, rank 1" in endings[0].err + endings[1].err
     assert saved_steps(tmp_path / "run") == ["step_3"]

@@ -75,7 +75,7 @@ def test_a_run_from_another_run_of_another_layout_begins_where_that_ended(
     run_ranks(ranks, train_run, run)
     ours, theirs = rows_of(tmp_path)[-1]["validation_loss"], rows_of(trained)[-1]["validation_loss"]
     assert ours == pytest.approx(theirs, rel=1e-5)  # fp32 sums in another order
-    assert rows_of(tmp_path)[0]["step"] == 1  # its own steps and data start anew
+    assert rows_of(tmp_path)[0]["step"] == 1  # its steps and data start at the beginning
     assert rows_of(tmp_path)[0]["consumed_samples"] == 8
 
 

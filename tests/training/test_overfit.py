@@ -1,4 +1,4 @@
-"""What a model has learned from a few conversations it says again, and it stops where they end."""
+"""A model that overfits a few conversations repeats them and stops where they end."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def conversation(number: int) -> dict[str, Any]:
 def said(model: Any, ids: list[int], is_target: list[bool], end: int) -> Said:
     """Speak every run of targets greedily; what is not learned is given, as a prompt or by a tool.
 
-    The last run must be ended by the model itself: it may go on for as long again.
+    The last run must be ended by the model itself: it may generate as many tokens again.
     """
     context: list[int] = []
     answer: list[int] = []

@@ -1,4 +1,4 @@
-"""A run that is killed and started again is the run that nothing disturbed."""
+"""A run that is killed and started again equals an undisturbed run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_run_killed_between_two_checkpoints_ends_bitwise_like_an_undisturbed_o
     assert [(start["step"], start["rows_done_again"]) for start in starts] == [(0, 0), (3, 2)]
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(
+def test_a_run_killed_before_its_first_checkpoint_starts_from_scratch(
     inputs: Path, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = small_run(inputs, tmp_path)

@@ -54,7 +54,7 @@ def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.fault(
     "R15",
-    injected="layouts one after the other",
+    injected="a run that continues in one layout after the other",
     where="1, 2, 4, 1 processes",
     holds="the same tokens, losses within 1e-5",
 )

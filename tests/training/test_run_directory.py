@@ -114,7 +114,7 @@ def test_a_disk_that_takes_no_byte_is_refused_and_keeps_no_probe(
     "R5",
     injected="STATUS.json cannot be written",
     where="the file alone",
-    holds="one error; the old one stays",
+    holds="one error; the old file is kept",
 )
 def test_a_status_that_cannot_be_written_leaves_the_old_one(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch

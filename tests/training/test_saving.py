@@ -1,4 +1,4 @@
-"""A run goes on while its checkpoint is written; and whatever becomes of that, the checkpoint before is there."""
+"""Training continues while a checkpoint is written; if that fails, the previous checkpoint is still there."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def checkpoints_of(output: Path) -> list[str]:
 # --- while it is written --------------------------------------------------------------------------------------------
 
 
-def train_while_the_writer_stands_still(run: RunConfig) -> list[str]:
+def train_while_the_writer_is_stopped(run: RunConfig) -> list[str]:
     """The writer of this rank stops inside its first file, and is resumed after step 5."""
     seen: list[str] = []
 
@@ -59,10 +59,10 @@ def train_while_the_writer_stands_still(run: RunConfig) -> list[str]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_steps_go_on_while_a_checkpoint_is_written_and_the_next_save_waits_for_it(
+def test_training_continues_while_a_checkpoint_is_written_and_the_next_save_waits_for_it(
     ranks: int, inputs: Path, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    (seen, *_) = run_ranks(ranks, train_while_the_writer_stands_still, small_run(inputs, tmp_path))
+    (seen, *_) = run_ranks(ranks, train_while_the_writer_is_stopped, small_run(inputs, tmp_path))
     assert [name.partition("-")[0] for name in seen] == ["step_3.incomplete"]
     assert checkpoints_of(tmp_path) == SAVED
     assert numbers_of(rows_of(tmp_path)) == numbers_of(rows_of(undisturbed("data 2" if ranks == 2 else "one process")))
@@ -107,7 +107,7 @@ FULL = [
 
 
 @pytest.mark.parametrize(("ranks", "point"), FULL)
-def test_a_disk_that_fills_up_is_one_clear_error_and_leaves_the_checkpoint_before(
+def test_a_full_disk_is_one_clear_error_and_leaves_the_previous_checkpoint(
     ranks: int, point: str, inputs: Path, tmp_path: Path
 ) -> None:
     run_file, output = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml"), tmp_path / "run"
@@ -123,7 +123,7 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_leaves_the_checkpoint_befor
     assert (status_of(output)["state"], status_of(output)["exit_code"]) == ("refused", 78)
 
 
-def test_a_writer_that_dies_is_one_clear_error_and_leaves_the_checkpoint_before(inputs: Path, tmp_path: Path) -> None:
+def test_a_writer_that_dies_is_one_clear_error_and_leaves_the_previous_checkpoint(inputs: Path, tmp_path: Path) -> None:
     run_file, output = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml"), tmp_path / "run"
     endings = run_ranks(2, dsmath_with_fault, "kill:writer.inside_file:rank=1:count=2", ["train", str(run_file)])
     said = "".join(ending.err for ending in endings)
@@ -152,7 +152,7 @@ def train_run_or_die(run: RunConfig) -> None:
         os._exit(1)
 
 
-def dies_and_goes_on(layout: str, ranks: int, rank: int, point: str, inputs: Path, output: Path) -> None:
+def dies_and_continues(layout: str, ranks: int, rank: int, point: str, inputs: Path, output: Path) -> None:
     overrides = {} if layout != "tensor 2 with sequence" else {"parallel__tensor": 2, "parallel__sequence": True}
     run = small_run(inputs, output, **overrides)
     count = 1 if point == "checkpoint.pruning" else 2  # the third save is the first to delete one
@@ -169,7 +169,7 @@ def dies_and_goes_on(layout: str, ranks: int, rank: int, point: str, inputs: Pat
 def test_a_kill_inside_a_save_leaves_no_trace(
     point: str, inputs: Path, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    dies_and_goes_on("one process", 1, 0, point, inputs, tmp_path)
+    dies_and_continues("one process", 1, 0, point, inputs, tmp_path)
     assert numbers_of(rows_of(tmp_path)) == numbers_of(rows_of(undisturbed("one process")))
 
 
@@ -182,5 +182,5 @@ def test_a_kill_of_any_rank_at_any_point_of_a_save_leaves_no_trace(
 ) -> None:
     if rank and point not in ("checkpoint.copying", "checkpoint.copied") and not point.startswith("writer."):
         pytest.skip("rank 0 alone comes by there")
-    dies_and_goes_on(layout, 2, rank, point, inputs, tmp_path)
+    dies_and_continues(layout, 2, rank, point, inputs, tmp_path)
     assert numbers_of(rows_of(tmp_path)) == numbers_of(rows_of(undisturbed(layout)))

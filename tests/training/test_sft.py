@@ -1,4 +1,4 @@
-"""Fine-tuning on packed conversations: what it loses, on every layout, and whole runs of it."""
+"""Fine-tuning on packed conversations: its loss in every layout, and complete runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def computed(run: RunConfig, *, alone: bool = False) -> Found:
-    """What this rank says of the run's first step, or of the examples in it one by one."""
+    """This rank's results of the run's first step, or of its examples one by one."""
     topology = initialize_topology(run.parallel, run.seed)
     job = open_job(run, topology)
     with StepBatches(job) as step_batches:
@@ -135,7 +135,7 @@ def test_packed_conversations_lose_what_each_loses_alone(layout: str, alone: Fou
         assert ranks[0].targets + ranks[1].targets == alone.targets
 
 
-def test_the_loss_is_told_by_kind_language_and_source(alone: Found) -> None:
+def test_the_loss_is_reported_by_kind_language_and_source(alone: Found) -> None:
     names = "kind/cot kind/pot kind/tool language/en language/zh source/first source/second"
     assert list(alone.loss_by_group) == names.split()
     for group in GROUPS:  # each target is in one of each

@@ -1,4 +1,4 @@
-"""What a run says it read, against the files: in every layout, and through kills, changes of layout and of mixture."""
+"""The ledger of a run, compared with the files: in every layout, and over kills, changes of layout and of mixture."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_kill_a_resume_and_another_layout_leave_no_trace_in_the_ledger(
     assert [row["step"] for row in moved] == [4, 5]  # it had saved after step 3
 
 
-def test_a_mixture_that_changes_at_a_checkpoint_goes_on_with_data_not_seen_yet(inputs: Path, tmp_path: Path) -> None:
+def test_a_mixture_that_changes_at_a_checkpoint_continues_with_unseen_data(inputs: Path, tmp_path: Path) -> None:
     run_ranks(1, train_run, small_run(inputs, tmp_path, schedule__steps=3))
     changed = {"data__corpora__0__weight": 1.0, "checkpoint__allowed_changes": ["data.corpora"]}
     run_ranks(1, train_run, small_run(inputs, tmp_path, schedule__steps=9, **changed))
@@ -72,7 +72,7 @@ def test_a_mixture_that_changes_at_a_checkpoint_goes_on_with_data_not_seen_yet(i
 
 @pytest.mark.parametrize("layout", [{"parallel__tensor": 2}, {"parallel__pipeline": 2}], ids=str)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_that_share_a_microbatch_must_have_read_the_same(
+def test_ranks_that_share_a_microbatch_must_have_the_same_tokens(
     layout: dict[str, int], rank: int, inputs: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError, match="ranks that share a microbatch read different tokens"):

@@ -1,4 +1,4 @@
-"""What a person sees of a run."""
+"""The console output of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_pipe_gets_a_line_every_so_many_steps_and_for_each_validation(inputs: 
         tmp_path / "run",
         tmp_path / "run.yaml",
         tracking__console_every_steps=3,
-        checkpoint__asynchronous=False,  # else a save that waited for the one before may say so
+        checkpoint__asynchronous=False,  # a save that waits for the previous one prints a line
     )
     (ending,) = run_ranks(1, dsmath, ["train", str(run_file)])
     assert ending.code == 0

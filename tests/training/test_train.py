@@ -1,4 +1,4 @@
-"""What a run's metrics say, against the run's own configuration: every expected number is worked out by hand."""
+"""The metrics of a run, compared with numbers that are computed by hand from its configuration."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_validation_loss_weighs_the_corpora_as_the_mixture_does(one_process:
             assert row["validation_loss"] == pytest.approx(expected, rel=1e-12)  # the same sum in fp64
 
 
-def test_a_run_that_holds_nothing_out_is_not_validated(inputs: Path, tmp_path: Path) -> None:
+def test_a_run_without_held_out_data_is_not_validated(inputs: Path, tmp_path: Path) -> None:
     run_ranks(1, train_run, small_run(inputs, tmp_path, schedule__steps=2, data__held_out_share=0.0))
     assert [row["step"] for row in rows_of(tmp_path) if "validation_loss" not in row] == [1, 2]
 

@@ -139,7 +139,7 @@ def test_problems_are_a_table_of_questions_programs_and_verdicts(
     table: Any = alone["eval/problems"]
     assert (step, table.columns) == (4, ["question", "reference", "output", "programs", "verdict"])
     assert table.data == [
-        ["6 times 7?", "42", "It is 42.", "print(6 * 7)\n# ok: 42\n", "right"],
+        ["6 times 7?", "42", "It is 42.", "print(6 * 7)\n# ok: 42\n", "correct"],
         ["6 times 7?", "42", "It is \\udc80.", "", "wrong: 41"],
         ["6 times 7?", "42", "", "", "no answer"],
     ]
@@ -176,7 +176,7 @@ def test_a_missing_package_stops_nothing(
     "R18",
     injected="W&B hangs at the end",
     where="one process",
-    holds="not waited for",
+    holds="the run does not wait for it",
 )
 def test_a_slow_end_is_not_waited_for(
     wandb: Callable[..., StandIn],
@@ -252,7 +252,7 @@ def train_with_a_failing_record(run_file: str) -> Ending:
     "R18",
     injected="W&B fails",
     where="one process",
-    holds="said once; the run goes on, metrics.jsonl is whole",
+    holds="reported once; the run continues, and metrics.jsonl is complete",
 )
 def test_training_goes_on_where_w_and_b_fails(inputs: Path, tmp_path: Path) -> None:
     run_file = write_run_file(inputs, tmp_path / "run", tmp_path / "run.yaml", schedule__steps=3, **OFFLINE_RUN)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,20 @@ def test_sequences_are_numbered_on_through_the_epochs(examples: Examples, policy
     last = len(places) - 1
     assert late.read(last).tokens.tolist() == fresh.read(last).tokens.tolist()
     assert late.read(0).tokens.tolist() == fresh.read(0).tokens.tolist()
+
+
+def test_threads_that_count_the_same_epochs_agree(examples: Examples) -> None:
+    """Training draws batches in one thread while another asks for epochs."""
+    expected = PackedExamples(examples, LENGTH, 3, "next-fit").locate(9_000)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            packed = PackedExamples(examples, LENGTH, 3, "next-fit")
+            with ThreadPoolExecutor(8) as threads:
+                assert list(threads.map(packed.locate, [9_000] * 8)) == [expected] * 8
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_an_epoch_has_every_example_once(examples: Examples) -> None:

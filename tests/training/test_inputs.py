@@ -1,4 +1,4 @@
-"""What may differ between a checkpoint and the run file that continues it, and what must be named first."""
+"""The differences between a checkpoint and the run file that continues it: allowed, or refused unless listed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def manifest(run: RunConfig) -> Manifest:
 
 
 def refusal(fingerprint: str = OLD, **changes: Any) -> str:
-    """What is said when the small run goes on with these changes; nothing where it may."""
+    """The error for continuing the small run with these changes; empty where they are allowed."""
     try:
         refuse_changes(Path("step_4"), manifest(run_config()), run_config(**changes), fingerprint)
     except DsmathError as error:
@@ -63,9 +63,9 @@ CHANGES: dict[str, tuple[dict[str, Any], str, dict[str, tuple[str, str]]]] = {
 
 @pytest.mark.fault(
     "R16",
-    injected="batch, sequence length, mixture, seed or tokenizer changed at resume",
+    injected="batch, sequence length, mixture, seed or tokenizer changed when the run continues",
     where="the check before any process starts",
-    holds="refused with each key, old and new value, unless the key is named in `checkpoint.allowed_changes`",
+    holds="refused with each key and its old and new value, unless `checkpoint.allowed_changes` lists the key",
 )
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_change_is_refused_with_each_key_old_and_new_and_allowed_by_naming_it(what: str) -> None:
@@ -74,7 +74,7 @@ def test_a_change_is_refused_with_each_key_old_and_new_and_allowed_by_naming_it(
     assert said.count("error[checkpoint]") == len(keys)
     for key, (old, new) in keys.items():
         facts = f"  where:    step_4\n  found:    {new}\n  expected: {old}\n"
-        assert f"{key} is not what the run was trained with\n{facts}" in said
+        assert f"{key} differs from the value that the run was trained with\n{facts}" in said
     assert said.count(f"--set 'checkpoint.allowed_changes=[{flag}]'") == len(keys)
     assert refusal(**changes, checkpoint__allowed_changes=[flag]) == ""
     others = [other for other in get_args(AllowedChange) if other != flag]

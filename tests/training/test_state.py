@@ -1,4 +1,4 @@
-"""What counts as a spike, against numpy's mean and deviation of the window."""
+"""The definition of a spike, compared with numpy's mean and standard deviation of the window."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def after(steps: int) -> SpikeWindow:
     return memory
 
 
-def judged(memory: SpikeWindow, loss: float, norm: float, **policy: str) -> Judgement:
+def judged(window: SpikeWindow, loss: float, norm: float, **policy: str) -> Judgement:
     guard = GuardConfig.model_validate(
         {
             "non_finite": "stop",
@@ -38,7 +38,7 @@ def judged(memory: SpikeWindow, loss: float, norm: float, **policy: str) -> Judg
             **policy,
         }
     )
-    return judge(guard, State(step=200, memory=memory), StepSums(loss, {}, {}, norm, [], StepHash(0, 0)))
+    return judge(guard, State(step=200, spike_window=window), StepSums(loss, {}, {}, norm, [], StepHash(0, 0)))
 
 
 @pytest.mark.parametrize("steps", [64, 100, 128, 200])
@@ -59,7 +59,7 @@ def test_nothing_is_a_spike_before_half_of_the_window_is_there_or_while_nothing_
     "R13",
     injected="a loss or gradient norm more than 6 standard deviations above the last 128 steps",
     where="the guard alone",
-    holds="flagged; acted on only where the run file says so",
+    holds="counted in the metrics; skipped or rewound only where the run file sets it",
 )
 @pytest.mark.parametrize(("sigmas", "cause"), [(5.99, None), (6.01, "spike"), (-50.0, None)])
 @pytest.mark.parametrize("number", ["loss", "norm"])
@@ -69,27 +69,29 @@ def test_more_than_six_sigmas_above_are_a_spike(sigmas: float, cause: str | None
     loss, norm = (value, 1.0) if number == "loss" else (3.0, value)
     judgement = judged(after(200), loss, norm)
     assert (judgement.cause, judgement.action) == (cause, "apply")
-    assert judgement.memory.spikes == (cause == "spike")
-    assert (judgement.memory.losses[-1], judgement.memory.gradient_norms[-1]) == (loss, norm)
+    assert judgement.spike_window.spikes == (cause == "spike")
+    assert (judgement.spike_window.losses[-1], judgement.spike_window.gradient_norms[-1]) == (loss, norm)
 
 
 @pytest.mark.parametrize("policy", ["skip", "rewind"])
-def test_a_spike_is_acted_on_only_where_the_run_file_says_so_and_is_then_forgotten(policy: str) -> None:
+def test_a_spike_is_rejected_only_where_the_run_file_sets_it_and_is_not_kept_in_the_window(policy: str) -> None:
     judgement = judged(after(200), 30.0, 1.0, spike=policy)
     assert (judgement.cause, judgement.action) == ("spike", policy)
-    assert (judgement.memory.spikes, judgement.memory.rejected_steps) == (1, 1)
-    assert judgement.memory.losses == after(200).losses
+    assert (judgement.spike_window.spikes, judgement.spike_window.rejected_steps) == (1, 1)
+    assert judgement.spike_window.losses == after(200).losses
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rewind"])
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (3.0, math.inf), (math.inf, math.nan)])
-def test_what_is_no_number_is_never_applied_nor_remembered(loss: float, norm: float, policy: str) -> None:
+def test_a_number_that_is_not_finite_is_never_applied_nor_kept_in_the_window(
+    loss: float, norm: float, policy: str
+) -> None:
     judgement = judged(after(10), loss, norm, non_finite=policy)
     assert (judgement.cause, judgement.action) == ("non_finite", policy)
-    assert judgement.memory.losses == after(10).losses
+    assert judgement.spike_window.losses == after(10).losses
 
 
-def test_rejections_are_counted_until_the_run_gets_further() -> None:
+def test_rejections_are_counted_until_the_run_makes_progress() -> None:
     memory = SpikeWindow()
     for step, there in [(5, 1), (5, 2), (3, 3), (5, 4), (6, 1), (7, 1), (7, 2)]:  # 3: after going back
         memory = memory.after_rejection(step, spiked=False)
@@ -97,8 +99,8 @@ def test_rejections_are_counted_until_the_run_gets_further() -> None:
     assert memory.rejected_steps == 7
 
 
-def test_a_manifest_keeps_the_memory_bit_for_bit() -> None:
-    state = State(step=7, memory=after(150).after_rejection(7, spiked=True))
+def test_a_manifest_keeps_the_window_bit_for_bit() -> None:
+    state = State(step=7, spike_window=after(150).after_rejection(7, spiked=True))
     facts = json.loads(json.dumps(state.as_dict()))
     facts["plan"] = {"seed": 1, "held_out_share": 0.0, "shards": [], "versions": []}
-    assert State.from_dict(facts).memory == state.memory
+    assert State.from_dict(facts).spike_window == state.spike_window
