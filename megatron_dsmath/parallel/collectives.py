@@ -41,10 +41,9 @@ def sum_step(
     return sums.view(shape), float(norms), word_sums
 
 
-def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Replace the tensor with its sum over all ranks, on every rank, and return it; integers wrap around."""
+def all_reduce_sum(tensor: torch.Tensor) -> None:
+    """Replace the tensor with its sum over all ranks, on every rank."""
     dist.all_reduce(tensor)
-    return tensor
 
 
 def true_on_any_rank(flags: Sequence[bool], topology: Topology) -> list[bool]:
@@ -69,7 +68,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def barrier() -> None:
-    """Wait for every rank."""
+    """Wait for all ranks."""
     dist.barrier()
 
 
