@@ -1,4 +1,4 @@
-"""WHAT A RUN IS: typed, validated as a whole, from one YAML file."""
+"""The configuration of a run: one YAML file, typed and validated."""
 
 from megatron_dsmath.config.load import dump, load
 from megatron_dsmath.config.sections import RunConfig

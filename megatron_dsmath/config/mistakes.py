@@ -1,11 +1,11 @@
-"""What pydantic says is wrong with a run, as a user of the run file reads it."""
+"""Pydantic's validation errors as `ConfigError`s that name the key, its line and the fix."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -15,11 +15,27 @@ from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.config.source import Source, write_inline
 from megatron_dsmath.errors import ConfigError
 
-Location = Sequence[str | int]
+Location = tuple[str | int, ...]
+SectionType = type[BaseModel]
 
 
-def keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of a section and of those below it, dotted; the keys of a list's items stand under the list's."""
+def validation_errors(
+    error: ValidationError,
+    source: Source,
+    section: SectionType = RunConfig,
+    reference: str = "docs/reference/config.md lists every key",
+    prefix: str = "",
+) -> list[ConfigError]:
+    """One error for each mistake in a file that should hold a `section`.
+
+    A misspelled key is one mistake, not an unknown and a missing one. `reference` says where a user finds every key.
+    `prefix`: the key of the section in the file, with a dot at the end.
+    """
+    return _Validation(source, section, reference, prefix).errors(error.errors())
+
+
+def keys(section: SectionType = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of a section and its subsections; a key of a list's items is listed below the list."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}", field
         inner = section_of(field)
@@ -27,10 +43,10 @@ def keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tup
             yield from keys(inner, f"{prefix}{name}.")
 
 
-def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The section a field holds, alone or as a list of them; None for a plain value."""
+def section_of(field: FieldInfo) -> SectionType | None:
+    """The section that a field holds, alone or as items of a list or mapping; None for a plain value."""
     for candidate in (field.annotation, *get_args(field.annotation)):
-        # Python 3.10 takes tuple[int, ...] for a type, and then refuses to ask what it is a subclass of.
+        # In Python 3.10 tuple[int, ...] is an instance of type, and issubclass() raises for it.
         if get_origin(candidate) is None and isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
@@ -38,47 +54,27 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 def is_list(field: FieldInfo) -> bool:
     """Whether a field holds a list of values or sections."""
-    return tuple in (get_origin(candidate) for candidate in (field.annotation, *get_args(field.annotation)))
+    return tuple in _origins(field)
 
 
-def meaning(location: Location) -> str | None:
-    """What a key says, in the first line of its own docstring or its section's; None for a key that is not one."""
-    field = dict(keys()).get(_dotted(location))
-    if field is None:
-        return None
-    section = section_of(field)
-    text = field.description or (section.__doc__ if section else None) or ""
-    return text.strip().partition("\n")[0]
+def _origins(field: FieldInfo) -> set[Any]:
+    return {get_origin(candidate) for candidate in (field.annotation, *get_args(field.annotation))}
 
 
-def names_in(location: Location) -> list[str]:
-    """The names of the keys that stand directly in the section at `location`."""
-    section = _dotted(location)
-    return [name for parent, _, name in (key.rpartition(".") for key, _ in keys()) if parent == section]
+class _Key(NamedTuple):
+    """What a location of a file holds: its field, and the section that it is or holds; None for unknown keys."""
+
+    field: FieldInfo | None
+    section: SectionType | None
 
 
-def nearest(location: Location) -> Location | None:
-    """The key that a mistyped one most likely means: first in its own section, then anywhere."""
-    name, section = str(location[-1]), location[:-1]
-    own = get_close_matches(name, names_in(section), n=1)
-    if own:
-        return (*section, own[0])
-    anywhere = {key.rpartition(".")[2]: key for key, _ in keys()}
-    match = get_close_matches(name, anywhere, n=1)
-    return tuple(anywhere[match[0]].split(".")) if match else None
-
-
-def _dotted(location: Location) -> str:
-    return ".".join(part for part in location if isinstance(part, str))
-
-
-# For each kind of pydantic's: what the file should hold (None: as pydantic says it), and how to write it.
-_KINDS: dict[str, tuple[str | None, str]] = {
+# For each of pydantic's error types: the expected value (None: pydantic's own text) and how to write it.
+_TYPES: dict[str, tuple[str | None, str]] = {
     "int_type": ("a whole number", "write digits, without quotes"),
     "float_type": ("a number", "write a number, without quotes"),
     "bool_type": ("true or false", "write true or false, without quotes"),
-    "string_type": ("text", 'write text, in "quotes" where it looks like something else'),
-    "string_pattern_mismatch": ("letters, digits, `_`, `.` and `-`", "leave every other character out"),
+    "string_type": ("text", 'write text, in "quotes" if it looks like another type'),
+    "string_pattern_mismatch": ("letters, digits, `_`, `.` and `-`", "remove every other character"),
     "tuple_type": ("a list", "write [one, two], or a line with `- ` for each"),
     "too_short": ("a list of at least one", "add one, or a line with `- ` for each"),
     "model_type": ("a section", "write its keys below it, indented, each as `key: value`"),
@@ -91,64 +87,93 @@ _KINDS: dict[str, tuple[str | None, str]] = {
 }
 
 
-def mistakes(error: ValidationError, source: Source) -> list[ConfigError]:
-    """One error for each mistake; a mistyped key is one, not an unknown key and a missing one."""
-    details = error.errors()
-    meant = {_key(near) for item in details if (near := _meant(item)) is not None}
-    return [_mistake(item, source) for item in details if not _follows_from_another(item, meant)]
+class _Validation(NamedTuple):
+    """A file and the section that it should hold: the arguments of `validation_errors`."""
 
+    source: Source
+    section: SectionType
+    reference: str
+    prefix: str
 
-def _follows_from_another(item: ErrorDetails, meant: set[str]) -> bool:
-    if item["type"] == "too_short":
-        return bool(item["input"])  # pydantic counts a list's items without its mistaken ones
-    return item["type"] == "missing" and _key(item["loc"]) in meant
+    def errors(self, details: Sequence[ErrorDetails]) -> list[ConfigError]:
+        unknown = [item["loc"] for item in details if item["type"] == "extra_forbidden"]
+        intended = {_dotted(nearest) for location in unknown if (nearest := self.nearest(location))}
+        return [self.error(item) for item in details if not _is_consequence(item, intended)]
 
-
-def _meant(item: ErrorDetails) -> Location | None:
-    return nearest(item["loc"]) if item["type"] == "extra_forbidden" else None
-
-
-def _mistake(item: ErrorDetails, source: Source) -> ConfigError:
-    location = item["loc"]
-    if item["type"] == "extra_forbidden":
-        return _unknown(location, source)
-    key = _key(location)
-    where = source.where(key)
-    if item["type"] == "missing":
+    def error(self, item: ErrorDetails) -> ConfigError:
+        location, key = item["loc"], self.prefix + _dotted(item["loc"])
+        if item["type"] == "extra_forbidden":
+            return self.unknown_key(location)
+        if item["type"] == "missing":
+            return ConfigError(
+                f"the key {str(location[-1])!r} is missing",
+                where=self.source.where(key),
+                found="nothing",
+                expected=self.description(location),
+                fix=f"add {key}; {self.reference}",
+            )
+        phrase, instruction = _TYPES.get(item["type"], (None, "write such a value"))
+        expected = phrase or item["msg"].removeprefix("Input should be ")
         return ConfigError(
-            f"the key {str(location[-1])!r} is missing",
-            where=where,
-            found="nothing",
-            expected=meaning(location),
-            fix=f"add {key}; the files under configs/ are complete",
+            "the value of a key is not valid",
+            where=self.source.where(key),
+            found=f"{write_inline(item['input']):.200}",
+            expected=f"{expected} or null" if self.may_be_null(location) else expected,
+            fix=f"{instruction}. {self.description(location) or ''}".rstrip(),
         )
-    phrase, edit = _KINDS.get(item["type"], (None, "write such a value"))
-    expected = phrase or item["msg"].removeprefix("Input should be ")
-    return ConfigError(
-        "a value is not what its key takes",
-        where=where,
-        found=f"{write_inline(item['input']):.200}",
-        expected=f"{expected} or null" if _may_be_null(location) else expected,
-        fix=f"{edit}. {meaning(location) or ''}".rstrip(),
-    )
+
+    def unknown_key(self, location: Location) -> ConfigError:
+        nearest = self.nearest(location)
+        return ConfigError(
+            f"unknown key {str(location[-1])!r}",
+            where=self.source.where(self.prefix + _dotted(location)),
+            found=_dotted(location),
+            expected=_dotted(nearest) if nearest else f"one of {', '.join(self.names_in(location[:-1]))}",
+            fix=f"write {_dotted(nearest)}" if nearest else f"delete it; {self.reference}",
+        )
+
+    def find(self, location: Location) -> _Key:
+        key = _Key(None, self.section)
+        parts = iter(location)
+        for part in parts:
+            field = key.section.model_fields.get(str(part)) if key.section else None
+            key = _Key(field, section_of(field) if field else None)
+            if field is not None and _origins(field) & {tuple, dict}:
+                next(parts, None)  # the index or key of an item
+        return key
+
+    def description(self, location: Location) -> str | None:
+        """The first line of the key's own docstring or of its section's."""
+        field, section = self.find(location)
+        text = (field.description if field else None) or (section.__doc__ if field and section else None) or ""
+        return text.strip().partition("\n")[0] if field else None
+
+    def names_in(self, location: Location) -> list[str]:
+        """The names of the keys directly in the section at `location`."""
+        section = self.find(location).section
+        return list(section.model_fields) if section else []
+
+    def nearest(self, location: Location) -> Location | None:
+        """The key that a misspelled one most likely means: first in its own section, then anywhere."""
+        name, section = str(location[-1]), location[:-1]
+        here = get_close_matches(name, self.names_in(section), n=1)
+        if here:
+            return (*section, here[0])
+        anywhere = {key.rpartition(".")[2]: key for key, _ in keys(self.section)}
+        matches = get_close_matches(name, anywhere, n=1)
+        return tuple(anywhere[matches[0]].split(".")) if matches else None
+
+    def may_be_null(self, location: Location) -> bool:
+        field = self.find(location).field
+        return field is not None and isinstance(location[-1], str) and NoneType in get_args(field.annotation)
 
 
-def _unknown(location: Location, source: Source) -> ConfigError:
-    near = nearest(location)
-    return ConfigError(
-        f"unknown key {str(location[-1])!r}",
-        where=source.where(_key(location)),
-        found=_key(location),
-        expected=_key(near) if near else f"one of {', '.join(names_in(location[:-1]))}",
-        fix=f"write {_key(near)}" if near else "delete it; docs/reference/config.md has every key",
-    )
+def _is_consequence(item: ErrorDetails, intended: set[str]) -> bool:
+    """Whether another error explains this one."""
+    if item["type"] == "too_short":
+        return bool(item["input"])  # pydantic does not count a list's invalid items
+    return item["type"] == "missing" and _dotted(item["loc"]) in intended
 
 
-def _may_be_null(location: Location) -> bool:
-    name = ".".join(part for part in location if isinstance(part, str))
-    field: Any = dict(keys()).get(name)
-    return field is not None and isinstance(location[-1], str) and NoneType in get_args(field.annotation)
-
-
-def _key(location: Location) -> str:
-    return ".".join(str(part) for part in location)
+def _dotted(location: Location) -> str:
+    return ".".join(map(str, location))

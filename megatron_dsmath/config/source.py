@@ -1,4 +1,4 @@
-"""A run file as text: its values, and the line each of them stands on."""
+"""Reads YAML files, with the line of each key, and writes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_dsmath.errors import ConfigError
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?(?:0|[1-9][0-9]{0,17})", list("-+0123456789")),  # of 64 bits; a longer one is text, and refused
+    "int": (r"[-+]?(?:0|[1-9][0-9]{0,17})", list("-+0123456789")),  # of 64 bits; a longer one is text and refused
     "float": (
         r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
         r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
@@ -26,12 +26,12 @@ _SCALARS = {
 
 
 class Loader(yaml.SafeLoader):
-    """Refuses aliases and tags: a run needs neither, and a few of them can stand for gigabytes or for themselves."""
+    """Refuses aliases and tags: no run needs them, and a few can expand to gigabytes or to themselves."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's own class attribute, filled below)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose as PyYAML does; raise ComposerError at an alias or a tag."""
+        """As in PyYAML; raises ComposerError at an alias or a tag."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or event.tag is not None:
             name = "an alias (*name)" if isinstance(event, yaml.AliasEvent) else "a tag (!name)"
@@ -40,15 +40,15 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes no aliases, and quotes what a reader of YAML 1.1 or 1.2 would take for something else than text."""
+    """Writes no aliases, and quotes text that a reader of YAML 1.1 or 1.2 would take for another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write every value where it is used."""
+        """Always true: every value is written where it is used."""
         return True
 
 
 def _represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
-    # PyYAML folds the line ends of Unicode (U+0085, U+2028) into spaces unless they are escaped in quotes.
+    # PyYAML replaces Unicode's line ends (U+0085, U+2028) by spaces unless they are escaped in quotes.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
@@ -59,14 +59,21 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 def write(values: Any) -> str:
-    """The values as a file that `Loader` reads back equal, whatever text they hold."""
+    """The values as a YAML file that `Loader` reads as equal values."""
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def write_inline(value: Any) -> str:
-    """One value as a user would write it after `key: `."""
+    """One value as a user writes it after `key: `."""
     text: str = yaml.dump(value, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=2**31)
     return text.removesuffix("...\n").strip()
+
+
+def lists_to_tuples(value: Any) -> Any:
+    """The same values with tuples instead of lists, as frozen sections hold them."""
+    if isinstance(value, dict):
+        return {key: lists_to_tuples(item) for key, item in value.items()}
+    return tuple(lists_to_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 Tree = dict[str, Any]
@@ -74,7 +81,7 @@ Tree = dict[str, Any]
 
 @dataclass
 class Source:
-    """The values of a run file as plain Python, where they came from, and what is wrong with the text itself."""
+    """The values of a YAML file as plain Python, the line or override of each, and mistakes of the text itself."""
 
     path: Path
     tree: Tree = field(default_factory=dict)
@@ -83,7 +90,7 @@ class Source:
     mistakes: list[ConfigError] = field(default_factory=list)
 
     def where(self, key: str) -> str:
-        """The place a user has to edit for `key`: a line of the file, or the `--set` that won over it."""
+        """What a user has to edit for `key`: a line of the file, or the `--set` that replaced it."""
         ancestors = [key]
         while "." in ancestors[-1]:
             ancestors.append(ancestors[-1].rpartition(".")[0])
@@ -95,9 +102,9 @@ class Source:
 
 
 def read(path: str | Path) -> Source:
-    """Read a run file; raise ConfigError where it is missing, is not YAML, or holds no keys.
+    """Read a run file. Raises ConfigError when it is missing, is not YAML, or has no keys.
 
-    A key that stands twice does not hide the other mistakes: it is noted in the source's own.
+    A key that appears twice is added to the source's `mistakes`, so that it does not hide other mistakes.
     """
     source = Source(Path(path))
     text = _text(source.path)
@@ -118,7 +125,7 @@ def read(path: str | Path) -> Source:
         ) from None
     if not isinstance(tree, dict):
         raise ConfigError(
-            "the run file holds no keys",
+            "the run file has no keys",
             where=path,
             found="an empty file" if tree is None else f"{write_inline(tree):.200}",
             expected="output, seed, model, data, ...",
@@ -160,7 +167,7 @@ def _line_of(error: Exception, text: str) -> int | None:
 
 
 def problem(error: Exception) -> str:
-    """What PyYAML did not understand, in one line."""
+    """PyYAML's error in one line."""
     if isinstance(error, RecursionError):
         return "brackets nested too deeply"
     if isinstance(error, ReaderError):
@@ -177,19 +184,19 @@ def _note_lines(node: yaml.Node, key: str, source: Source) -> None:
     elif isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             if isinstance(name, yaml.ScalarNode):
-                name.tag = "tag:yaml.org,2002:str"  # a key is text, also where it looks like a number
+                name.tag = "tag:yaml.org,2002:str"  # a key is text, also if it looks like a number
             child = f"{key}.{name.value}" if key else str(name.value)
             line = name.start_mark.line + 1
             if child in source.lines:
-                source.mistakes.append(_stands_twice(child, line, source))
+                source.mistakes.append(_repeated_key(child, line, source))
                 continue
             source.lines[child] = line
             _note_lines(value, child, source)
 
 
-def _stands_twice(key: str, line: int, source: Source) -> ConfigError:
+def _repeated_key(key: str, line: int, source: Source) -> ConfigError:
     return ConfigError(
-        "a key stands twice",
+        "a key appears twice",
         where=f"{source.path}:{line}: {key}",
         found=f"first on line {source.lines[key]}",
         expected="each key once",

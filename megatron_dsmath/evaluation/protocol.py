@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
 
+from megatron_dsmath.config.mistakes import validation_errors
 from megatron_dsmath.config.sections import Section
-from megatron_dsmath.config.source import Source, read, write_inline
+from megatron_dsmath.config.source import Source, lists_to_tuples, read
 from megatron_dsmath.errors import ConfigError, DependencyError, UsageError, raise_all
 from megatron_dsmath.evaluation.benchmarks import Problem
 from megatron_dsmath.evaluation.paper_texts import PaperText, read_paper_text
@@ -57,21 +58,6 @@ def contradictions(protocol: Protocol, source: Source) -> list[ConfigError]:
     return found
 
 
-def mistake(item: Any, source: Source) -> ConfigError:
-    """What pydantic found, as an error with its line."""
-    key = ".".join(map(str, item["loc"]))
-    what = {"missing": "a key is missing", "extra_forbidden": "unknown key"}.get(
-        item["type"], "a value is not what its key takes"
-    )
-    return ConfigError(
-        what,
-        where=source.where(key),
-        found="nothing" if item["type"] == "missing" else f"{write_inline(item['input']):.200}",
-        expected=item["msg"].removeprefix("Input should be "),
-        fix="compare it with a shipped protocol (docs/evaluation.md says where they are)",
-    )
-
-
 def require_judges(protocol: Protocol) -> None:
     """Raise DependencyError where the grader or the checker that the protocol asks for is not there."""
     if protocol.grading is not None:
@@ -110,6 +96,7 @@ FOLDER = Path(__file__).parent / "protocols"
 _BASE = ("base-few-shot", "base-program", "base-code", "base-proof")
 SHIPPED = ("instruct-cot", "instruct-tool", *_BASE, *(f"{name}-paper" for name in _BASE))
 QUESTION = "{question}"
+REFERENCE = "docs/evaluation.md says where the shipped protocols are"
 
 Mode = Literal["cot", "tool", "program", "code", "proof"]
 Shots = Literal["none", "project", "paper", "custom"]
@@ -259,10 +246,10 @@ def load_protocol(name: str, data: Path) -> Protocol:
     found = list(source.mistakes)
     try:
         tree, authors = _with_texts(source, data, found)
-        protocol = Protocol.model_validate(_frozen(tree))
+        protocol = Protocol.model_validate(lists_to_tuples(tree))
         protocol._authors.update(authors)
     except ValidationError as error:
-        found += [mistake(item, source) for item in error.errors()]
+        found += validation_errors(error, source, Protocol, REFERENCE)
     else:
         found += contradictions(protocol, source)
     raise_all(found)
@@ -290,8 +277,7 @@ def _with_texts(source: Source, data: Path, found: list[ConfigError]) -> tuple[d
             found.append(error)
             text = QUESTION  # the text has been reported
         except ValidationError as error:
-            key = ("prompts", task, "text")
-            found += [mistake({**item, "loc": (*key, *item["loc"])}, source) for item in error.errors()]
+            found += validation_errors(error, source, PaperText, REFERENCE, f"prompts.{task}.text.")
             text = QUESTION
         if text.count(QUESTION) != 1:
             found.append(
@@ -318,9 +304,3 @@ def _text_of_file(source: Source, task: str, name: str) -> tuple[str, Shots]:
             expected="a text file in UTF-8, named relative to the protocol's folder",
         ) from None
     return text, "project" if file.resolve().is_relative_to(FOLDER.resolve()) else "custom"
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _frozen(item) for key, item in value.items()}
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from megatron_dsmath.config import RunConfig, load
+from megatron_dsmath.errors import ConfigError
 from tests.support.seeded import seeded
 
 Edits = list[tuple[str, str]]
@@ -177,3 +181,14 @@ def test_a_contradiction_names_a_key_its_line_and_a_way_out(
     assert found in str(error.found)
     assert fix in str(error.fix)
     assert error.expected
+
+
+def test_a_rule_that_fails_on_a_valid_file_is_not_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def misspelled(run: RunConfig) -> Iterator[ConfigError]:
+        yield ConfigError(f"{run.modle}")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(import_module("megatron_dsmath.config.load"), "RULES", (misspelled,))
+    with pytest.raises(AttributeError, match="modle"):
+        load(seeded(tmp_path).path)
+    error = seeded(tmp_path, ("  layers: 30\n", "")).refusal()  # a value is missing: a rule may need it
+    assert "'layers' is missing" in error.what

@@ -35,7 +35,7 @@ SEEDED = {
     "a percentage": ("after: 0.8", "after: 80", "schedule.drops.0.after", "80", "less than 1", "share of the run"),
     "all held out": ("share: 0.0005", "share: 0.5", "data.held_out_share", "0.5", "less than 0.5", "validation"),
     "one checkpoint": ("keep: 3", "keep: 1", "checkpoint.keep", "1", "greater than or equal to 2", "in this range"),
-    "a space in a name": ("name: arxiv", "name: ar xiv", "data.corpora.2.name", "ar xiv", "letters", "leave every"),
+    "a space in a name": ("name: arxiv", "name: ar xiv", "data.corpora.2.name", "ar xiv", "letters", "remove every"),
     "a path that is no list": ("[data/arxiv/*]", "a/*", "data.corpora.2.paths", "a/*", "a list", "write [one, two]"),
     "an empty list": (
         "paths: [data/arxiv/*]",
@@ -87,7 +87,7 @@ def test_a_missing_section_names_itself(tmp_path: Path) -> None:
     run = seeded(tmp_path, ("validation:\n  every_steps: 500\n  sequences_per_corpus: 256\n", ""))
     error = run.refusal()
     assert error.where == f"{run.path}: validation"
-    assert "held out" in str(error.expected)
+    assert "held-out data" in str(error.expected)
 
 
 def test_a_value_in_place_of_a_section_is_one_mistake_not_one_for_each_key(tmp_path: Path) -> None:

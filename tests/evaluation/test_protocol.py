@@ -125,14 +125,14 @@ def test_the_hash_is_of_the_values_and_of_every_prompt(tmp_path: Path) -> None:
     ("shipped", "old", "new", "line", "what"),
     [
         ("instruct-cot", "temperature: 0.0", "temperature: hot", 19, "number"),
-        ("instruct-cot", "  top_p: 1.0\n", "", 18, "a key is missing"),
+        ("instruct-cot", "  top_p: 1.0\n", "", 18, "'top_p' is missing"),
         ("instruct-cot", "seed: 0", "seed: 0\n  luck: 7", 24, "unknown key"),
         ("instruct-cot", "mode: cot", "mode: tool", 24, "mode tool, no tools"),
         ("base-program", "program: solution", "program: null", 12, "mode program"),
         ("base-code", "program: whole", "program: answer", 19, "continued or whole"),
         ("base-code", "grading: null", "grading: {timeout_seconds: 5.0, math_verify: 0.9.0}", 32, "grading: null"),
         ("instruct-cot", "instruct_cot_en.txt", "nowhere.txt", 7, "cannot be read"),
-        ("base-code-paper", "        shots: 3ef5", "        shots: 3 # 3ef5", 19, "a valid string"),
+        ("base-code-paper", "        shots: 3ef5", "        shots: 3 # 3ef5", 19, "expected: text"),
         ("instruct-cot", "prompts/instruct_cot_en.txt", "base-program.yaml", 7, "must hold {question} once"),
     ],
 )

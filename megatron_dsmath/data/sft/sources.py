@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field, PositiveInt, ValidationError
 
+from megatron_dsmath.config.mistakes import validation_errors
 from megatron_dsmath.config.sections import Section
 from megatron_dsmath.config.source import Source as SourceText
-from megatron_dsmath.config.source import read, write_inline
+from megatron_dsmath.config.source import lists_to_tuples, read
 from megatron_dsmath.data.sft.conversation import parse_row
 from megatron_dsmath.data.sft.formats import FORMATS, require_format
 from megatron_dsmath.data.text.document_batches import conversation_row_batches
@@ -24,6 +25,8 @@ Language = Literal["en", "zh"]
 FormatName = Literal[
     "messages", "sharegpt", "alpaca", "mathinstruct", "lila", "question_answer", "question_code", "tal_scq5k"
 ]
+
+EXAMPLE = "configs/sft/recipes/deepseekmath_instruct.yaml"
 
 
 class RecipeSource(Section):
@@ -61,9 +64,9 @@ def load_recipe(path: str | Path) -> Recipe:
     source = read(path)
     found = list(source.mistakes)
     try:
-        recipe = Recipe.model_validate(_frozen(source.tree))
+        recipe = Recipe.model_validate(lists_to_tuples(source.tree))
     except ValidationError as error:
-        found += [_mistake(item, source) for item in error.errors()]
+        found += validation_errors(error, source, Recipe, f"{EXAMPLE} is a complete recipe")
     else:
         found += _names_twice(recipe, source)
     raise_all(found)
@@ -86,33 +89,6 @@ def _names_twice(recipe: Recipe, source: SourceText) -> list[ConfigError]:
             )
         first.setdefault(entry.name, place)
     return found
-
-
-def _mistake(item: Any, source: SourceText) -> ConfigError:
-    key = ".".join(map(str, item["loc"]))
-    what, expected = {
-        "missing": ("a key is missing", "every key written out, null where it says nothing"),
-        "extra_forbidden": ("unknown key", ", ".join(_names_beside(item["loc"]))),
-    }.get(item["type"], ("a value is not what its key takes", item["msg"].removeprefix("Input should be ")))
-    return ConfigError(
-        what,
-        where=source.where(key),
-        found="nothing" if item["type"] == "missing" else f"{write_inline(item['input']):.200}",
-        expected=expected,
-        fix="compare it with configs/sft/recipes/deepseekmath_instruct.yaml",
-    )
-
-
-def _names_beside(location: tuple[str | int, ...]) -> list[str]:
-    section = RecipeSource if len(location) > 1 else Recipe
-    return list(section.model_fields)
-
-
-def _frozen(value: Any) -> Any:
-    """The same values with tuples for lists, which is what frozen sections hold."""
-    if isinstance(value, dict):
-        return {key: _frozen(item) for key, item in value.items()}
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 SET_ENDINGS = (".gz", ".zst", ".jsonl", ".json", ".ndjson", ".parquet")
