@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from megatron_dsmath.grading import extraction, paper_verdict, strict
 from megatron_dsmath.grading.sandboxed_comparison import Comparison, ComparisonResult, ComparisonSandbox, Note
+from megatron_dsmath.grading.strict import TextComparison
 
 TIMEOUT_SECONDS = 5.0
 _TASKS = ("gsm8k", "mgsm-zh", "cmath", "ocw", "sat", "mmlu-stem", "gaokao-cloze", "gaokao-mathqa", "math")
@@ -79,9 +80,7 @@ class Grader:
         ]
 
 
-def is_correct(
-    comparison: Comparison, by_math_verify: strict.SymbolicComparison, by_sympy: strict.SymbolicComparison
-) -> bool:
+def is_correct(comparison: Comparison, by_math_verify: TextComparison, by_sympy: TextComparison) -> bool:
     """Whether the answer is correct. The two functions compare formulas; they are only available in the sandbox."""
     if comparison.protocol == "paper":
         return paper_verdict.is_correct(comparison.reference, comparison.answer, comparison.task, by_sympy)

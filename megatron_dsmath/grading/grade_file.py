@@ -35,7 +35,9 @@ def grade_file(file: Path, out: Path | None = None) -> Report:
         for number, (entry, verdict) in enumerate(zip(entries, verdicts, strict=True), 1)
     ]
     if out is not None:
-        _write(out, rows)
+        with AtomicFiles(out) as (output,):
+            for row in rows:
+                output.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
     return Report(rows, _summary(verdicts))
 
 
@@ -85,9 +87,3 @@ def _attempt(file: Path, number: int, entry: dict[str, Any]) -> Attempt:
 def _raise_unusable(field: str, found: object, file: Path, number: int, expected: str) -> None:
     shown = "nothing" if found is None else repr(found)[:80]
     raise DataError(f"the row has no valid {field!r}", where=f"{file}:{number}", found=shown, expected=expected)
-
-
-def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    with AtomicFiles(out) as (file,):
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")

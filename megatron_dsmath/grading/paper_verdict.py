@@ -10,7 +10,7 @@ import re
 from math import isclose
 
 from megatron_dsmath.grading.notation import closing_braces
-from megatron_dsmath.grading.strict import SymbolicComparison
+from megatron_dsmath.grading.strict import TextComparison
 
 _LIMIT_CHARACTERS = 4000  # the harness has no limit
 _LIMIT_BOXES = 50  # the harness has no limit; it compares as many of the last boxes as the reference has parts
@@ -84,7 +84,7 @@ def _parts(answer: str) -> list[str]:
     return [part.strip() for part in re.split(r"\\text\{\s*and\s*\}", answer)]
 
 
-def is_correct(reference: str, answers: str, task: str | None, symbolic: SymbolicComparison) -> bool:
+def is_correct(reference: str, answers: str, task: str | None, symbolic: TextComparison) -> bool:
     """Whether the answers from `extract`, joined by line breaks, match the reference."""
     given = answers.split("\n")
     if len(answers) > _LIMIT_CHARACTERS or len(reference) > _LIMIT_CHARACTERS:
@@ -115,7 +115,7 @@ def _cloze_parts(answer: str) -> list[str]:
     return [*parts, answer[start:].strip()]
 
 
-def _all_matched(given: list[str], wanted: list[str], symbolic: SymbolicComparison) -> bool:
+def _all_matched(given: list[str], wanted: list[str], symbolic: TextComparison) -> bool:
     """Whether each answer matches some reference and each reference some answer, in any order and number."""
     if len(given) * len(wanted) > 400:
         return False
@@ -123,7 +123,7 @@ def _all_matched(given: list[str], wanted: list[str], symbolic: SymbolicComparis
     return all(map(any, matches)) and all(any(column) for column in zip(*matches, strict=True)) and bool(matches)
 
 
-def _accepts(answer: str, reference: str, symbolic: SymbolicComparison) -> bool:
+def _accepts(answer: str, reference: str, symbolic: TextComparison) -> bool:
     if "\\cup" in answer and "\\cup" in reference:
         return _all_matched(answer.split("\\cup"), reference.split("\\cup"), symbolic)
     one, other = _float(answer), _float(reference)
@@ -139,7 +139,7 @@ def _float(text: str) -> float | None:
         return None
 
 
-def _math_equal(answer: str, reference: str, symbolic: SymbolicComparison) -> bool:
+def _math_equal(answer: str, reference: str, symbolic: TextComparison) -> bool:
     if answer == reference:
         return True
     one, other = _float_or_percent(answer), _float_or_percent(reference)
@@ -185,7 +185,7 @@ def _float_or_percent(text: str) -> float | None:
     return value
 
 
-def _entries_equal(mine: list[str], theirs: list[str], symbolic: SymbolicComparison) -> bool:
+def _entries_equal(mine: list[str], theirs: list[str], symbolic: TextComparison) -> bool:
     return len(mine) == len(theirs) and all(map(lambda one, other: _math_equal(one, other, symbolic), mine, theirs))
 
 

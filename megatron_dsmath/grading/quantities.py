@@ -11,7 +11,6 @@ from megatron_dsmath.grading.notation import compact
 
 LIMIT_DIGITS = 3000
 _LIMIT_EXPONENT = 1000
-_LIMIT_POWER_DIGITS = 5000
 _APPROXIMATION_DIGITS = 6  # a decimal with this many significant digits may be a rounded value
 _FLOAT_DIGITS, _FLOAT_NOISE = 15, Fraction(1, 10**12)  # rounding of binary floats: 0.30000000000000004
 

@@ -10,8 +10,9 @@ from megatron_dsmath.grading.notation import DOLLAR, compact, normalize
 from megatron_dsmath.grading.quantities import NumberInBase, Quantity
 from megatron_dsmath.grading.structure import Bracketed, Equation, Formula, Listing, Matrix, Union, Words
 
-SymbolicComparison = Callable[[str, str], bool]
-"""Whether a reference formula and an answer are equal. Called where text and numbers do not decide."""
+TextComparison = Callable[[str, str], bool]
+"""Whether a reference (first) and an answer are equal. A symbolic one is called if text and numbers do not decide."""
+Parsed = Quantity | NumberInBase | structure.Structure
 
 _LIMIT_DEPTH = 12
 _LIMIT_PARTS = 64
@@ -22,13 +23,13 @@ _UNIT_AFTER = re.compile(
 )
 
 
-def is_correct(reference: str, answer: str, symbolic: SymbolicComparison) -> bool:
+def is_correct(reference: str, answer: str, symbolic: TextComparison) -> bool:
     """Whether an extracted answer equals the reference."""
     given = normalize(answer)
     return bool(given) and _same(normalize(reference), given, symbolic, 0)
 
 
-def _same(reference: str, answer: str, symbolic: SymbolicComparison, depth: int) -> bool:
+def _same(reference: str, answer: str, symbolic: TextComparison, depth: int) -> bool:
     if depth > _LIMIT_DEPTH:
         return False
     reference, answer = structure.strip_parentheses(reference), structure.strip_parentheses(answer)
@@ -46,7 +47,7 @@ def _same(reference: str, answer: str, symbolic: SymbolicComparison, depth: int)
     )
 
 
-def _parse(text: str) -> Quantity | NumberInBase | structure.Structure:
+def _parse(text: str) -> Parsed:
     whole = re.fullmatch(r"\\text ?\{([^{}]*)\}", text)
     return (
         quantities.parse(whole[1].strip() if whole else text)
@@ -62,12 +63,7 @@ def _same_digits(wanted: object, given: object, reference: str, answer: str) -> 
 
 
 def _same_structure(
-    wanted: Quantity | structure.Structure | NumberInBase,
-    given: Quantity | structure.Structure | NumberInBase,
-    reference: str,
-    answer: str,
-    same: Callable[[str, str], bool],
-    symbolic: SymbolicComparison,
+    wanted: Parsed, given: Parsed, reference: str, answer: str, same: TextComparison, symbolic: TextComparison
 ) -> bool:
     choice = re.fullmatch(r"[A-J]", _plain_letters(reference))
     if choice:
@@ -89,8 +85,10 @@ def _same_structure(
         brackets_agree = (wanted.opening, wanted.closing) == (given.opening, given.closing)
         in_order = _in_any_order if wanted.opening == r"\{" else _in_order
         return brackets_agree and in_order(wanted.parts, given.parts, same)
-    if _list_parts(wanted, reference) and _list_parts(given, answer):
-        return _same_listing(wanted, given, _list_parts(wanted, reference), _list_parts(given, answer), same)
+    parts, given_parts = _list_parts(wanted, reference), _list_parts(given, answer)
+    if parts and given_parts:
+        is_ordered = isinstance(wanted, Listing) and wanted.is_ordered
+        return (_in_order if is_ordered else _in_any_order)(parts, given_parts, same)
     if isinstance(wanted, Words) or isinstance(given, Words):
         return wanted == structure.as_words(answer)
     if isinstance(wanted, Formula | Quantity) and isinstance(given, Formula | Quantity):
@@ -111,21 +109,8 @@ def _list_parts(given: object, text: str) -> list[str]:
     return text.split(",") if isinstance(given, Quantity) and _THOUSANDS.fullmatch(text) else []
 
 
-def _same_listing(
-    wanted: object, given: object, wanted_parts: list[str], given_parts: list[str], same: Callable[[str, str], bool]
-) -> bool:
-    if isinstance(wanted, Listing) and wanted.is_ordered:
-        return _in_order(wanted_parts, given_parts, same)
-    return _in_any_order(wanted_parts, given_parts, same)
-
-
 def _same_equation(
-    wanted: Equation,
-    given: object,
-    reference: str,
-    answer: str,
-    same: Callable[[str, str], bool],
-    symbolic: SymbolicComparison,
+    wanted: Equation, given: Parsed, reference: str, answer: str, same: TextComparison, symbolic: TextComparison
 ) -> bool:
     if not isinstance(given, Equation):
         return structure.is_name(wanted.left) and not isinstance(given, Words) and same(wanted.right, answer)
@@ -136,7 +121,7 @@ def _same_equation(
     return symbolic(reference, answer)
 
 
-def _same_formula(reference: str, answer: str, symbolic: SymbolicComparison) -> bool:
+def _same_formula(reference: str, answer: str, symbolic: TextComparison) -> bool:
     wanted, wanted_unit = _without_unit(reference)
     given, given_unit = _without_unit(answer)
     if not units.units_agree(wanted_unit, given_unit) or not wanted or not given:
@@ -155,11 +140,11 @@ def _without_unit(formula: str) -> tuple[str, str]:
     return formula, ""
 
 
-def _in_order(wanted: list[str], given: list[str], same: Callable[[str, str], bool]) -> bool:
+def _in_order(wanted: list[str], given: list[str], same: TextComparison) -> bool:
     return len(wanted) == len(given) <= _LIMIT_PARTS and all(map(same, wanted, given))
 
 
-def _in_any_order(wanted: list[str], given: list[str], same: Callable[[str, str], bool]) -> bool:
+def _in_any_order(wanted: list[str], given: list[str], same: TextComparison) -> bool:
     if len(wanted) != len(given) or len(wanted) > _LIMIT_PARTS:
         return False
     left = list(given)

@@ -43,12 +43,10 @@ _WEIGHT_TOLERANCE = 1e-3  # of a sequence's weight in the gradient
 
 
 class Diagnosis(NamedTuple):
-    """The probable mistake."""
+    """The probable mistake, as in the last fields of `Comparison`."""
 
     kind: str
-    """A key of KINDS."""
     first_parameter: str
-    """The first parameter, in the order of the forward pass, where the results differ."""
     evidence: str
 
 

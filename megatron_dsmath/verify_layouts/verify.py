@@ -36,18 +36,8 @@ MAX_RANKS = 64
 # torch's random generator imports the compiler; without the preload each rank would import it.
 _PRELOADED_MODULES = ("torch._dynamo", "numpy.random", measure_layout.__module__)
 _WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-_DIFFERENCES = ("loss", "gradient_norm", "gradient", "parameter")
-_COLUMNS = (
-    "layout",
-    "ranks",
-    "loss",
-    "gradient_norm",
-    "gradient",
-    "worst_gradient",
-    "parameter",
-    "worst_parameter",
-    "verdict",
-)
+_RESULTS = ("loss", "gradient_norm", "gradient", "worst_gradient", "parameter", "worst_parameter")
+_COLUMNS = ("layout", "ranks", *_RESULTS, "verdict")
 
 
 def select_layouts(run: RunConfig, names: str | None, ranks: int) -> list[Layout]:
@@ -216,7 +206,7 @@ def print_comparisons(comparisons: Iterable[Comparison], total: int, as_json: bo
 def _table_row(row: Comparison) -> dict[str, object]:
     """The fields as the table shows them. A parameter is named only where there is a difference."""
     values = asdict(row)
-    short = {name: f"{values[name]:.1e}" for name in _DIFFERENCES if values[name] is not None}
+    short = {name: f"{value:.1e}" for name, value in values.items() if isinstance(value, float)}
     unnamed = {f"worst_{name}": "" for name in ("gradient", "parameter") if not values[name]}
     return {**values, **short, **unnamed}
 
