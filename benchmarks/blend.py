@@ -1,8 +1,8 @@
-"""The paper's mixture over 500B tokens: how soon it starts, in how much memory, and how close it stays to its weights.
+"""Benchmarks the paper's mixture of 500B tokens: time and memory of the start, and deviation from the weights.
 
-The corpora have the paper's sizes: an .idx of as many documents, and a sparse .bin (`paper_corpora`).
-megatron-core builds its blend over the same corpora at a scale it can bear. Each contestant is a process of its own.
-`python benchmarks/blend.py`, or `make bench`; the indices take 4 GB of disk.
+The corpora have the paper's sizes: an .idx with as many documents and a sparse .bin (`paper_corpora`). megatron-core
+builds its blend of the same corpora at a smaller scale. Each implementation runs in its own process.
+`python benchmarks/blend.py`, or `make bench`; the indices need 4 GB of disk.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import numpy as np
 
 from benchmarks.paper_corpora import SEQUENCE_LENGTH, SIZES, WEIGHTS, mixture, write_corpora
 from megatron_dsmath.config.source import write
-from megatron_dsmath.data.audit.accounts import account
 from megatron_dsmath.data.audit.audit import audit
 from megatron_dsmath.data.audit.ledger import Ledger, StepHash, sample_hashes, step_hash
+from megatron_dsmath.data.audit.ledger_totals import count_ledger
 from megatron_dsmath.data.indexed.dataset import IndexedWriter
 from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
@@ -35,20 +35,20 @@ from megatron_dsmath.data.mixture.mixture_planning import plan_run
 from megatron_dsmath.data.mixture.planned_corpora import planned_corpora
 from tests.support.runs import tree
 
-STEP_SAMPLES, STEPS = 2560, 47_684  # paper, section 2.3: 10M tokens a step, 500B in all
+STEP_SAMPLES, STEPS = 2560, 47_684  # paper, section 2.3: 10M tokens per step, 500B in total
 MOST_SECONDS, MOST_BYTES = 1.0, 300e6
 VOCABULARY = 102_400
 
 
 def open_batches(folder: Path, samples: int) -> MixtureBatches:
-    """As a run's start does."""
+    """Open the batches as the start of a run does."""
     shards = Shards(None)
     return MixtureBatches(plan_run(mixture(folder), 1234, shards, samples), shards, VOCABULARY)
 
 
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Wall seconds and the most anonymous memory held at a time above what was held before, in bytes."""
+    """Measure wall seconds and the peak of anonymous memory above the previous use, in bytes."""
     figures: dict[str, float] = {}
     done, largest, before = threading.Event(), [0], anonymous_bytes()
 
@@ -69,13 +69,13 @@ def measured() -> Iterator[dict[str, float]]:
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that no file stands for."""
+    """Return the memory of this process that is not mapped from files."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def ours(folder: Path, samples: int) -> dict[str, float]:
-    """From nothing to the first batch of one of 64 data-parallel ranks, and whole steps early and late."""
+    """Measure the start up to the first batch of one of 64 data-parallel ranks, and steps early and late in the run."""
     with measured() as figures:
         batches = open_batches(folder, samples)
         batches.step_batches(0, STEP_SAMPLES, 1, 0, 64)
@@ -92,7 +92,7 @@ def ours(folder: Path, samples: int) -> dict[str, float]:
 
 
 def megatron_core(folder: Path, samples: int) -> dict[str, float]:
-    """The same to its first 40 samples, its cache empty."""
+    """Measure the start up to its first 40 samples, with an empty cache."""
     import torch.distributed as dist
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -122,12 +122,21 @@ def megatron_core(folder: Path, samples: int) -> dict[str, float]:
     return figures
 
 
-CONTESTANTS = {"ours": ours, "megatron-core": megatron_core}
+IMPLEMENTATIONS = {"ours": ours, "megatron-core": megatron_core}
 
 
-def run(contestant: str, folder: Path, samples: int) -> dict[str, float]:
-    """A contestant in a process of its own, its imports done before the clock starts."""
-    command = [sys.executable, __file__, "--contestant", contestant, "--folder", str(folder), "--samples", str(samples)]
+def run(implementation: str, folder: Path, samples: int) -> dict[str, float]:
+    """Run an implementation in its own process; imports are not measured."""
+    command = [
+        sys.executable,
+        __file__,
+        "--implementation",
+        implementation,
+        "--folder",
+        str(folder),
+        "--samples",
+        str(samples),
+    ]
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}  # megatron-core's imports
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=quiet).stdout
     figures: dict[str, float] = json.loads(output)
@@ -135,16 +144,16 @@ def run(contestant: str, folder: Path, samples: int) -> dict[str, float]:
 
 
 def start_is_quick(folder: Path, scale: float) -> bool:
-    """Print both bars on the start; whether they hold."""
+    """Print time and memory of the start; return whether both are within their limits."""
     whole, part = folder / "whole", folder / "part"
-    for place, size in ((whole, 1.0), (part, scale)):
-        place.mkdir(parents=True, exist_ok=True)
-        write_corpora(place, size)
+    for corpora, size in ((whole, 1.0), (part, scale)):
+        corpora.mkdir(parents=True, exist_ok=True)
+        write_corpora(corpora, size)
     run("ours", whole, STEPS * STEP_SAMPLES)  # validates the indices
     figures = run("ours", whole, STEPS * STEP_SAMPLES)
     early, late = figures["early_seconds"], figures["late_seconds"]
     documents = sum(count for _, count in SIZES.values())
-    print(f"500B tokens of five corpora, {documents / 1e6:.0f}M documents: {told(figures)} to the first batch")
+    print(f"500B tokens of five corpora, {documents / 1e6:.0f}M documents: {formatted(figures)} to the first batch")
     print(f"  (at most {MOST_SECONDS:g} s and {MOST_BYTES / 1e6:.0f} MB)  load {os.getloadavg()[0]:.2f}")
     print(f"  40 sequences at step 0: {1e3 * early:.1f} ms, at step 47,000: {1e3 * late:.1f} ms")
     print(
@@ -153,21 +162,21 @@ def start_is_quick(folder: Path, scale: float) -> bool:
     )
     print(f", {figures['warnings']} warnings (files of zeros: none)")
     samples = int(STEPS * scale) * STEP_SAMPLES
-    print(f"at {scale:g} of that scale: ours {told(run('ours', part, samples))}", end="")
+    print(f"at {scale:g} of that scale: ours {formatted(run('ours', part, samples))}", end="")
     theirs = run("megatron-core", part, samples)
-    print(f", megatron-core {told(theirs)} and a cache of {theirs['cache_bytes'] / 1e6:,.0f} MB")
+    print(f", megatron-core {formatted(theirs)} and a cache of {theirs['cache_bytes'] / 1e6:,.0f} MB")
     is_compared = figures["comparing_seconds"] <= MOST_SECONDS and not figures["warnings"]
     is_quick = figures["seconds"] <= MOST_SECONDS and figures["bytes"] <= MOST_BYTES and late < 2 * early
     return is_quick and is_compared
 
 
-def told(figures: dict[str, float]) -> str:
-    """Seconds and memory."""
+def formatted(figures: dict[str, float]) -> str:
+    """Format seconds and memory."""
     return f"{figures['seconds']:.2f} s, {figures['bytes'] / 1e6:,.0f} MB anonymous"
 
 
 def plan_keeps_its_weights(folder: Path) -> bool:
-    """Print how far the paper's run strays at every 1% of it, by the plan and by the accounts of its ledger."""
+    """Print the deviations of the paper's run at every 1%, from the plan and from its ledger."""
     plan = open_batches(folder / "whole", STEPS * STEP_SAMPLES).plan
     with tempfile.TemporaryDirectory() as scratch:
         ledger = Ledger(Path(scratch))
@@ -175,11 +184,11 @@ def plan_keeps_its_weights(folder: Path) -> bool:
         for step in range(STEPS):
             ledger.append(1 + step, 0, step * STEP_SAMPLES, STEP_SAMPLES, StepHash(2**64 - 1 - step, step))
         size_bytes = ledger.plan_file.stat().st_size + ledger.steps_file.stat().st_size
-        rows = ledger.rows()
+        rows = ledger.read_rows()
     deviations, agree = [], True
     for percent in range(1, 101):
         end = STEPS * percent // 100
-        planned, counted = plan.totals(end * STEP_SAMPLES), account(plan, rows[:end]).corpora
+        planned, counted = plan.totals(end * STEP_SAMPLES), count_ledger(plan, rows[:end]).corpora
         agree &= [total.tokens for total in planned] == [corpus.tokens for corpus in counted]
         deviations.append(max(abs(total.samples - total.share * end * STEP_SAMPLES) for total in planned))
     epochs = ", ".join(f"{total.name} {total.epochs:.2f}" for total in plan.totals(STEPS * STEP_SAMPLES))
@@ -190,7 +199,7 @@ def plan_keeps_its_weights(folder: Path) -> bool:
 
 
 def scaled_run_holds(folder: Path) -> bool:
-    """Record a run of 1/20,000 of the tokens on 4 ranks, audit it from the .bin, plant a fault and audit again."""
+    """Record a run of 1/20,000 of the tokens on 4 ranks, audit it, plant a fault and audit again."""
     scale, steps, sequence_length, ranks = 1 / 20_000, 100, 256, 4
     small, generator = folder / "small", np.random.default_rng(1)
     for name, (tokens, documents) in SIZES.items():
@@ -217,7 +226,7 @@ def scaled_run_holds(folder: Path) -> bool:
     started = time.perf_counter()
     found = audit(output)
     seconds, tokens = time.perf_counter() - started, steps * samples * sequence_length
-    largest = max(corpus.largest_deviation_samples for corpus in found.accounts.corpora)
+    largest = max(corpus.largest_deviation_samples for corpus in found.totals.corpora)
     hours = 5e11 / tokens * seconds / 3600
     print(
         f"a run of {tokens / 1e6:.1f}M tokens in {steps} steps, audited: holds {found.holds}, after every step at most"
@@ -232,15 +241,15 @@ def scaled_run_holds(folder: Path) -> bool:
 
 
 def main() -> int:
-    """Print every bar; 0 when all hold."""
+    """Print every measurement; return 0 if all are within their limits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="keep the corpora here")
-    parser.add_argument("--scale", type=float, default=0.2, help="of the corpora that megatron-core gets (0.2)")
-    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="directory for the corpora, which are kept")
+    parser.add_argument("--scale", type=float, default=0.2, help="scale of the corpora for megatron-core (0.2)")
+    parser.add_argument("--implementation", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
     parser.add_argument("--samples", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.contestant:
-        print(json.dumps(CONTESTANTS[options.contestant](options.folder, options.samples)))
+    if options.implementation:
+        print(json.dumps(IMPLEMENTATIONS[options.implementation](options.folder, options.samples)))
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)

@@ -54,8 +54,8 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or set aside and count")
     verb = add_verb(data, "audit", data_audit, "dsmath data audit runs/my_run", table=True)
     verb.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's directory")
-    verb.add_argument("--first-step", type=int, default=1, metavar="N", help="hash no earlier step anew")
-    verb.add_argument("--last-step", type=int, metavar="N", help="hash no later step anew")
+    verb.add_argument("--first-step", type=int, default=1, metavar="N", help="check the hashes from this step on")
+    verb.add_argument("--last-step", type=int, metavar="N", help="check the hashes up to this step")
     verb = add_verb(data, "show", data_show, "dsmath data show runs/my_run --step 100", table=True)
     verb.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's directory")
     verb.add_argument("--step", type=int, required=True, metavar="N")
@@ -118,7 +118,7 @@ def data_merge(options: argparse.Namespace) -> int:
 
 
 def data_blend(options: argparse.Namespace) -> int:
-    """Print the planned mixture of a run: what it draws of each corpus, and whether that was shuffled."""
+    """Print the planned mixture of a run: what it draws from each corpus, and whether the corpus is shuffled."""
     from megatron_dsmath.checkpoint.store import newest_checkpoint
     from megatron_dsmath.config import load
     from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
@@ -171,7 +171,7 @@ def data_decontaminate(options: argparse.Namespace) -> int:
 
 
 def data_audit(options: argparse.Namespace) -> int:
-    """Prove from a run's ledger what it read: the mixture, repeats and gaps, each hash computed anew from the .bin."""
+    """Check from a run's ledger what it read: the mixture, repeats and gaps, and every hash from the .bin files."""
     from dataclasses import asdict
 
     from megatron_dsmath.data.audit.audit import audit
@@ -182,7 +182,7 @@ def data_audit(options: argparse.Namespace) -> int:
         show(fault)
     if options.json:
         tables = {
-            "corpora": [asdict(corpus) for corpus in found.accounts.corpora],
+            "corpora": [asdict(corpus) for corpus in found.totals.corpora],
             "groups": [asdict(group) for group in found.groups],
         }
         print_facts({**found.facts(), **tables, "faults": [fault.text() for fault in found.faults]}, True)
@@ -192,14 +192,14 @@ def data_audit(options: argparse.Namespace) -> int:
             print_table(found.groups, shown, False)
         else:
             columns = ("name", "tokens", "share", "planned_share", "largest_deviation_samples", "epochs")
-            print_table(found.accounts.corpora, columns, False)
+            print_table(found.totals.corpora, columns, False)
         print_facts(found.facts(), False)
     return EXIT_DONE if found.holds else EXIT_ANSWER_IS_NO
 
 
 def data_show(options: argparse.Namespace) -> int:
     """Print the text of a step, document by document."""
-    from megatron_dsmath.data.audit.stored_samples import print_passages, step_passages
+    from megatron_dsmath.data.audit.stored_samples import print_passages, read_step
 
-    print_passages(step_passages(options.run, options.step), options.json)
+    print_passages(read_step(options.run, options.step), options.json)
     return EXIT_DONE

@@ -1,4 +1,4 @@
-"""A run's directory with the ledger of a run that trained on nothing: what the audit reads."""
+"""The directory of a run with a ledger but without training: the input of the audit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Read = Callable[[MixtureBatches, int, int, int], list[Microbatch]]
 
 
 def as_planned(batches: MixtureBatches, first_sample: int, rank: int, ranks: int) -> list[Microbatch]:
-    """What a rank reads of a step when nothing goes wrong."""
+    """Return what a rank reads of a step without a fault."""
     return batches.step_batches(first_sample, SAMPLES, 1, rank, ranks)
 
 
 class RecordedRun:
-    """A run that continues from one `train` to the next as from checkpoint to checkpoint."""
+    """A run in which each `train` continues after the previous one, as from a checkpoint."""
 
     def __init__(self, folder: Path, end_sample: int = 1000) -> None:
         self.folder, self.end_sample = folder, end_sample
@@ -33,7 +33,7 @@ class RecordedRun:
         self.step = self.next_sample = 0
 
     def train(self, config: DataConfig, steps: int, ranks: int = 1, read: Read = as_planned) -> None:
-        """So many steps more with this mixture on so many data-parallel ranks."""
+        """Record `steps` more steps with this mixture on `ranks` data-parallel ranks."""
         data = config.model_dump(mode="json")
         self.folder.mkdir(exist_ok=True)
         (self.folder / "run.yaml").write_text(write(tree(data=data, model__vocabulary_size=VOCABULARY)))
@@ -49,13 +49,13 @@ class RecordedRun:
             self.record(StepHash(*(sum(column) % 2**64 for column in zip(*parts, strict=True))))
 
     def skip(self, samples: int) -> None:
-        """Pass over so many samples."""
+        """Skip samples."""
         assert self.plan is not None
         self.plan = self.plan.with_skipped(self.next_sample, samples)
         self.next_sample, self.end_sample = self.next_sample + samples, self.end_sample + samples
 
     def record(self, tokens: StepHash) -> None:
-        """The row of a step on the samples that are next."""
+        """Record a step on the next samples."""
         assert self.plan is not None
         self.step += 1
         self.ledger.append(self.step, self.plan.version_at(self.next_sample), self.next_sample, SAMPLES, tokens)

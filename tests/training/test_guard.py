@@ -122,7 +122,7 @@ def test_skipped_data_leaves_no_trace_in_weights_or_moments(layout: str, inputs:
     ]
     found = audit(tmp_path)
     assert found.holds
-    assert (found.steps, found.accounts.skipped_samples) == (9, 8)
+    assert (found.steps, found.totals.skipped_samples) == (9, 8)
 
 
 def test_a_run_killed_after_a_skip_resumes_bitwise(inputs: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_rewinding_continues_as_a_new_process_from_that_checkpoint_with_the_data
     assert rows[-1]["lost_steps"] == 4  # 4 to 7
     found = audit(tmp_path / "run")
     assert found.holds
-    assert found.accounts.skipped_samples == 64 - 24
+    assert found.totals.skipped_samples == 64 - 24
     assert [row["step"] for row in read_rows(tmp_path / "run" / "logs" / "metrics_before_start_1.jsonl")] == [
         4,
         5,

@@ -17,7 +17,7 @@ from megatron_dsmath.checkpoint.store import newest_checkpoint
 from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.data.audit.audit import audit
-from megatron_dsmath.data.audit.stored_samples import step_passages
+from megatron_dsmath.data.audit.stored_samples import read_step
 from megatron_dsmath.data.sft.conversation_batches import GROUPS, PackedBatches
 from megatron_dsmath.data.sft.examples import Examples
 from megatron_dsmath.errors import ConfigError, DataError, DsmathError
@@ -184,14 +184,14 @@ def test_a_rejected_step_names_the_file_and_line_of_each_example_and_is_passed_o
     assert [row["consumed_samples"] for row in rows_of(tmp_path)] == [4, 8, 16, 20, 24, 28]
     found = audit(tmp_path)
     assert found.holds
-    assert (found.steps, found.accounts.skipped_samples, found.accounts.corpora) == (6, 4, ())
+    assert (found.steps, found.totals.skipped_samples, found.totals.corpora) == (6, 4, ())
 
 
 def test_a_changed_example_is_found_by_an_audit_and_a_step_is_shown(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     run = sft_run(copy, tmp_path / "run", schedule__steps=2)
     run_ranks(1, train_run, run)
-    shown = list(step_passages(tmp_path / "run", 2))
+    shown = list(read_step(tmp_path / "run", 2))
     examples = Examples(copy / "set")
     for passage in shown:
         row = rows(60)[examples.column("line")[passage.document] - 1]

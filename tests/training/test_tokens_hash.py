@@ -39,7 +39,7 @@ def test_every_layout_leaves_the_same_ledger_and_it_holds(layout: str, undisturb
     output = undisturbed(layout)
     found = audit(output)
     assert found.faults == ()
-    assert (found.steps, found.accounts.corpora[0].tokens) == (9, 9 * 6 * 32)
+    assert (found.steps, found.totals.corpora[0].tokens) == (9, 9 * 6 * 32)
     assert ledger_of(output) == ledger_of(undisturbed("one process"))
 
 
@@ -63,9 +63,9 @@ def test_a_mixture_that_changes_at_a_checkpoint_continues_with_unseen_data(input
     assert found.faults == ()
     assert found.versions == 2
     assert [row["plan_version"] for row in ledger_of(tmp_path)] == [0] * 3 + [1] * 6
-    assert [corpus.tokens for corpus in found.accounts.corpora] == [(3 * 6 + 6 * 4) * 32, (3 * 2 + 6 * 4) * 32]
+    assert [corpus.tokens for corpus in found.totals.corpora] == [(3 * 6 + 6 * 4) * 32, (3 * 2 + 6 * 4) * 32]
     metrics = read_rows(tmp_path / "metrics.jsonl")
-    assert metrics[-1]["tokens_by_corpus"] == {corpus.name: corpus.tokens for corpus in found.accounts.corpora}
+    assert metrics[-1]["tokens_by_corpus"] == {corpus.name: corpus.tokens for corpus in found.totals.corpora}
     manifest = json.loads((tmp_path / "checkpoints" / "step_9" / "MANIFEST.json").read_text())
     assert manifest["state"]["plan"] == json.loads((tmp_path / "ledger" / "plan.json").read_text())
 
@@ -84,6 +84,6 @@ def test_a_data_parallel_rank_that_read_other_tokens_is_found_by_the_audit(input
     run = small_run(inputs, tmp_path, schedule__steps=2)
     run_ranks(2, with_fault, "drift:step.tokens:rank=1", train_run, run)
     fault = audit(tmp_path).faults[0]
-    assert fault.what == "a sample is not on the disk as it was trained on"
-    assert "no file that differs from its sidecar" in str(fault.found)
+    assert fault.what == "a sample on disk differs from what was trained on"
+    assert "no file differs from its sidecar" in str(fault.found)
     assert str(fault.where).startswith("step 1, sample 2: ")  # rank 1's first microbatch of 2

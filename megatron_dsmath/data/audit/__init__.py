@@ -1,1 +1,1 @@
-"""What a run read: the ledger of its steps, and its proof from the .bin files."""
+"""Records what each step of a run read in a ledger, and checks the ledger against the .bin files."""

@@ -1,4 +1,4 @@
-"""`ledger/` in a run's directory: the plan the run follows, and a row for every step it trained on."""
+"""The ledger in a run's directory: the plan of the run and one row per step with a hash of its tokens."""
 
 from __future__ import annotations
 
@@ -17,76 +17,40 @@ from megatron_dsmath.data.mixture.run_plan import Count, RunPlan
 from megatron_dsmath.errors import DataError
 from megatron_dsmath.files.atomic_files import replace_text, write_error
 
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it are spread evenly
-
-
-class StepHash(NamedTuple):
-    """Modulo 2^64: the sum of the samples' hashes, and the sum of each times its sample's number."""
-
-    total: int
-    moment: int
-
-
-def position_keys(length: int) -> Words:
-    """The odd number by which the token at each position is multiplied: uint64 [length]."""
-    keys: Words = mix(np.arange(1, length + 1, dtype=np.uint64) * np.uint64(GOLDEN)) | np.uint64(1)
-    return keys
-
-
-def sample_hashes(tokens: IntArray, samples: IntArray) -> Words:
-    """The hash of each row of `tokens`, int64 [n, length], which are the `samples`, int64 [n]: uint64 [n]."""
-    return mix(tokens.view(np.uint64) @ position_keys(tokens.shape[1]) + samples.view(np.uint64) * np.uint64(GOLDEN))
-
-
-def step_hash(hashes: Words, samples: IntArray) -> StepHash:
-    """The hash of a step from those of its samples, uint64 [n], and their numbers, int64 [n]."""
-    return StepHash(int(hashes.sum()), int((hashes * samples.view(np.uint64)).sum()))
-
-
-def differing_sample(found: StepHash, hashes: Words, samples: IntArray) -> int | None:
-    """The place of the one sample whose hash was another when `found` was computed; None if that explains nothing.
-
-    With one difference d at sample s, the totals differ by d and the moments by s * d.
-    """
-    expected = step_hash(hashes, samples)
-    total, moment = np.array([found.total, found.moment], np.uint64) - np.array(expected, np.uint64)
-    places = np.flatnonzero(samples.view(np.uint64) * total == moment)
-    return int(places[0]) if len(places) == 1 else None
-
-
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: its multiples are spread evenly
 Read = TypeVar("Read", bound=Section)
 
 
 class LedgerRow(Section):
-    """One step: `samples` of the run from `first_sample` on, and the hash of their tokens in hexadecimal."""
+    """One step: `samples` samples from `first_sample` on, and the hash of their tokens in hexadecimal."""
 
     step: PositiveInt
     plan_version: NonNegativeInt
     first_sample: Count
-    samples: PositiveInt = Field(le=2**24)  # no step is larger; a damaged number is not to fill the memory
+    samples: PositiveInt = Field(le=2**24)  # above any real step; a damaged number must not fill the memory
     total: str = Field(pattern=r"^[0-9a-f]{16}$")
     moment: str = Field(pattern=r"^[0-9a-f]{16}$")
 
     @property
     def end_sample(self) -> int:
-        """The sample after the step's last."""
+        """The first sample after the step."""
         return self.first_sample + self.samples
 
     @property
     def hash(self) -> StepHash:
-        """As numbers."""
+        """The hash as numbers."""
         return StepHash(int(self.total, 16), int(self.moment, 16))
 
 
 class Ledger:
-    """The two files of a ledger. One process writes them; whatever cannot be written raises OutputError."""
+    """The two files of a ledger, written by one process. Writing raises OutputError."""
 
     def __init__(self, folder: Path) -> None:
         self.plan_file = folder / "plan.json"
         self.steps_file = folder / "steps.jsonl"
 
     def write_plan(self, plan: RunPlan) -> None:
-        """Replace the plan as a whole."""
+        """Replace the plan atomically."""
         replace_text(self.plan_file, plan.model_dump_json() + "\n", durable=True)
 
     def append(self, step: int, plan_version: int, first_sample: int, samples: int, tokens: StepHash) -> None:
@@ -106,25 +70,25 @@ class Ledger:
             raise write_error(self.steps_file, error) from error
 
     def sync(self) -> None:
-        """Bring every row to the disk, as before a checkpoint: after it, no step before it may be missing."""
+        """Flush all rows to disk; called before a checkpoint, so that no step before it can be missing."""
         try:
             with self.steps_file.open("a") as file:
                 os.fsync(file.fileno())
         except OSError as error:
             raise write_error(self.steps_file, error) from error
 
-    def plan(self) -> RunPlan:
-        """The plan. Raises DataError where there is none or it is damaged."""
-        return _parsed(PLAN_ADAPTER.validate_json, _content(self.plan_file), self.plan_file)
+    def read_plan(self) -> RunPlan:
+        """Read the plan. Raises DataError if it is missing or damaged."""
+        return _parsed(PLAN_ADAPTER.validate_json, _read_file(self.plan_file), self.plan_file)
 
-    def rows(self) -> list[LedgerRow]:
-        """Every whole row as it stands; a torn last line, as of a killed run, is no row. Raises DataError."""
-        *lines, _ = _content(self.steps_file).split(b"\n")
-        places = ((line, f"{self.steps_file}:{number}") for number, line in enumerate(lines, 1))
-        return [_parsed(LedgerRow.model_validate_json, line, where) for line, where in places]
+    def read_rows(self) -> list[LedgerRow]:
+        """Read all complete rows; the partial last line of a killed run is ignored. Raises DataError."""
+        *lines, _ = _read_file(self.steps_file).split(b"\n")
+        numbered = ((line, f"{self.steps_file}:{number}") for number, line in enumerate(lines, 1))
+        return [_parsed(LedgerRow.model_validate_json, line, where) for line, where in numbered]
 
 
-def _content(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -132,8 +96,8 @@ def _content(path: Path) -> bytes:
             "the run has no ledger",
             where=path,
             found=error.strerror,
-            expected="the ledger/ that `dsmath train` writes into a run's directory",
-            fix="name a run's directory",
+            expected="ledger/, which `dsmath train` writes in the directory of a run",
+            fix="give the directory of a run",
         ) from None
 
 
@@ -146,6 +110,40 @@ def _parsed(parse: Callable[[bytes], Read], text: bytes, where: object) -> Read:
             "the ledger is damaged",
             where=where,
             found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "),
-            expected="what `dsmath train` wrote",
+            expected="a file written by `dsmath train`",
             fix="restore the file; without it the run cannot be audited",
         ) from None
+
+
+class StepHash(NamedTuple):
+    """Two sums modulo 2^64: of the samples' hashes, and of each hash times the number of its sample."""
+
+    total: int
+    moment: int
+
+
+def position_keys(length: int) -> Words:
+    """Return the odd factor of the token at each position: uint64 [length]."""
+    keys: Words = mix(np.arange(1, length + 1, dtype=np.uint64) * np.uint64(GOLDEN)) | np.uint64(1)
+    return keys
+
+
+def sample_hashes(tokens: IntArray, samples: IntArray) -> Words:
+    """Return the hash of each row of `tokens`, int64 [n, length], with the numbers `samples`, int64 [n]: uint64 [n]."""
+    return mix(tokens.view(np.uint64) @ position_keys(tokens.shape[1]) + samples.view(np.uint64) * np.uint64(GOLDEN))
+
+
+def step_hash(hashes: Words, samples: IntArray) -> StepHash:
+    """Return the hash of a step from the hashes of its samples, uint64 [n], and their numbers, int64 [n]."""
+    return StepHash(int(hashes.sum()), int((hashes * samples.view(np.uint64)).sum()))
+
+
+def differing_sample(found: StepHash, hashes: Words, samples: IntArray) -> int | None:
+    """Return the index of the only sample whose change explains `found`, or None.
+
+    If the hash of sample s differs by d, the totals differ by d and the moments by s * d.
+    """
+    expected = step_hash(hashes, samples)
+    total, moment = np.array([found.total, found.moment], np.uint64) - np.array(expected, np.uint64)
+    indices = np.flatnonzero(samples.view(np.uint64) * total == moment)
+    return int(indices[0]) if len(indices) == 1 else None

@@ -1,4 +1,4 @@
-"""What a run reads, whichever it is: a mixture of corpora or packed conversations. Training knows only this much."""
+"""The batches of a run, of a mixture or of conversations: the only interface through which training reads data."""
 
 from __future__ import annotations
 
@@ -21,58 +21,58 @@ from megatron_dsmath.errors import ConfigError
 
 
 class RunBatches(Protocol):
-    """What a run reads, opened; nothing it says depends on ranks, microbatches or machine."""
+    """The open data of a run. Plan, samples and hashes do not depend on ranks, microbatches or the machine."""
 
     @property
     def group_names(self) -> tuple[str, ...]:
-        """Of the groups by which a loss is told: corpora; or kinds, languages and sources of conversations."""
+        """The names of the groups by which a loss is reported: corpora, or kinds, languages and sources."""
 
     @property
     def plan(self) -> RunPlan:
-        """The plan that is followed."""
+        """The plan of the run."""
 
     def with_plan(self, plan: Any) -> RunBatches:
-        """The same by a later plan of the same kind."""
+        """Return the same data with a later plan of the same type."""
 
     def step_batches(
         self, first_sample: int, samples: int, microbatch_sequences: int, data_rank: int, data_size: int
     ) -> Sequence[Microbatch]:
-        """A rank's microbatches of the step over the `samples` from `first_sample` on."""
+        """Return a rank's microbatches of the step that reads `samples` samples from `first_sample` on."""
 
     def validation_batches(
         self, sequences: int, microbatch_sequences: int, data_rank: int, data_size: int
     ) -> Sequence[Microbatch]:
-        """A rank's microbatches of what is held out; every rank gets equally many."""
+        """Return a rank's microbatches of held-out sequences; every rank gets equally many."""
 
     def validation_loss(self, whole: float, by_name: Mapping[str, float | None]) -> float:
-        """What is comparable with the training loss: of `whole`, over all held-out targets, and the parts by name."""
+        """Return the loss comparable with training, from the mean `whole` over all targets and the means by name."""
 
     def epochs(self, sample: int) -> dict[str, float]:
-        """How often what is behind each name was read before `sample`."""
+        """Return how often each group was read before `sample`."""
 
     def passages(self, sample: int) -> Iterator[dict[str, Any]]:
-        """What a sample holds and where it lies, as a report writes it."""
+        """Yield the contents of a sample and their locations, for reports."""
 
 
 def open_batches(
     run: RunConfig, fingerprint: str, end_sample: int, earlier: RunPlan | None, next_sample: int
 ) -> RunBatches:
-    """Open and plan what the run reads from `next_sample` to `end_sample` with the tokenizer of this `fingerprint`.
+    """Plan and open the data of a run from `next_sample` to `end_sample`; `fingerprint` is that of its tokenizer.
 
-    Raises as `planning.plan_run`, and for conversations as `Examples`, `plan_conversations` and `PackedBatches`.
+    Raises as `plan_run`, and for conversations as `Examples`, `plan_conversations` and `PackedBatches`.
     """
     shards, vocabulary_size = Shards(fingerprint), run.model.vocabulary_size
     if run.data.conversations is not None:
-        shards.open(run.data.conversations.prefix)  # whole, and of the tokenizer
+        shards.open(run.data.conversations.prefix)  # checks the files and the tokenizer
         examples = Examples(run.data.conversations.prefix)
         return PackedBatches(plan_conversations(run.data, run.seed, examples, earlier), examples, vocabulary_size)
     if earlier is not None and not isinstance(earlier, MixturePlan):
         raise ConfigError(
-            "a run cannot go on with a mixture of corpora",
+            "a run on conversations cannot continue with a mixture of corpora",
             where="data.corpora",
             found="corpora",
-            expected="conversations, as the run began",
-            fix="restore data.conversations, or output to a new directory",
+            expected="conversations, as at the start of the run",
+            fix="restore data.conversations, or use a new output directory",
         )
     return MixtureBatches(
         plan_run(run.data, run.seed, shards, end_sample, earlier, next_sample), shards, vocabulary_size
@@ -83,7 +83,7 @@ def _kind_of_plan(facts: Any) -> str:
     return "conversations" if isinstance(facts, Mapping) and "packing" in facts else "mixture"
 
 
-# Reads a plan of either kind, as a manifest or a ledger has it. Raises ValidationError for what is none.
+# Validates a plan of either type from a manifest or a ledger. Raises ValidationError.
 PLAN_ADAPTER: TypeAdapter[MixturePlan | ConversationPlan] = TypeAdapter(
     Annotated[
         Annotated[MixturePlan, Tag("mixture")] | Annotated[ConversationPlan, Tag("conversations")],

@@ -1,4 +1,4 @@
-"""The samples of a run as they lie on the disk now, for those who check or show them: of a mixture or of a set."""
+"""Reads the samples of a run back from disk, to check them (`data audit`) or to print them (`data show`)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from megatron_dsmath.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
-class ShownPassage:
-    """What a sample holds of one document: its tokens from `first_token` to before `end_token`, as text.
+class PassageText:
+    """The text of tokens [first_token, end_token) of one document in a sample.
 
-    Of conversations, a document is an example, and `corpus` its source.
-    A passage may begin or end within a character; what is left of it stands as U+FFFD.
+    For conversations, a document is an example and `corpus` its source. A passage may begin or end within a character;
+    the remaining bytes are shown as U+FFFD.
     """
 
     sample: int
@@ -43,27 +43,27 @@ class ShownPassage:
     text: str
 
 
-def step_passages(run: Path, step: int) -> Iterator[ShownPassage]:
-    """What the run in the directory `run` read in `step`, sample by sample.
+def read_step(run: Path, step: int) -> Iterator[PassageText]:
+    """Yield the text that the run in the directory `run` read in `step`, sample by sample.
 
-    Raises ConfigError where it is no run's directory, DataError for its ledger or files, UsageError for a step that
-    the ledger does not hold.
+    Raises ConfigError if `run` is not the directory of a run, DataError for its ledger or files, and UsageError for a
+    step that is not in the ledger.
     """
     config = load(run / "run.yaml")
     ledger = Ledger(run / "ledger")
-    rows = {row.step: row for row in ledger.rows()}
+    rows = {row.step: row for row in ledger.read_rows()}
     if step not in rows:
         raise UsageError(
             "the run has no such step",
             where="--step",
             found=step,
-            expected=f"1 to {max(rows)}" if rows else "a run that has made a step",
+            expected=f"1 to {max(rows)}" if rows else "a run with at least one step",
         )
     tokenizer = load_tokenizer(config.data.tokenizer)
-    disk = on_disk(ledger.plan(), tokenizer.fingerprint, config.model.vocabulary_size)
+    stored = open_stored_samples(ledger.read_plan(), tokenizer.fingerprint, config.model.vocabulary_size)
     for sample in range(rows[step].first_sample, rows[step].end_sample):
-        for passage in disk.passages(sample):
-            yield ShownPassage(
+        for passage in stored.passages(sample):
+            yield PassageText(
                 sample,
                 passage.name,
                 str(passage.prefix),
@@ -74,19 +74,19 @@ def step_passages(run: Path, step: int) -> Iterator[ShownPassage]:
             )
 
 
-def print_passages(passages: Iterable[ShownPassage], as_json: bool) -> None:
-    """Each passage under a line that says where it lies, or a JSON list of all of them."""
+def print_passages(passages: Iterable[PassageText], as_json: bool) -> None:
+    """Print each passage with a header that gives its location, or all passages as a JSON list."""
     if as_json:
         print(json.dumps([asdict(passage) for passage in passages], indent=1, ensure_ascii=False))
         return
     for passage in passages:
-        place = f"document {passage.document:,}, tokens {passage.first_token:,} to {passage.end_token - 1:,}"
-        print(f"--- sample {passage.sample:,}: {passage.corpus}, {passage.shard}, {place}")
+        location = f"document {passage.document:,}, tokens {passage.first_token:,} to {passage.end_token - 1:,}"
+        print(f"--- sample {passage.sample:,}: {passage.corpus}, {passage.shard}, {location}")
         print(passage.text)
 
 
 class StoredPassage(NamedTuple):
-    """What a sample holds of one document or example; `name`: its corpus, or its source."""
+    """Tokens [first, end) of one document or example in a sample; `name` is its corpus or source."""
 
     name: str
     prefix: Path
@@ -96,47 +96,47 @@ class StoredPassage(NamedTuple):
     tokens: IntArray
 
 
-class OnDisk(Protocol):
-    """How the samples of a run are read back."""
+class StoredSamples(Protocol):
+    """The samples of a run as they are on disk now."""
 
     plan: RunPlan
 
     def tokens(self, samples: IntArray) -> IntArray:
-        """Their tokens, of one version of the plan: int64 [n] to int64 [n, sequence_length + 1].
+        """Read the tokens of samples of one version, int64 [n]: int64 [n, sequence_length + 1].
 
         Raises IndexedDatasetError for a token beyond the vocabulary.
         """
 
     def passages(self, sample: int) -> Iterator[StoredPassage]:
-        """What a sample holds, in order."""
+        """Yield the passages of a sample, in order."""
 
 
-class MixtureOnDisk:
-    """The corpora of a plan."""
+class StoredMixture:
+    """The samples of a mixture."""
 
     def __init__(self, plan: MixturePlan, shards: Shards, vocabulary_size: int) -> None:
-        """Open those of the newest version. Raises as `Shards.open_planned`."""
+        """Open the newest version. Raises as `Shards.open_planned`."""
         self.plan: RunPlan = plan
         self._batches = MixtureBatches(plan, shards, vocabulary_size)
 
     def tokens(self, samples: IntArray) -> IntArray:
-        """See `OnDisk`."""
+        """See `StoredSamples`."""
         mixture = self._batches.mixture(self.plan.version_at(int(samples[0])))
-        places = zip(*(column.tolist() for column in mixture.locate(samples)), strict=True)
-        return np.stack([mixture.training[corpus].window_tokens(epoch, start) for corpus, epoch, start in places])
+        locations = zip(*(column.tolist() for column in mixture.locate(samples)), strict=True)
+        return np.stack([mixture.training[corpus].window_tokens(epoch, start) for corpus, epoch, start in locations])
 
     def passages(self, sample: int) -> Iterator[StoredPassage]:
-        """See `OnDisk`."""
+        """See `StoredSamples`."""
         for corpus, passage in self._batches.mixture(self.plan.version_at(sample)).passages(sample):
             _, document, first, end, tokens = passage
             yield StoredPassage(corpus, passage.shard.prefix, document, first, end, tokens)
 
 
-class ConversationsOnDisk:
-    """The set of a plan."""
+class StoredConversations:
+    """The samples of a set of conversations."""
 
     def __init__(self, plan: ConversationPlan, shards: Shards, vocabulary_size: int) -> None:
-        """Open it. Raises as `Examples`, and DataError where it is another set."""
+        """Open the set. Raises as `Examples`, and DataError if the set was changed."""
         self.plan: RunPlan = plan
         shards.open(plan.prefix)
         examples = Examples(plan.prefix)
@@ -145,11 +145,11 @@ class ConversationsOnDisk:
         self.batches = PackedBatches(plan, examples, vocabulary_size)
 
     def tokens(self, samples: IntArray) -> IntArray:
-        """See `OnDisk`."""
+        """See `StoredSamples`."""
         return np.stack([self.batches.read(sample).tokens for sample in samples.tolist()])
 
     def passages(self, sample: int) -> Iterator[StoredPassage]:
-        """See `OnDisk`; a document is an example."""
+        """See `StoredSamples`; a document is an example."""
         examples = self.batches.examples
         for example, first, count in self.batches.training.parts(sample):
             source = examples.names("source")[examples.column("source")[example]]
@@ -158,7 +158,7 @@ class ConversationsOnDisk:
 
 
 def _require_unchanged(plan: ConversationPlan) -> None:
-    """Raise DataError where masks or labels are not what the run read; tokens are checked by the hash of their step."""
+    """Raise DataError if masks or labels were changed; tokens are checked by the hashes of the steps."""
     for path, expected in (
         (targets_path(plan.prefix), plan.sha256.targets),
         (labels_path(plan.prefix), plan.sha256.labels),
@@ -170,31 +170,31 @@ def _require_unchanged(plan: ConversationPlan) -> None:
                 where=path,
                 found=f"sha256 {found}",
                 expected=f"sha256 {expected}",
-                fix="put a changed file back as it was",
+                fix="restore the original file",
             )
 
 
-def on_disk(plan: RunPlan, fingerprint: str | None, vocabulary_size: int) -> OnDisk:
-    """The samples of a plan; `fingerprint` of the tokenizer they must be of, None compares none."""
+def open_stored_samples(plan: RunPlan, fingerprint: str | None, vocabulary_size: int) -> StoredSamples:
+    """Open the samples of a plan. The data must be of the tokenizer `fingerprint`; None accepts any."""
     shards = Shards(fingerprint)
     if isinstance(plan, ConversationPlan):
-        return ConversationsOnDisk(plan, shards, vocabulary_size)
+        return StoredConversations(plan, shards, vocabulary_size)
     assert isinstance(plan, MixturePlan)
-    return MixtureOnDisk(plan, shards, vocabulary_size)
+    return StoredMixture(plan, shards, vocabulary_size)
 
 
-def place_of(disk: OnDisk, sample: int) -> str:
-    """Where a sample lies: "corpus math: data/math_0.bin documents 3 to 5"."""
-    passages = list(disk.passages(sample))
+def describe_location(stored: StoredSamples, sample: int) -> str:
+    """Describe where a sample is on disk: "corpus math: data/math_0.bin documents 3 to 5"."""
+    passages = list(stored.passages(sample))
     files = []
     for prefix, part in groupby(passages, key=lambda passage: passage.prefix):
         numbers = [passage.document for passage in part]
         first, last = numbers[0], numbers[-1]
-        if isinstance(disk.plan, ConversationPlan):
+        if isinstance(stored.plan, ConversationPlan):
             files.append(f"{prefix}.bin examples {', '.join(map(str, numbers))}")
         else:
             files.append(
                 f"{prefix}.bin " + (f"document {first:,}" if first == last else f"documents {first:,} to {last:,}")
             )
-    held = "conversations" if isinstance(disk.plan, ConversationPlan) else f"corpus {passages[0].name}"
-    return f"{held}: {', '.join(files)}"
+    content = "conversations" if isinstance(stored.plan, ConversationPlan) else f"corpus {passages[0].name}"
+    return f"{content}: {', '.join(files)}"

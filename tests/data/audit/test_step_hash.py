@@ -40,7 +40,7 @@ def test_a_hash_is_the_sum_of_multilinear_hashes(step: list[list[int]], first: i
 
 
 @given(step=STEPS, first=st.integers(0, 10**9), cut=st.integers(0, 9), order=st.randoms())
-def test_parts_in_any_order_add_up_to_the_whole(step: list[list[int]], first: int, cut: int, order: object) -> None:
+def test_the_hash_is_the_sum_of_parts_in_any_order(step: list[list[int]], first: int, cut: int, order: object) -> None:
     tokens, samples = np.array(step), np.arange(first, first + len(step))
     rows = list(range(len(step)))
     order.shuffle(rows)  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ def test_parts_in_any_order_add_up_to_the_whole(step: list[list[int]], first: in
 
 
 @given(step=STEPS, first=st.integers(0, 10**9), data=st.data())
-def test_one_changed_token_is_always_seen_and_its_sample_named(
+def test_one_changed_token_is_always_found_with_its_sample(
     step: list[list[int]], first: int, data: st.DataObject
 ) -> None:
     tokens, samples = np.array(step), np.arange(first, first + len(step))
@@ -61,18 +61,18 @@ def test_one_changed_token_is_always_seen_and_its_sample_named(
     assert differing_sample(found, sample_hashes(tokens, samples), samples) == row
 
 
-def test_more_than_one_changed_sample_is_laid_on_none() -> None:
+def test_several_changed_samples_are_not_attributed_to_one() -> None:
     tokens, samples = np.arange(50).reshape(10, 5), np.arange(70, 80)
     changed = tokens.copy()
     changed[[2, 7], 3] += 1
     assert differing_sample(hash_of(changed, samples), sample_hashes(tokens, samples), samples) is None
 
 
-def test_samples_that_trade_places_are_seen() -> None:
+def test_exchanged_samples_are_found() -> None:
     tokens, samples = np.arange(10).reshape(2, 5), np.arange(2)
     assert hash_of(tokens[::-1].copy(), samples).total != hash_of(tokens, samples).total
 
 
-def test_tokens_that_trade_places_are_seen() -> None:
+def test_exchanged_tokens_are_found() -> None:
     tokens, samples = np.array([[3, 4, 5]]), np.arange(1)
     assert hash_of(tokens[:, ::-1].copy(), samples).total != hash_of(tokens, samples).total

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dsmath.data.audit.stored_samples import print_passages, step_passages
+from megatron_dsmath.data.audit.stored_samples import print_passages, read_step
 from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 from megatron_dsmath.errors import UsageError
 from tests.support.corpora import write_inputs
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RecordedRun:
 
 
 def test_a_step_is_shown_document_by_document(run: RecordedRun) -> None:
-    shown = list(step_passages(run.folder, 2))
+    shown = list(read_step(run.folder, 2))
     assert sorted({passage.sample for passage in shown}) == list(range(SAMPLES, 2 * SAMPLES))
     lengths = dict.fromkeys(range(SAMPLES, 2 * SAMPLES), 0)
     for passage in shown:
@@ -39,13 +39,13 @@ def test_the_text_is_that_of_the_documents(run: RecordedRun) -> None:
     folder = run.folder.parent
     lines = {name: (folder / f"{name}.jsonl").read_text().splitlines() for name in ("mathematics", "code")}
     end = load_tokenizer(folder / "tokenizer").decode([load_tokenizer(folder / "tokenizer").end_of_document])
-    for passage in step_passages(run.folder, 1):
+    for passage in read_step(run.folder, 1):
         document = json.loads(lines[passage.corpus][passage.document])["text"] + end
         assert passage.text.strip("�") in document
 
 
-def test_it_prints_where_each_text_comes_from(run: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
-    passages = list(step_passages(run.folder, 1))
+def test_the_location_of_each_text_is_printed(run: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    passages = list(read_step(run.folder, 1))
     print_passages(passages, as_json=False)
     printed = capsys.readouterr().out
     first = passages[0]
@@ -58,7 +58,7 @@ def test_it_prints_where_each_text_comes_from(run: RecordedRun, capsys: pytest.C
 
 
 @pytest.mark.parametrize("step", [0, 4])
-def test_a_step_that_was_not_made_is_refused(run: RecordedRun, step: int) -> None:
+def test_an_unknown_step_is_refused(run: RecordedRun, step: int) -> None:
     with pytest.raises(UsageError, match="no such step") as refusal:
-        list(step_passages(run.folder, step))
+        list(read_step(run.folder, step))
     assert "1 to 3" in refusal.value.text()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dsmath.data.audit.accounts import account_groups
 from megatron_dsmath.data.audit.ledger import LedgerRow
+from megatron_dsmath.data.audit.ledger_totals import count_groups
 from megatron_dsmath.data.mixture.microbatch import PADDING
 from megatron_dsmath.data.sft.conversation_batches import PackedBatches
 from tests.data.sft.sets import Policy, open_set, small_set
@@ -22,7 +22,7 @@ def row(step: int, first_sample: int, samples: int) -> LedgerRow:
 
 
 def targets_by_reading(batches: PackedBatches, samples: Iterable[int]) -> Counter[str]:
-    """Each target of each sequence, counted where a loss would be: by its own names."""
+    """Count the targets of each sequence by the groups of their example."""
     counted: Counter[str] = Counter()
     for sample in samples:
         sequence = batches.read(sample)
@@ -35,35 +35,35 @@ def targets_by_reading(batches: PackedBatches, samples: Iterable[int]) -> Counte
 
 
 @pytest.mark.parametrize("packing", ["next-fit", "best-fit", "split"])
-def test_what_was_learned_of_each_group_is_what_the_sequences_hold(tmp_path: Path, packing: Policy) -> None:
-    """Over an epoch's end; with "split", examples are cut between two of the sequences, and between two epochs' too."""
+def test_the_targets_of_each_group_are_those_of_the_sequences(tmp_path: Path, packing: Policy) -> None:
+    """Rows cross the end of an epoch; with "split", examples are cut between sequences and between epochs."""
     examples = small_set(tmp_path, 60, passes=(1.0, 1.5))
     batches = open_set(examples, 256, seed=3, held_out_share=0.1, packing=packing)
     epoch = batches.training.plan(0).sequence_count
     rows = [row(1, 0, 5), row(2, 5, 4), row(3, epoch - 2, 5)]
     samples = [*range(9), *range(epoch - 2, epoch + 3)]
-    accounts = account_groups(batches, rows)
+    usages = count_groups(batches, rows)
     expected = targets_by_reading(batches, samples)
-    assert {f"{one.group}/{one.name}": one.target_tokens for one in accounts} == {
+    assert {f"{one.group}/{one.name}": one.target_tokens for one in usages} == {
         name: expected[name] for name in batches.group_names
     }
     for group in ("kind", "language", "source"):
-        parts = [one for one in accounts if one.group == group]
+        parts = [one for one in usages if one.group == group]
         assert sum(one.share for one in parts) == pytest.approx(1, abs=1e-12)
         assert sum(one.planned_share for one in parts) == pytest.approx(1, abs=1e-12)
 
 
-def test_a_whole_epoch_is_as_planned(tmp_path: Path) -> None:
-    """Twice the second source, of 20 examples with 2 held out; once the first, of 60 with 6: its share is planned."""
+def test_a_whole_epoch_has_the_planned_shares(tmp_path: Path) -> None:
+    """Once the first source, of 60 examples with 6 held out; twice the second, of 20 with 2."""
     batches = open_set(small_set(tmp_path, 60, passes=(1.0, 2.0)), 256, seed=3, held_out_share=0.1)
     epoch = batches.training.plan(0).sequence_count
-    accounts = account_groups(batches, [row(1, 0, epoch)])
-    for one in accounts:
+    usages = count_groups(batches, [row(1, 0, epoch)])
+    for one in usages:
         assert one.share == pytest.approx(one.planned_share, abs=1e-12)
-    sources = {one.name: (one.examples, one.passes) for one in accounts if one.group == "source"}
+    sources = {one.name: (one.examples, one.passes) for one in usages if one.group == "source"}
     assert sources == {"first": (54, 1.0), "second": (36, 2.0)}
 
 
-def test_nothing_read_is_nothing_learned(tmp_path: Path) -> None:
-    accounts = account_groups(open_set(small_set(tmp_path, 6), 256, seed=3), [])
-    assert {(one.examples, one.target_tokens, one.share, one.passes) for one in accounts} == {(0, 0, 0.0, 0.0)}
+def test_no_rows_count_nothing(tmp_path: Path) -> None:
+    usages = count_groups(open_set(small_set(tmp_path, 6), 256, seed=3), [])
+    assert {(one.examples, one.target_tokens, one.share, one.passes) for one in usages} == {(0, 0, 0.0, 0.0)}
