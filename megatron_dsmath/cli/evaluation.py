@@ -11,7 +11,7 @@ from megatron_dsmath.cli.arguments import Verbs, add_verb
 from megatron_dsmath.errors import EXIT_DONE
 
 if TYPE_CHECKING:
-    from megatron_dsmath.evaluation.evaluate import Evaluation
+    from megatron_dsmath.evaluation.evaluate import EvaluationSettings
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -44,43 +44,43 @@ def add_verbs(verbs: Verbs) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Let a model answer benchmarks; write its outputs, results.json and report.html."""
-    from megatron_dsmath.evaluation.evaluate import Evaluation, evaluate, protocol_named
-    from megatron_dsmath.evaluation.results.scores import compared
+    from megatron_dsmath.evaluation.evaluate import EvaluationSettings, evaluate, protocol_name
+    from megatron_dsmath.evaluation.results.scores import comparison_table
     from megatron_dsmath.supervision.lock import hold_evaluation
     from megatron_dsmath.tables import print_facts, print_table
 
-    asked = Evaluation(
+    settings = EvaluationSettings(
         model=options.model,
         data=options.data,
         tasks=tuple(options.tasks.split(",")),
-        protocol=protocol_named(options.protocol, options.mode),
+        protocol=protocol_name(options.protocol, options.mode),
         out=options.out,
         limit=options.limit,
         samples=options.samples,
         backend=options.backend,
         batch_problems=options.batch,
     )
-    results = evaluate(asked, hold_evaluation)
+    results = evaluate(settings, hold_evaluation)
     if options.wandb:
-        _send(options.wandb, asked, results)
+        _send(options.wandb, settings, results)
     if options.json:
         print_facts(results, True)
         return EXIT_DONE
-    rows = compared(results)
+    rows = comparison_table(results)
     print_table(rows, list(rows[0]), False)
-    print(asked.out / "report.html")
+    print(settings.out / "report.html")
     return EXIT_DONE
 
 
-def _send(project: str, asked: Evaluation, results: Mapping[str, Any]) -> None:
-    from megatron_dsmath.evaluation.rows import path_of, read_rows
+def _send(project: str, settings: EvaluationSettings, results: Mapping[str, Any]) -> None:
+    from megatron_dsmath.evaluation.rows import read_rows, rows_path
     from megatron_dsmath.training.run_directory import RunDirectory
     from megatron_dsmath.training.weights_and_biases import WeightsAndBiases
 
     config = {name: value for name, value in results.items() if name != "tasks"}
-    record = WeightsAndBiases.start(project, "auto", RunDirectory(asked.out), config)
+    record = WeightsAndBiases.start(project, "auto", RunDirectory(settings.out), config)
     if record is not None:
-        rows = {task: sorted(read_rows(path_of(asked.out, task)).items()) for task in results["tasks"]}
+        rows = {task: sorted(read_rows(rows_path(settings.out, task)).items()) for task in results["tasks"]}
         record.log_results(results, {task: [row for _, row in some] for task, some in rows.items()})
         record.close()
 

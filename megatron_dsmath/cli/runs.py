@@ -65,10 +65,10 @@ def quickstart(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train from a run file, or continue what its directory holds."""
-    from megatron_dsmath.evaluation.live_evaluation import live_evaluation
+    from megatron_dsmath.evaluation.live_evaluation import load_live_evaluation
     from megatron_dsmath.supervision import start
 
-    evaluation = live_evaluation(options.evaluate, options.evaluate_every, options.evaluate_protocol)
+    evaluation = load_live_evaluation(options.evaluate, options.evaluate_every, options.evaluate_protocol)
     if options.check:
         print(start.check_run(options.run, options.set, options.nproc).output)
         return EXIT_DONE

@@ -1,1 +1,1 @@
-"""A model answers questions: programs contained, answers graded, scores beside the paper's."""
+"""Evaluation: a model answers benchmarks, its programs run in the sandbox, and its answers are graded."""

@@ -1,4 +1,4 @@
-"""Problems from the benchmarks' files (`published`), or from files of one's own. No row is ever dropped."""
+"""Load problems from the published benchmarks' files (`published`) or from custom files. No row is dropped."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from megatron_dsmath.data.sft.conversation import Message, detect_language
 from megatron_dsmath.errors import DataError, UsageError
 from megatron_dsmath.evaluation.published import PUBLISHED, Kind
 
-OWN_FILE = ".jsonl"
+CUSTOM_SUFFIX = ".jsonl"
 _KIND_OF_KEY: dict[str, Kind] = {"answer": "answer", "tests": "tests", "statement": "proof"}
-"""What a row of one's own holds beside its question says what an output is held to."""
+"""The key beside `question` in a custom row decides how its outputs are graded."""
 
 
 class Problem(NamedTuple):
-    """A question and what an output is held to, with what the benchmark says of it."""
+    """A question and its reference."""
 
     task: str
     row: int
-    """Of its file, from 0."""
+    """The row of the file, from 0."""
     question: str
     reference: str
-    """The answer, or a solution that ends in it; the tests; the statement to prove, with the theory's header."""
+    """The answer or a solution that ends with it; the tests; the statement to prove, with the theory's header."""
     language: str
     level: str | None = None
     subject: str | None = None
@@ -33,78 +33,77 @@ class Problem(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """A task's problems and the file they came from."""
+    """The problems of a task and the file they come from."""
 
     task: str
     file: str
     sha256: str
     rows: int
-    """Of the file; `problems` are fewer where not all of them are, or only some were asked for."""
+    """Rows of the file; `problems` are fewer if not all rows are problems, or with a limit."""
     problems: tuple[Problem, ...]
 
 
-def load(folder: Path, tasks: Sequence[str], limit: int | None = None) -> list[Benchmark]:
-    """The benchmarks `tasks` in `folder`; a task that ends in .jsonl is a file of one's own there.
+def load_benchmarks(folder: Path, tasks: Sequence[str], limit: int | None = None) -> list[Benchmark]:
+    """The benchmarks `tasks` in `folder`; a task that ends in .jsonl is a custom file there.
 
-    `limit`: the first so many problems of each. Raises UsageError for an unknown task, DataError for a file that is
-    missing, has other bytes than the published one, or a row that is none.
+    `limit`: only the first `limit` problems of each. Raises UsageError for an unknown task, and DataError for a file
+    that is missing or differs from the published one, or a custom row that is not a problem.
     """
-    benchmarks = [_load(folder, task) for task in tasks]
+    benchmarks = [_load_custom(folder, task) if task.endswith(CUSTOM_SUFFIX) else _load(folder, task) for task in tasks]
     return [benchmark._replace(problems=benchmark.problems[:limit]) for benchmark in benchmarks]
 
 
 def _load(folder: Path, task: str) -> Benchmark:
-    if task.endswith(OWN_FILE):
-        if Path(task).stem in PUBLISHED:
-            raise UsageError(
-                "one's own problems have the name of a benchmark",
-                where="--tasks",
-                found=task,
-                expected=f"a name that is none of {', '.join(PUBLISHED)}",
-                fix="rename the file",
-            )
-        return _own(folder / task, Path(task).stem)
     if task not in PUBLISHED:
         raise UsageError(
-            "no such task",
+            "there is no such task",
             where="--tasks",
             found=task,
-            expected=f"{', '.join(PUBLISHED)}, or FILE{OWN_FILE} under --data with `question` and `answer` in each row",
+            expected=f"{', '.join(PUBLISHED)}, or FILE{CUSTOM_SUFFIX} in the folder of --data",
         )
     published = PUBLISHED[task]
     path = folder / published.file
-    content = _content(path, published.source)
+    content = _read(path, published.source)
     sha256 = hashlib.sha256(content).hexdigest()
     rows = content.splitlines()
     if sha256 != published.sha256:
         raise DataError(
-            f"the file is not the {task} that was published",
+            f"the file is not the published {task}",
             where=path,
             found=f"{len(rows):,} rows, sha256 {sha256}",
             expected=f"{published.rows:,} rows, sha256 {published.sha256}",
-            fix=f"take it from {published.source}, unchanged",
+            fix=f"copy it unchanged from {published.source}",
         )
-    assert len(rows) == published.rows  # the bytes say so
+    assert len(rows) == published.rows
     problems = []
-    for number in published.asked or range(len(rows)):
-        question, reference, level, subject = published.read(json.loads(rows[number]))
+    for number in published.problem_rows or range(len(rows)):
+        question, reference, level, subject = published.read_row(json.loads(rows[number]))
         problems.append(
             Problem(task, number, question, str(reference), published.language, level, subject, published.kind)
         )
     return Benchmark(task, published.file, sha256, len(rows), tuple(problems))
 
 
-def _own(path: Path, task: str) -> Benchmark:
-    content = _content(path, "your own data")
+def _load_custom(folder: Path, file: str) -> Benchmark:
+    path, task = folder / file, Path(file).stem
+    if task in PUBLISHED:
+        raise UsageError(
+            "a custom file has the name of a benchmark",
+            where="--tasks",
+            found=file,
+            expected=f"a name other than {', '.join(PUBLISHED)}",
+            fix="rename the file",
+        )
+    content = _read(path, "your own data")
     rows = content.splitlines()
-    problems = tuple(_own_problem(path, task, number, row) for number, row in enumerate(rows))
+    problems = tuple(_custom_problem(path, task, number, row) for number, row in enumerate(rows))
     return Benchmark(task, path.name, hashlib.sha256(content).hexdigest(), len(rows), problems)
 
 
-def _own_problem(path: Path, task: str, number: int, content: bytes) -> Problem:
+def _custom_problem(path: Path, task: str, number: int, line: bytes) -> Problem:
     where = f"{path}:{number + 1}"
     try:
-        row = json.loads(content)
+        row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError("the line is not JSON", where=where, found=error, expected="one JSON object") from None
     values = row if isinstance(row, dict) else {}
@@ -113,28 +112,28 @@ def _own_problem(path: Path, task: str, number: int, content: bytes) -> Problem:
     is_reference = isinstance(reference, str | int | float) if keys == ["answer"] else isinstance(reference, str)
     if not isinstance(question, str) or not is_reference or isinstance(reference, bool):
         raise DataError(
-            "a row is no problem",
+            "the row is not a problem",
             where=where,
-            found=f"{content[:80]!r}",
-            expected="an object with `question`, a text, and one of `answer`, a text or a number, `tests` and "
-            "`statement`, texts",
+            found=f"{line[:80]!r}",
+            expected="an object with the text `question` and exactly one of `answer` (a text or a number), `tests` and "
+            "`statement` (texts)",
         )
     language = values.get("language") or detect_language([Message("user", question)])
     level, subject = (None if values.get(name) is None else str(values[name]) for name in ("level", "subject"))
     return Problem(task, number, question, str(reference), str(language), level, subject, _KIND_OF_KEY[keys[0]])
 
 
-def _content(path: Path, source: str) -> bytes:
+def _read(path: Path, source: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
-            "a benchmark is not there",
+            "a benchmark's file cannot be read",
             where=path,
             found=error.strerror,
-            expected="a file of problems, a JSON object a line",
-            fix=f"put it there from {source}, or name its folder with --data",
+            expected="a file of problems, one JSON object per line",
+            fix=f"copy it there from {source}, or name its folder with --data",
         ) from None
     if not content.strip():
-        raise DataError("a benchmark is empty", where=path, found="no row", expected="a JSON object a line")
+        raise DataError("a benchmark's file is empty", where=path, found="no row", expected="one JSON object per line")
     return content

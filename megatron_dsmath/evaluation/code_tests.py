@@ -1,11 +1,10 @@
-"""Programs with tests: whether all of a benchmark's tests pass, in the sandbox."""
+"""Run programs with a benchmark's tests in the sandbox."""
 
 from __future__ import annotations
 
 import json
 import secrets
 from collections.abc import Sequence
-from types import TracebackType
 from typing import NamedTuple
 
 from megatron_dsmath.sandbox.outcome import Limits, Outcome
@@ -20,54 +19,46 @@ _IMPORTED = (
 )
 
 
-class Tested(NamedTuple):
-    """How a program and its tests ended."""
+class CodeTestResult(NamedTuple):
+    """The result of a program and its tests."""
 
     passed: bool
-    """Every test ran, and none failed: what follows the last one was reached."""
+    """Every test ran and passed: the statement after the last test was reached."""
     passed_as_the_paper: bool
-    """The same, with what the program forgot to import."""
+    """The same, with imports that DeepSeek-Coder's harness adds to the program."""
     outcome: Outcome
-    """Of the program as it is."""
+    """The outcome without these imports."""
 
 
-class CodeTests:
-    """The sandbox with what runs tests in it; a context manager. Raises SandboxError where nothing can be confined."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._sandbox = Sandbox(modules=(*PRELOADED_MODULES, _INSIDE))
-
-    def __enter__(self) -> CodeTests:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._sandbox.close()
-
-    def run_all(self, programs: Sequence[tuple[str, str]]) -> list[Tested]:
-        """Run (program, tests) pairs, several at once, each alone in its process; in their order."""
-        as_they_are = self._run(programs)
-        lacking = [place for place, (_, outcome) in enumerate(as_they_are) if outcome.error.startswith("NameError")]
-        again = self._run([(_IMPORTED + programs[place][0], programs[place][1]) for place in lacking])
-        imported = {place: passed for place, (passed, _) in zip(lacking, again, strict=True)}
-        return [
-            Tested(passed, imported.get(place, passed), outcome) for place, (passed, outcome) in enumerate(as_they_are)
-        ]
-
-    def _run(self, programs: Sequence[tuple[str, str]]) -> list[tuple[bool, Outcome]]:
-        tokens = [secrets.token_hex(16) for _ in programs]
-        requests = (
-            json.dumps({"program": program, "tests": tests, "token": token})
-            for (program, tests), token in zip(programs, tokens, strict=True)
-        )
-        outcomes = self._sandbox.run_all(((_PROGRAM, request) for request in requests), self._limits)
-        return [_verdict(*pair) for pair in zip(outcomes, tokens, strict=True)]
+def open_test_sandbox() -> Sandbox:
+    """A sandbox that can run tests. Raises SandboxError if programs cannot be confined."""
+    return Sandbox(modules=(*PRELOADED_MODULES, _INSIDE))
 
 
-def _verdict(outcome: Outcome, token: str) -> tuple[bool, Outcome]:
-    """Whether the tests passed, and the outcome without the token: that is another one each time, and rows are not."""
+def run_code_tests(programs: Sequence[tuple[str, str]], sandbox: Sandbox, limits: Limits) -> list[CodeTestResult]:
+    """Run (program, tests) pairs, several at once, each in its own process; results in order."""
+    results = _run(programs, sandbox, limits)
+    lacking = [index for index, (_, outcome) in enumerate(results) if outcome.error.startswith("NameError")]
+    repeated = _run([(_IMPORTED + programs[index][0], programs[index][1]) for index in lacking], sandbox, limits)
+    with_imports = {index: passed for index, (passed, _) in zip(lacking, repeated, strict=True)}
+    return [
+        CodeTestResult(passed, with_imports.get(index, passed), outcome)
+        for index, (passed, outcome) in enumerate(results)
+    ]
+
+
+def _run(programs: Sequence[tuple[str, str]], sandbox: Sandbox, limits: Limits) -> list[tuple[bool, Outcome]]:
+    tokens = [secrets.token_hex(16) for _ in programs]
+    requests = (
+        json.dumps({"program": program, "tests": tests, "token": token})
+        for (program, tests), token in zip(programs, tokens, strict=True)
+    )
+    outcomes = sandbox.run_all(((_PROGRAM, request) for request in requests), limits)
+    return [_result(*pair) for pair in zip(outcomes, tokens, strict=True)]
+
+
+def _result(outcome: Outcome, token: str) -> tuple[bool, Outcome]:
+    """Whether the tests passed, and the outcome without the token, which differs from run to run."""
     marked = f"\n{token}\n"
     passed = outcome.verdict == "ok" and marked in outcome.stdout
     outcome = outcome._replace(stdout=outcome.stdout.replace(marked, ""))

@@ -1,4 +1,4 @@
-"""`dsmath train --evaluate`: a small set of problems, answered by the model in training (`training.evaluating`)."""
+"""`dsmath train --evaluate`: a file of problems that the model answers during training (`training.evaluating`)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_dsmath.errors import UsageError
-from megatron_dsmath.evaluation.benchmarks import OWN_FILE, Benchmark
-from megatron_dsmath.evaluation.evaluate import Examiner, batches, prepared
+from megatron_dsmath.evaluation.benchmarks import CUSTOM_SUFFIX, Benchmark
+from megatron_dsmath.evaluation.evaluate import Evaluator, batches, load_inputs
 from megatron_dsmath.evaluation.protocol import Protocol
-from megatron_dsmath.evaluation.results.scores import summary
+from megatron_dsmath.evaluation.results.scores import score_rows
 from megatron_dsmath.evaluation.rows import Row
 from megatron_dsmath.sandbox.pool import require_sandbox
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 EVERY_STEPS = 1000
 PROTOCOL = "instruct-tool"
-PROBLEMS_AT_ONCE = 16
-_KEPT = ("accuracy", "tool_calls")
+BATCH_PROBLEMS = 16
+_LOGGED_SCORES = ("accuracy", "tool_calls")
 
 
 @dataclass(frozen=True)
 class LiveEvaluation:
-    """What is asked, and how often (a `training.evaluating.Evaluation`)."""
+    """The problems, and the number of steps between two evaluations (a `training.evaluating.Evaluation`)."""
 
     every_steps: int
     benchmark: Benchmark
@@ -34,39 +34,46 @@ class LiveEvaluation:
     flags: tuple[str, ...]
 
     def rows(self, weights: WeightReader, rank: int, ranks: int) -> list[Row]:
-        """Every `ranks`-th batch from `rank` on, answered and graded. Raises what opening weights and Examiner do."""
-        from megatron_dsmath.evaluation.generation.open_backend import own_model
+        """The graded answers of every `ranks`-th batch, from batch `rank` on.
 
-        share = list(batches(self.benchmark, 1, PROBLEMS_AT_ONCE))[rank::ranks]
+        Raises what opening the weights and Evaluator raise.
+        """
+        from megatron_dsmath.evaluation.generation.open_backend import open_own_backend
+
+        share = list(batches(self.benchmark, 1, BATCH_PROBLEMS))[rank::ranks]
         if not share:
             return []
-        backend, tokenizer = own_model(weights)
-        with Examiner(backend, tokenizer, self.protocol) as examiner:
-            return [row for batch in share for row in examiner.rows(batch, sampled=False)]
+        backend, tokenizer = open_own_backend(weights)
+        with Evaluator(backend, tokenizer, self.protocol) as evaluator:
+            return [row for batch in share for row in evaluator.rows(batch, sampled=False)]
 
     def figures(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Of `dsmath evaluate`'s figures those that are worth a curve; no accuracy where nobody judged."""
-        figures = summary(rows, samples=1)
-        return {name: figures[name] for name in _KEPT if name in figures}
+        """The scores of the rows that go to the metrics; no accuracy if the rows have no verdict."""
+        scores = score_rows(rows, samples=1)
+        return {name: scores[name] for name in _LOGGED_SCORES if name in scores}
 
 
-def live_evaluation(file: str | None, every_steps: int | None, protocol: str | None) -> LiveEvaluation | None:
-    """What the flags of `dsmath train` ask for; None where they ask for none.
+def load_live_evaluation(file: str | None, every_steps: int | None, protocol: str | None) -> LiveEvaluation | None:
+    """The evaluation that the flags of `dsmath train` ask for; None without --evaluate.
 
-    Raises UsageError, and what is wrong with the problems, the protocol and this machine's sandbox: before training.
+    Raises UsageError, the errors of the problems and the protocol, and SandboxError if programs cannot be confined: all
+    before training starts.
     """
     if file is None:
         for flag, value in (("--evaluate-every", every_steps), ("--evaluate-protocol", protocol)):
             if value is not None:
-                raise UsageError("there is nothing to evaluate", where=flag, expected="--evaluate FILE.jsonl beside it")
+                raise UsageError("the flag needs --evaluate", where=flag, expected="--evaluate FILE.jsonl beside it")
         return None
     every = EVERY_STEPS if every_steps is None else every_steps
     if every < 1:
-        raise UsageError("a count is wrong", where="--evaluate-every", found=every, expected="1 or more")
-    if not file.endswith(OWN_FILE):
-        raise UsageError("problems are a file of one's own", where="--evaluate", found=file, expected=f"FILE{OWN_FILE}")
-    read, (benchmark,) = prepared(protocol or PROTOCOL, Path(file).parent, (Path(file).name,))
-    if read.tools is not None:
+        raise UsageError("a count is too small", where="--evaluate-every", found=every, expected="1 or more")
+    if not file.endswith(CUSTOM_SUFFIX):
+        raise UsageError(
+            "the problems must be in a JSONL file", where="--evaluate", found=file, expected=f"FILE{CUSTOM_SUFFIX}"
+        )
+    name = protocol or PROTOCOL
+    loaded, (benchmark,) = load_inputs(name, Path(file).parent, (Path(file).name,))
+    if loaded.tools is not None:
         require_sandbox()
-    flags = (f"--evaluate={file}", f"--evaluate-every={every}", f"--evaluate-protocol={protocol or PROTOCOL}")
-    return LiveEvaluation(every, benchmark, read, flags)
+    flags = (f"--evaluate={file}", f"--evaluate-every={every}", f"--evaluate-protocol={name}")
+    return LiveEvaluation(every, benchmark, loaded, flags)

@@ -60,7 +60,7 @@ def _texts(path: Path) -> list[str]:
 def _mbpp_shots(content: str) -> str:
     rows = [json.loads(line) for line in content.splitlines()[_MBPP_SHOTS]]
     return "\n".join(
-        f"{_MBPP_TASK}{PUBLISHED['mbpp'].read(row).question}\n[BEGIN]\n{row['code'].replace(chr(13), '')}\n[DONE]"
+        f"{_MBPP_TASK}{PUBLISHED['mbpp'].read_row(row).question}\n[BEGIN]\n{row['code'].replace(chr(13), '')}\n[DONE]"
         for row in rows
     )
 

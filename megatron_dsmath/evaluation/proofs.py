@@ -1,4 +1,4 @@
-"""Proofs, judged by a checker that the user names. Without one there is no verdict."""
+"""Check proofs with the user's checker. Without a checker there is no verdict."""
 
 from __future__ import annotations
 
@@ -17,88 +17,88 @@ from typing import Literal, NamedTuple
 
 from megatron_dsmath.evaluation.protocol import Proofs
 
-_LAST_BYTES = 64 << 10  # of what a checker prints: its verdict is the last line
-_HANDED_ON = ("PATH", "HOME", "LANG", "TMPDIR")  # no key of a cloud or a service reaches a checker
+_LAST_BYTES = 64 << 10  # of a checker's output, whose last line is the verdict
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "TMPDIR")  # no key of a cloud or a service reaches a checker
 
 
-class Checked(NamedTuple):
-    """What became of a proof."""
+class ProofCheck(NamedTuple):
+    """The result of checking a proof."""
 
     is_proved: bool
     note: Literal["", "no answer", "timeout", "error"]
-    """error: the checker itself failed, so nobody knows; the proof counts as none."""
+    """error: the checker itself failed. With any note the proof counts as not proved."""
     message: str
-    """The checker's, or ours on why it was not asked."""
+    """The checker's message, or the reason why the checker did not run."""
 
 
-def check_all(pairs: Sequence[tuple[str, str]], proofs: Proofs) -> list[Checked]:
-    """Whether each proof proves its statement, for (statement, proof) pairs; in their order. Needs a checker."""
+def check_proofs(pairs: Sequence[tuple[str, str]], proofs: Proofs) -> list[ProofCheck]:
+    """Check (statement, proof) pairs, several at once; results in order. `proofs.checker` must not be None."""
     with ThreadPoolExecutor(proofs.at_once) as threads:
         return list(threads.map(lambda pair: _check(pair[0], pair[1], proofs), pairs))
 
 
-def _check(statement: str, proof: str, proofs: Proofs) -> Checked:
+def _check(statement: str, proof: str, proofs: Proofs) -> ProofCheck:
     if not proof.strip():
-        return Checked(False, "no answer", "no proof")
+        return ProofCheck(False, "no answer", "no proof")
     for word in proofs.refused_words:
         if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", proof):
-            return Checked(False, "", f"the proof says {word}")
-    return _asked(json.dumps({"statement": statement, "proof": proof}).encode() + b"\n", proofs)
+            return ProofCheck(False, "", f"the proof contains {word}")
+    return _run_checker(json.dumps({"statement": statement, "proof": proof}).encode() + b"\n", proofs)
 
 
-def _asked(request: bytes, proofs: Proofs) -> Checked:
-    """The request on standard input, the verdict in the exit code and the last line: both must say the same."""
+def _run_checker(request: bytes, proofs: Proofs) -> ProofCheck:
+    """Run the checker with the request on standard input; its exit code and its last line must agree."""
     assert proofs.checker is not None
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed:
-        given.write(request)
-        given.seek(0)
+    with tempfile.TemporaryFile() as standard_input, tempfile.TemporaryFile() as output:
+        standard_input.write(request)
+        standard_input.seek(0)
         process = subprocess.Popen(
             proofs.checker,
-            stdin=given,
-            stdout=printed,
+            stdin=standard_input,
+            stdout=output,
             stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in _HANDED_ON if name in os.environ},
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             start_new_session=True,
         )
         try:
-            _limit(process.pid, proofs)
+            _set_limits(process.pid, proofs)
             code = process.wait(proofs.timeout_seconds)
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            _end(process)
-        printed.seek(max(0, printed.seek(0, os.SEEK_END) - _LAST_BYTES))
-        lines = printed.read().decode("utf-8", "replace").strip().splitlines()
+            _kill(process)
+        output.seek(max(0, output.seek(0, os.SEEK_END) - _LAST_BYTES))
+        lines = output.read().decode("utf-8", "replace").strip().splitlines()
     if code is None:
-        return Checked(False, "timeout", "the checker took too long")
+        return ProofCheck(False, "timeout", "the checker took too long")
     return _verdict(code, lines[-1] if lines else "")
 
 
-def _verdict(code: int, line: str) -> Checked:
+def _verdict(code: int, line: str) -> ProofCheck:
     try:
-        said = json.loads(line)
+        reply = json.loads(line)
     except (ValueError, RecursionError):
-        said = None
-    is_proved = said.get("proved") if isinstance(said, dict) else None
+        reply = None
+    is_proved = reply.get("proved") if isinstance(reply, dict) else None
     if (code, is_proved) not in ((0, True), (1, False)):
-        return Checked(False, "error", f"the checker left with exit code {code} and the line {line:.200}")
-    return Checked(bool(is_proved), "", str(said.get("message", "")))
+        return ProofCheck(False, "error", f"the checker ended with exit code {code} and the line {line:.200}")
+    return ProofCheck(bool(is_proved), "", str(reply.get("message", "")))
 
 
-def _limit(process: int, proofs: Proofs) -> None:
-    """Of this process and each that it starts."""
+def _set_limits(process_id: int, proofs: Proofs) -> None:
+    """Limit the process and each process that it starts."""
     limits = (
         (resource.RLIMIT_DATA, proofs.memory_mib << 20),
         (resource.RLIMIT_CPU, math.ceil(proofs.timeout_seconds) * (os.cpu_count() or 1)),
         (resource.RLIMIT_CORE, 0),
     )
-    for kind, most in limits:
-        with contextlib.suppress(ProcessLookupError):  # it may have answered already
-            resource.prlimit(process, kind, (most, most))
+    for kind, limit in limits:
+        with contextlib.suppress(ProcessLookupError):  # it may have ended already
+            resource.prlimit(process_id, kind, (limit, limit))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The checker, and what it started and left behind."""
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the checker and the processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

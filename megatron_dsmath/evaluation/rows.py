@@ -1,4 +1,4 @@
-"""The rows of an evaluation on the disk: one a problem and sample, appended as they are ready."""
+"""The rows of an evaluation on disk: one per problem and sample, appended batch by batch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from megatron_dsmath.files.atomic_files import replace_text, write_error
 
 Row = Mapping[str, Any]
 Key = tuple[int, int]
-"""Row of the benchmark, and sample."""
+"""The row of the benchmark, and the sample."""
 
 FOLDER = "outputs"
 
 
-def row_of(answer: Answer, judgement: Judgement) -> Row:
-    """All that is known of an answer."""
+def answer_row(answer: Answer, judgement: Judgement) -> Row:
+    """The row of an answer and its verdicts."""
     problem = answer.problem
     return {
         "task": problem.task,
@@ -51,24 +51,24 @@ def row_of(answer: Answer, judgement: Judgement) -> Row:
     }
 
 
-def path_of(out: Path, task: str) -> Path:
-    """Where the rows of a task are."""
+def rows_path(out: Path, task: str) -> Path:
+    """The file with the rows of a task."""
     return out / FOLDER / f"{task}.jsonl"
 
 
 def read_rows(path: Path) -> dict[Key, Row]:
-    """The rows that are there; half of one, which a killed evaluation leaves, is cut off.
+    """The rows of a file; an incomplete last row, which an interrupted evaluation leaves, is removed from the file.
 
-    Raises OutputError, naming the line, for what no evaluation has written.
+    Raises OutputError, with the line, for a row that no evaluation wrote.
     """
     if not path.is_file():
         return {}
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        os.truncate(path, len(complete))
     rows = {}
-    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+    for number, line in enumerate(complete.split(b"\n")[:-1], 1):
         try:
             row = json.loads(line)
             rows[row["row"], row["sample"]] = row
@@ -84,7 +84,7 @@ def read_rows(path: Path) -> dict[Key, Row]:
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows, and bring them to the disk. Raises OutputError."""
+    """Append rows and flush them to the disk. Raises OutputError."""
     lines = b"".join(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n" for row in rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,19 +96,19 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
         raise write_error(path, error, len(lines)) from error
 
 
-def require_same(out: Path, evaluation: Mapping[str, Any]) -> None:
-    """Note in `out` what is evaluated; raise OutputError where another evaluation has begun there."""
+def require_same_evaluation(out: Path, evaluation: Mapping[str, Any]) -> None:
+    """Write the description of the evaluation into `out`; raise OutputError if a different one was started there."""
     path = out / "evaluation.json"
     if path.is_file():
-        begun = json.loads(path.read_bytes())
-        differing = [key for key in evaluation if begun.get(key) != evaluation[key]]
+        started = json.loads(path.read_bytes())
+        differing = [key for key in evaluation if started.get(key) != evaluation[key]]
         if differing:
             raise OutputError(
                 "the directory holds another evaluation",
                 where=path,
-                found=", ".join(f"{key} {_brief(begun.get(key))}" for key in differing),
+                found=", ".join(f"{key} {_brief(started.get(key))}" for key in differing),
                 expected=", ".join(f"{key} {_brief(evaluation[key])}" for key in differing),
-                fix="choose another --out, or ask for the same again to go on",
+                fix="choose another --out, or repeat the same command to resume",
             )
         return
     replace_text(path, json.dumps(evaluation, ensure_ascii=False, indent=1) + "\n", durable=True)

@@ -101,7 +101,6 @@ TESTED_BY = {
     "evaluation.live_evaluation": "training/test_evaluating.py",
     "evaluation.published": "evaluation/test_benchmarks.py",
     "evaluation.results.results_page": "evaluation/test_evaluate.py",
-    "evaluation.rows": "evaluation/test_rows_and_results.py",
     "files.lines": "data/text/test_documents.py",
     "files.processes": "supervision/test_lock.py",
     "grading.notation": "grading/test_grade.py",

@@ -11,10 +11,12 @@ import pytest
 from megatron_dsmath.data.sft.conversation import Message
 from megatron_dsmath.data.sft.template import ConversationEncoder, DeepSeekMathTemplate
 from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
+from megatron_dsmath.evaluation.answering import answer_program, combined_program, tool_output
 from megatron_dsmath.evaluation.evaluate import evaluate_model
 from megatron_dsmath.evaluation.generation.open_backend import Model
 from megatron_dsmath.evaluation.protocol import FOLDER, load_protocol
 from megatron_dsmath.sandbox import confinement
+from megatron_dsmath.sandbox.outcome import Outcome
 from tests.evaluation.scripted import ScriptedBackend, evaluation_of, rows_of, scripted_model, write_problems
 
 SUMS = [{"question": f"What is {a} + {a + 1}?", "answer": 2 * a + 1} for a in range(10)]
@@ -29,7 +31,7 @@ def programs(read: str, seed: int) -> str:
     return f" Let us compute.\n```python\nprint({a} + {b})\n```\n```output\n999\n```\nSo it is $\\boxed{{999}}$."
 
 
-def test_the_model_reads_what_sft_taught(tmp_path: Path) -> None:
+def test_the_prompt_equals_that_of_sft(tmp_path: Path) -> None:
     chinese = "小明有3个苹果，又买了2个，一共几个？"
     write_problems(tmp_path / "problems.jsonl", [SUMS[0], {"question": chinese, "answer": 5}])
     model = scripted_model(tmp_path / "model", lambda read, seed: " $\\boxed{5}$")
@@ -39,13 +41,13 @@ def test_the_model_reads_what_sft_taught(tmp_path: Path) -> None:
         "Please reason step by step, and put your final answer within \\boxed{}.",
         "请通过逐步推理来解答问题，并把最终答案放置于\\boxed{}中。",
     )
-    assert model.backend.asked == [
+    assert model.backend.prompts_read == [
         f"<s>User: {question}\n{instruction}\n\nAssistant:"
         for question, instruction in zip(("What is 0 + 1?", chinese), instructions, strict=True)
     ]
 
 
-def test_the_models_own_chat_template_is_used_where_the_protocol_says_so(tmp_path: Path) -> None:
+def test_template_tokenizer_uses_the_models_chat_template(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     write_problems(tmp_path / "problems.jsonl", SUMS[:1])
     model = scripted_model(tmp_path / "model", lambda read, seed: " $\\boxed{1}$")
@@ -68,7 +70,7 @@ def test_the_models_own_chat_template_is_used_where_the_protocol_says_so(tmp_pat
 
 
 @needs_sandbox
-def test_a_tool_is_called_and_its_output_not_the_models_own_guess_is_read(tmp_path: Path) -> None:
+def test_a_tools_output_replaces_the_models_guess(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", SUMS)
     model = scripted_model(tmp_path / "model", programs)
     results = evaluate_model(evaluation_of(tmp_path, "instruct-tool"), model)
@@ -107,13 +109,13 @@ def test_the_tokens_of_a_tool_call_are_those_of_training(tmp_path: Path) -> None
 
 
 @needs_sandbox
-def test_they_are_with_deepseeks_vocabulary(tmp_path: Path, shared_data: Path) -> None:
+def test_the_tokens_of_a_tool_call_with_deepseeks_vocabulary(tmp_path: Path, shared_data: Path) -> None:
     tokenizer = load_tokenizer(shared_data / "tokenizer/deepseek_llm")
     asks_read_as_training_writes(tmp_path, Model(ScriptedBackend(tokenizer, programs), tokenizer, "of the script"))
 
 
 @needs_sandbox
-def test_an_error_is_told_and_the_rounds_end(tmp_path: Path) -> None:
+def test_the_model_reads_an_error_and_the_rounds_end(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", SUMS[:1])
     model = scripted_model(tmp_path / "model", lambda read, seed: " Again.\n```python\nprint(1 / 0)\n```\n```output")
     results = evaluate_model(evaluation_of(tmp_path, "instruct-tool"), model)
@@ -126,7 +128,7 @@ def test_an_error_is_told_and_the_rounds_end(tmp_path: Path) -> None:
 
 
 @needs_sandbox
-def test_what_was_cut_off_goes_on_in_the_next_round(tmp_path: Path) -> None:
+def test_a_cut_off_output_continues_in_the_next_round(tmp_path: Path) -> None:
     """As in the paper's harness, where only an end of text is an end."""
     protocol = own_protocol(tmp_path, "instruct-tool", "en", "en")
     protocol.write_text(
@@ -167,8 +169,8 @@ def test_a_few_shot_prompt_begins_a_document_and_stops_before_a_next_question(tm
     (row,) = rows_of(tmp_path / "out")
     assert (row["output"], row["extracted"], row["correct"]) == (" 0 + 1 is 1. The answer is 1.\n\n", "1", True)
     assert isinstance(model.backend, ScriptedBackend)
-    assert model.backend.asked[0].startswith("<s>Q: A mountain railway has 24 seats")
-    assert model.backend.asked[0].endswith("\n\n\nQ: What is 0 + 1?\nA:")
+    assert model.backend.prompts_read[0].startswith("<s>Q: A mountain railway has 24 seats")
+    assert model.backend.prompts_read[0].endswith("\n\n\nQ: What is 0 + 1?\nA:")
 
 
 def own_protocol(folder: Path, shipped: str, task: str, name: str) -> Path:
@@ -178,3 +180,51 @@ def own_protocol(folder: Path, shipped: str, task: str, name: str) -> Path:
     path = folder / "protocol.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+FIRST = "Let us see.\n```python\nimport math\nx = 3\ndef double(n):\n    print(n)\n    return 2 * n\nprint(x)\n```\n"
+
+
+def test_the_second_program_continues_the_first_without_its_prints() -> None:
+    text = FIRST + "```output\n3\n```\nSo\n```python\nprint(double(x))\n```\n"
+    assert combined_program(text) == (
+        "import math\nx = 3\ndef double(n):\n    print(n)\n    return 2 * n\nprint(double(x))"
+    )
+
+
+def test_a_program_may_begin_the_text() -> None:
+    assert combined_program("```python\nprint(1)\n```") == "print(1)"
+
+
+@pytest.mark.parametrize("text", ["", "no program", FIRST + "So it is 3.", "```\nprint(1)\n```", "```python\n```"])
+def test_a_call_without_a_program_runs_nothing(text: str) -> None:
+    assert combined_program(text) is None
+
+
+def test_the_program_of_a_word_problem_prints_its_solution() -> None:
+    program = answer_program("\n\ndef solution():\n    return 7", "solution")
+    assert program == "\n\ndef solution():\n    return 7\n\nprint(solution())\n"
+    assert answer_program(" \n", "solution") is None
+
+
+def test_the_imports_of_a_math_program_come_first() -> None:
+    output = "\n```\nanswer = sqrt(2)\n```\nThe imports required are\n```\nfrom sympy import sqrt\n```\nI hope"
+    program = answer_program(output, "answer")
+    assert program == "\nfrom sympy import sqrt\n\n\n\nanswer = sqrt(2)\n\n\nprint(answer)\n"
+    assert answer_program("\n```\nanswer = 2\n```\n", "answer") is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (Outcome("ok", " 7\n", "", "", 0.1), "7"),
+        (Outcome("ok", "a" * 60 + "b" * 60, "", "", 0.1), "a" * 50 + "..." + "b" * 50),
+        (Outcome("ok", "a" * 100, "", "", 0.1), "a" * 100),
+        (Outcome("ok", "", "", "", 0.1), "Runtime errors:"),
+        (Outcome("error", "7\n", "trace", "NameError: x", 0.1), "Runtime errors: NameError: x"),
+        (Outcome("timeout", "", "", "", 9.0), "Runtime errors: timeout"),
+        (None, "no program to run"),
+    ],
+)
+def test_tool_output_is_what_the_model_reads(outcome: Outcome | None, expected: str) -> None:
+    assert tool_output(outcome, 100) == expected

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from megatron_dsmath.errors import DataError, UsageError
-from megatron_dsmath.evaluation.benchmarks import load
+from megatron_dsmath.evaluation.benchmarks import load_benchmarks
 from megatron_dsmath.evaluation.published import PUBLISHED
 from tests.evaluation.scripted import write_problems
 
 
 def test_every_row_of_every_benchmark_becomes_a_problem(shared_data: Path) -> None:
     of_code = ["humaneval", "mbpp"]
-    loaded = load(shared_data / "eval", [task for task in PUBLISHED if task not in of_code])
-    benchmarks = {benchmark.task: benchmark for benchmark in [*loaded, *load(shared_data / "pretrain", of_code)]}
+    loaded = load_benchmarks(shared_data / "eval", [task for task in PUBLISHED if task not in of_code])
+    benchmarks = {
+        benchmark.task: benchmark for benchmark in [*loaded, *load_benchmarks(shared_data / "pretrain", of_code)]
+    }
     # DeepSeekMath's evaluation_results.json counts as many samples of each; Chen et al. 2021 and Austin et al. 2021.
     assert {task: len(benchmark.problems) for task, benchmark in benchmarks.items()} == {
         "gsm8k": 1319, "math": 5000, "mgsm-zh": 250, "cmath": 1098, "ocw": 272, "sat": 32, "mmlu-stem": 3018,
@@ -42,22 +44,22 @@ def test_a_benchmark_with_a_changed_byte_is_refused(shared_data: Path, tmp_path:
     file = shutil.copy(shared_data / "eval/mgsm_zh.jsonl", tmp_path)
     content = Path(file).read_bytes()
     Path(file).write_bytes(content.replace(b'"answer": "18"', b'"answer": "19"', 1))
-    with pytest.raises(DataError, match=r"not the mgsm-zh that was published(.|\n)*250 rows(.|\n)*165c3b67"):
-        load(tmp_path, ["mgsm-zh"])
+    with pytest.raises(DataError, match=r"not the published mgsm-zh(.|\n)*250 rows(.|\n)*165c3b67"):
+        load_benchmarks(tmp_path, ["mgsm-zh"])
 
 
-def test_a_benchmark_that_is_not_there_says_where_it_is_from(tmp_path: Path) -> None:
+def test_a_missing_benchmark_is_reported_with_its_source(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gsm8k_test\.jsonl(.|\n)*deepseek-ai/DeepSeek-Math"):
-        load(tmp_path, ["gsm8k"])
+        load_benchmarks(tmp_path, ["gsm8k"])
 
 
-def test_ones_own_problems_have_a_language_each(tmp_path: Path) -> None:
+def test_custom_problems_have_a_language_each(tmp_path: Path) -> None:
     rows = [
         {"question": "How many?", "answer": 3, "subject": "counting"},
         {"question": "一共有几个苹果？", "answer": "4"},
     ]
     write_problems(tmp_path / "mine.jsonl", rows)
-    (benchmark,) = load(tmp_path, ["mine.jsonl"])
+    (benchmark,) = load_benchmarks(tmp_path, ["mine.jsonl"])
     assert [(problem.task, problem.reference, problem.language) for problem in benchmark.problems] == [
         ("mine", "3", "en"),
         ("mine", "4", "zh"),
@@ -106,20 +108,20 @@ def test_ones_own_problems_have_a_language_each(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_row_is_asked_as_the_papers_harness_asks_it(
+def test_a_question_equals_that_of_the_papers_harness(
     task: str, row: dict[str, Any], question: str, reference: str
 ) -> None:
-    asked = PUBLISHED[task].read(row)
+    asked = PUBLISHED[task].read_row(row)
     assert (asked.question, asked.reference) == (question, reference)
 
 
-def test_ones_own_rows_say_what_an_output_is_held_to(tmp_path: Path) -> None:
+def test_the_keys_of_a_custom_row_decide_how_it_is_graded(tmp_path: Path) -> None:
     rows = [
         {"question": "def f(n):\n", "tests": "assert f(1) == 2"},
         {"question": "Formal:\ntheorem one: True", "statement": "theorem one: True"},
     ]
     write_problems(tmp_path / "mine.jsonl", rows)
-    (benchmark,) = load(tmp_path, ["mine.jsonl"])
+    (benchmark,) = load_benchmarks(tmp_path, ["mine.jsonl"])
     assert [(problem.kind, problem.reference) for problem in benchmark.problems] == [
         ("tests", "assert f(1) == 2"),
         ("proof", "theorem one: True"),
@@ -133,13 +135,13 @@ def test_ones_own_rows_say_what_an_output_is_held_to(tmp_path: Path) -> None:
         '{"question": "?", "answer": 3, "tests": "assert 1"}', '{"question": "?", "tests": 3}',
     ],
 )  # fmt: skip
-def test_a_row_that_is_no_problem_is_named(tmp_path: Path, line: str) -> None:
+def test_a_row_that_is_not_a_problem_is_reported_with_its_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "mine.jsonl").write_text('{"question": "How many?", "answer": 3}\n' + line + "\n")
     with pytest.raises(DataError, match=r"mine\.jsonl:2"):
-        load(tmp_path, ["mine.jsonl"])
+        load_benchmarks(tmp_path, ["mine.jsonl"])
 
 
-def test_ones_own_problems_do_not_pass_for_a_benchmark(tmp_path: Path) -> None:
+def test_custom_problems_cannot_have_a_benchmarks_name(tmp_path: Path) -> None:
     write_problems(tmp_path / "gsm8k.jsonl", [{"question": "How many?", "answer": 3}])
     with pytest.raises(UsageError, match="name of a benchmark"):
-        load(tmp_path, ["gsm8k.jsonl"])
+        load_benchmarks(tmp_path, ["gsm8k.jsonl"])

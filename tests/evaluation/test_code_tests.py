@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from megatron_dsmath.evaluation.benchmarks import load
-from megatron_dsmath.evaluation.code_tests import CodeTests
+from megatron_dsmath.evaluation.benchmarks import load_benchmarks
+from megatron_dsmath.evaluation.code_tests import CodeTestResult, open_test_sandbox, run_code_tests
 from megatron_dsmath.evaluation.code_tests_inside import names_under_test
 from megatron_dsmath.sandbox import confinement
 from megatron_dsmath.sandbox.outcome import Limits
@@ -58,54 +58,57 @@ FAILING = {
 }
 
 
+RunAll = Callable[[Sequence[tuple[str, str]]], list[CodeTestResult]]
+
+
 @pytest.fixture(scope="module")
-def code_tests() -> Iterator[CodeTests]:
-    with CodeTests(Limits(timeout_seconds=5.0, memory_mib=256)) as tests:
-        yield tests
+def run_all() -> Iterator[RunAll]:
+    with open_test_sandbox() as sandbox:
+        yield lambda programs: run_code_tests(programs, sandbox, Limits(timeout_seconds=5.0, memory_mib=256))
 
 
 @pytest.mark.parametrize("name", PASSING)
-def test_a_program_that_passes_passes(name: str, code_tests: CodeTests) -> None:
-    (tested,) = code_tests.run_all([(PASSING[name], TESTS)])
+def test_a_program_that_passes_passes(name: str, run_all: RunAll) -> None:
+    (tested,) = run_all([(PASSING[name], TESTS)])
     assert (tested.passed, tested.outcome.verdict) == (True, "ok")
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_a_program_that_does_not_pass_has_no_way_to_say_so(name: str, code_tests: CodeTests) -> None:
-    tested, after = code_tests.run_all([(FAILING[name], TESTS), (RIGHT, TESTS)])
+def test_a_failing_program_cannot_claim_to_pass(name: str, run_all: RunAll) -> None:
+    tested, after = run_all([(FAILING[name], TESTS), (RIGHT, TESTS)])
     assert not tested.passed and not tested.passed_as_the_paper
     assert tested.outcome.verdict != "ok" and tested.outcome.error
     assert after.passed, "the next program is none the wiser"
 
 
-def test_a_program_that_forgot_to_import_passes_as_in_deepseeks_harness_alone(code_tests: CodeTests) -> None:
-    (tested,) = code_tests.run_all([("def square(n):\n    return math.prod(Counter([n, n]).elements())\n", TESTS)])
+def test_a_missing_import_passes_only_as_in_deepseeks_harness(run_all: RunAll) -> None:
+    (tested,) = run_all([("def square(n):\n    return math.prod(Counter([n, n]).elements())\n", TESTS)])
     assert (tested.passed, tested.passed_as_the_paper) == (False, True)
     assert tested.outcome.error.startswith("NameError: name 'math' is not defined")
 
 
-def test_what_a_row_keeps_is_the_same_each_time(code_tests: CodeTests) -> None:
-    (first, again) = code_tests.run_all([("print('hello')\n" + RIGHT, TESTS)] * 2)
+def test_outcomes_do_not_contain_the_token(run_all: RunAll) -> None:
+    (first, again) = run_all([("print('hello')\n" + RIGHT, TESTS)] * 2)
     assert first.outcome.stdout == again.outcome.stdout == "hello\n"
 
 
-def test_what_equals_everything_passes_as_in_every_harness(code_tests: CodeTests) -> None:
+def test_an_object_that_equals_everything_passes(run_all: RunAll) -> None:
     """A limit of tests that docs/evaluation.md names; should it fall, the page must say so."""
     anything = "class Anything:\n    def __eq__(self, other):\n        return True\n"
-    (tested,) = code_tests.run_all([(f"{anything}def square(n):\n    return Anything()\n", "assert square(3) == 9")])
+    (tested,) = run_all([(f"{anything}def square(n):\n    return Anything()\n", "assert square(3) == 9")])
     assert tested.passed
 
 
-def test_a_builtins_name_is_the_programs_only_where_nothing_else_is_tested(code_tests: CodeTests) -> None:
+def test_a_builtins_name_is_tested_only_if_no_other_name_is(run_all: RunAll) -> None:
     assert names_under_test("assert sum(10, 15) == 6") == {"sum"}  # MBPP, task_id 126
     assert names_under_test("assert abs(f(1) - len(g(2))) < 1") == {"f", "g"}
-    (tested,) = code_tests.run_all([("def sum(a, b):\n    return a + b\n", "assert sum(1, 2) == 3")])
+    (tested,) = run_all([("def sum(a, b):\n    return a + b\n", "assert sum(1, 2) == 3")])
     assert tested.passed
 
 
 def canonical(folder: Path, task: str) -> list[tuple[str, str]]:
     """The benchmark's own solutions, with its tests."""
-    (benchmark,) = load(folder, [task])
+    (benchmark,) = load_benchmarks(folder, [task])
     rows = [json.loads(line) for line in (folder / benchmark.file).read_text(encoding="utf-8").splitlines()]
     if task == "humaneval":
         return [
@@ -116,18 +119,18 @@ def canonical(folder: Path, task: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("task", ["humaneval", "mbpp"])
-def test_the_benchmarks_own_solutions_pass_and_others_do_not(
-    task: str, shared_data: Path, code_tests: CodeTests
-) -> None:
+def test_reference_solutions_pass_and_shifted_ones_do_not(task: str, shared_data: Path, run_all: RunAll) -> None:
     pairs = canonical(shared_data / "pretrain", task)[::20]
-    assert all(tested.passed for tested in code_tests.run_all(pairs))
+    assert all(tested.passed for tested in run_all(pairs))
     shifted = [(program, tests) for (program, _), (_, tests) in zip(pairs, [*pairs[1:], pairs[0]], strict=True)]
-    assert not any(tested.passed for tested in code_tests.run_all(shifted))
+    assert not any(tested.passed for tested in run_all(shifted))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("task", ["humaneval", "mbpp"])
-def test_every_solution_of_the_benchmarks_passes(task: str, shared_data: Path) -> None:
+def test_every_reference_solution_passes(task: str, shared_data: Path) -> None:
     pairs = canonical(shared_data / "pretrain", task)
-    with CodeTests(Limits(timeout_seconds=120.0, memory_mib=1024)) as tests:  # one of MBPP's takes more than 10 s
-        assert [place for place, tested in enumerate(tests.run_all(pairs)) if not tested.passed] == []
+    limits = Limits(timeout_seconds=120.0, memory_mib=1024)  # one of MBPP's takes more than 10 s
+    with open_test_sandbox() as sandbox:
+        results = run_code_tests(pairs, sandbox, limits)
+    assert [index for index, result in enumerate(results) if not result.passed] == []

@@ -147,7 +147,7 @@ def test_no_published_few_shot_text_is_in_the_tree(published_prompts: dict[str, 
     assert copies == {}
 
 
-def test_no_shipped_protocol_but_the_papers_needs_a_file_of_the_user(tmp_path: Path) -> None:
+def test_only_the_papers_protocols_need_a_file_of_the_user(tmp_path: Path) -> None:
     for name in SHIPPED:
         if name.endswith("-paper"):
             with pytest.raises(DataError):

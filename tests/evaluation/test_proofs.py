@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dsmath.evaluation.proofs import check_all
+from megatron_dsmath.evaluation.proofs import check_proofs
 from megatron_dsmath.evaluation.protocol import Proofs
 
 STATEMENT = 'theorem one: "1 + 1 = (2::nat)"'
-# Believes what says "by simp", as far as it is told; what else it does stands in the proof.
+# Accepts proofs with "by simp"; other words in the proof select what else the checker does.
 CHECKER = """
 import json, os, sys, time
 asked = json.load(sys.stdin)
@@ -53,8 +53,8 @@ def proofs(tmp_path: Path) -> Proofs:
     )
 
 
-def test_the_checker_decides_by_its_exit_code_and_its_last_line(proofs: Proofs) -> None:
-    right, wrong, silent, lies = check_all(
+def test_exit_code_and_last_line_of_the_checker_decide(proofs: Proofs) -> None:
+    right, wrong, silent, lies = check_proofs(
         [(STATEMENT, proof) for proof in ("  by simp", "  by auto", "silent by simp", "lies by simp")], proofs
     )
     assert (right.is_proved, right.note, right.message) == (True, "", "")
@@ -71,36 +71,36 @@ def test_the_checker_decides_by_its_exit_code_and_its_last_line(proofs: Proofs) 
     ],
 )  # fmt: skip
 def test_a_proof_that_gives_up_or_runs_code_never_reaches_the_checker(proofs: Proofs, proof: str) -> None:
-    (checked,) = check_all([(STATEMENT, proof)], proofs)
+    (checked,) = check_proofs([(STATEMENT, proof)], proofs)
     assert (checked.is_proved, checked.note) == (False, "")
-    assert "the proof says" in checked.message
+    assert "the proof contains" in checked.message
 
 
-def test_a_word_within_a_word_is_no_word(proofs: Proofs) -> None:
-    (checked,) = check_all([(STATEMENT, "  (* sorryless, MLx *) by simp")], proofs)
+def test_a_refused_word_inside_another_word_is_allowed(proofs: Proofs) -> None:
+    (checked,) = check_proofs([(STATEMENT, "  (* sorryless, MLx *) by simp")], proofs)
     assert checked.is_proved
 
 
-def test_an_empty_output_is_no_proof(proofs: Proofs) -> None:
-    (checked,) = check_all([(STATEMENT, " \n")], proofs)
+def test_an_empty_output_is_not_a_proof(proofs: Proofs) -> None:
+    (checked,) = check_proofs([(STATEMENT, " \n")], proofs)
     assert (checked.is_proved, checked.note) == (False, "no answer")
 
 
-def test_a_checker_that_hangs_is_ended_with_all_it_started(proofs: Proofs, tmp_path: Path) -> None:
+def test_a_hanging_checker_is_killed_with_its_processes(proofs: Proofs, tmp_path: Path) -> None:
     started = time.monotonic()
-    (hanging,) = check_all([(STATEMENT, "sleep by simp")], proofs.model_copy(update={"timeout_seconds": 5.0}))
+    (hanging,) = check_proofs([(STATEMENT, "sleep by simp")], proofs.model_copy(update={"timeout_seconds": 5.0}))
     assert (hanging.is_proved, hanging.note) == (False, "timeout")
     assert time.monotonic() - started < 45, "the checker would sleep for a minute"
     child = int((tmp_path / "child").read_text())
     assert not Path(f"/proc/{child}/stat").is_file() or " Z " in Path(f"/proc/{child}/stat").read_text()
 
 
-def test_a_checker_that_wants_more_memory_than_it_may_have_proves_nothing(proofs: Proofs) -> None:
-    (checked,) = check_all([(STATEMENT, "memory by simp")], proofs)
+def test_a_checker_beyond_its_memory_limit_proves_nothing(proofs: Proofs) -> None:
+    (checked,) = check_proofs([(STATEMENT, "memory by simp")], proofs)
     assert (checked.is_proved, checked.note) == (False, "error")
 
 
 def test_no_secret_of_the_environment_reaches_the_checker(proofs: Proofs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "SECRET", "precious")
-    (checked,) = check_all([(STATEMENT, "environment")], proofs)
+    (checked,) = check_proofs([(STATEMENT, "environment")], proofs)
     assert checked.is_proved

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_dsmath.errors import ConfigError, DependencyError, DsmathError, UsageError
 from megatron_dsmath.evaluation.benchmarks import Problem
-from megatron_dsmath.evaluation.evaluate import Evaluation, evaluate_model
+from megatron_dsmath.evaluation.evaluate import EvaluationSettings, evaluate_model
 from megatron_dsmath.evaluation.protocol import FOLDER, SHIPPED, Protocol, load_protocol
 from tests.evaluation.scripted import rows_of, scripted_model
 
@@ -79,7 +79,9 @@ def test_every_shipped_protocol_asks_its_benchmarks(
     for name, author in ((protocol, "project"), (f"{protocol}-paper", "paper")):
         if name not in SHIPPED:
             continue
-        asked = Evaluation(tmp_path / "model", paper_data, tuple(tasks.split(",")), name, tmp_path / name, limit=1)
+        asked = EvaluationSettings(
+            tmp_path / "model", paper_data, tuple(tasks.split(",")), name, tmp_path / name, limit=1
+        )
         results = evaluate_model(asked, model)
         loaded = load_protocol(name, paper_data)
         for task in asked.tasks:
@@ -112,7 +114,7 @@ def test_the_shipped_protocols_decode_as_the_paper() -> None:
     assert (tools.rounds, tools.timeout_seconds, tools.output_characters) == (2, 10, 100)
 
 
-def test_the_hash_is_of_the_values_and_of_every_prompt(tmp_path: Path) -> None:
+def test_the_hash_covers_all_values_and_every_prompt(tmp_path: Path) -> None:
     shipped = load_shipped("instruct-cot")
     assert load_shipped(copy_of(tmp_path, "instruct-cot", "# Zero", "# Another remark; zero")).sha256 == shipped.sha256
     assert load_shipped(copy_of(tmp_path, "instruct-cot", "seed: 0", "seed: 1")).sha256 != shipped.sha256
@@ -133,10 +135,10 @@ def test_the_hash_is_of_the_values_and_of_every_prompt(tmp_path: Path) -> None:
         ("base-code", "grading: null", "grading: {timeout_seconds: 5.0, math_verify: 0.9.0}", 32, "grading: null"),
         ("instruct-cot", "instruct_cot_en.txt", "nowhere.txt", 7, "cannot be read"),
         ("base-code-paper", "        shots: 3ef5", "        shots: 3 # 3ef5", 19, "expected: text"),
-        ("instruct-cot", "prompts/instruct_cot_en.txt", "base-program.yaml", 7, "must hold {question} once"),
+        ("instruct-cot", "prompts/instruct_cot_en.txt", "base-program.yaml", 7, "must contain {question} once"),
     ],
 )
-def test_a_mistake_is_named_with_its_line(
+def test_a_mistake_is_reported_with_its_line(
     tmp_path: Path, shipped: str, old: str, new: str, line: int, what: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -145,28 +147,28 @@ def test_a_mistake_is_named_with_its_line(
     assert what in caught.value.text()
 
 
-def test_another_grader_than_the_protocols_is_refused(tmp_path: Path) -> None:
+def test_another_version_of_the_grader_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DependencyError, match=r"math-verify 0\.8\.0"):
         load_shipped(copy_of(tmp_path, "instruct-cot", "0.9.0", "0.8.0"))
 
 
-def test_a_checker_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_checker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DependencyError, match="no-such-checker"):
         load_shipped(copy_of(tmp_path, "base-proof", "checker: null", "checker: [no-such-checker, --fast]"))
 
 
 @pytest.mark.parametrize("name", ["instruct", "instruct-cot.yaml"])
-def test_a_protocol_that_is_not_there_is_refused(name: str) -> None:
+def test_an_unknown_protocol_is_refused(name: str) -> None:
     with pytest.raises(DsmathError):
         load_shipped(name)
 
 
-def test_a_task_is_asked_by_its_own_prompt_else_by_its_languages() -> None:
+def test_a_prompt_is_chosen_by_task_then_subject_then_language() -> None:
     few_shot = load_shipped("base-few-shot")
     assert few_shot.prompt_of(PROBLEM) is few_shot.prompts["gsm8k"]
     instruct = load_shipped("instruct-cot")
     assert instruct.prompt_of(PROBLEM) is instruct.prompts["en"]
-    with pytest.raises(UsageError, match=r"how to ask mgsm-zh(.|\n)*gsm8k, math, cmath"):
+    with pytest.raises(UsageError, match=r"no prompt for mgsm-zh(.|\n)*gsm8k, math, cmath"):
         few_shot.prompt_of(PROBLEM._replace(task="mgsm-zh", language="zh"))
     proof = load_shipped("base-proof")
     theorem = PROBLEM._replace(task="minif2f-test", subject="other", kind="proof")
@@ -174,6 +176,6 @@ def test_a_task_is_asked_by_its_own_prompt_else_by_its_languages() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["base-few-shot", "instruct-cot", "base-proof"])
-def test_a_program_is_not_asked_for_where_nobody_would_run_its_tests(protocol: str) -> None:
-    with pytest.raises(UsageError, match=r"how to ask humaneval(.|\n)*mode code"):
+def test_only_mode_code_asks_problems_with_tests(protocol: str) -> None:
+    with pytest.raises(UsageError, match=r"no prompt for humaneval(.|\n)*mode code"):
         load_shipped(protocol).prompt_of(PROBLEM._replace(task="humaneval", kind="tests"))

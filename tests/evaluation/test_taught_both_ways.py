@@ -150,7 +150,7 @@ def assert_tools_help(figures: dict[str, dict[str, Any]], asked: int) -> None:
     assert figures["tool"]["tool_calls"] >= figures["tool"]["accuracy"] * asked
 
 
-def test_what_words_were_taught_wrong_programs_get_right(tmp_path: Path) -> None:
+def test_programs_correct_what_was_trained_wrong_in_words(tmp_path: Path) -> None:
     """The path in miniature: eight products by heart, of which 0 and 6 would be apart already."""
     pairs = [(a, b) for a in (3, 4) for b in (12, 25, 47, 88)]
     lesson = Lesson(pairs, pairs, 1, settings(80, model__layers=2, schedule__peak_learning_rate=1e-2))
@@ -158,7 +158,7 @@ def test_what_words_were_taught_wrong_programs_get_right(tmp_path: Path) -> None
 
 
 @pytest.mark.long
-def test_tools_help_where_products_were_never_seen(tmp_path: Path) -> None:
+def test_tools_help_with_unseen_products(tmp_path: Path) -> None:
     """500 held-out products of two-digit numbers; neither they nor their mirror images were taught."""
     pairs = list(combinations_with_replacement(range(10, 100), 2))
     Random(5).shuffle(pairs)

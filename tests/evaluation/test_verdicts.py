@@ -11,8 +11,7 @@ import pytest
 from megatron_dsmath.errors import UsageError
 from megatron_dsmath.evaluation.evaluate import evaluate_model
 from megatron_dsmath.evaluation.protocol import FOLDER
-from megatron_dsmath.evaluation.results.results_files import as_the_harness
-from megatron_dsmath.evaluation.results.scores import compared
+from megatron_dsmath.evaluation.results.scores import comparison_table
 from megatron_dsmath.sandbox import confinement
 from tests.evaluation.scripted import ScriptedBackend, evaluation_of, rows_of, scripted_model, write_problems
 
@@ -35,7 +34,7 @@ def own_protocol(folder: Path, shipped: str, *changes: tuple[str, str]) -> str:
 
 
 @needs_sandbox
-def test_programs_go_on_from_the_question_and_pass_or_not(tmp_path: Path) -> None:
+def test_programs_continue_the_question_and_are_tested(tmp_path: Path) -> None:
     problems = [
         {"question": f'def plus_{n}(number):\n    """Add {n}."""\n', "tests": f"assert plus_{n}(1) == {n + 1}"}
         for n in range(4)
@@ -51,7 +50,7 @@ def test_programs_go_on_from_the_question_and_pass_or_not(tmp_path: Path) -> Non
     assert (figures["programs"], figures["program_errors"], figures["no_answer"]) == (3, 2, 1)
     right, wrong, left, nothing = rows_of(tmp_path / "out")
     assert isinstance(model.backend, ScriptedBackend)
-    assert model.backend.asked[0] == '<s>def plus_0(number):\n    """Add 0."""', "the problem as it is"
+    assert model.backend.prompts_read[0] == '<s>def plus_0(number):\n    """Add 0."""', "the problem as it is"
     assert right["programs"][0]["program"] == problems[0]["question"] + "\n    return number + 0\n\n\n"
     assert (right["correct"], wrong["programs"][0]["error"]) == (True, "AssertionError")
     assert left["programs"][0]["error"] == "the program ended before its tests did"
@@ -79,13 +78,11 @@ def test_without_a_checker_there_is_no_verdict_and_no_accuracy(tmp_path: Path) -
     assert figures["by_subject"] == {"other": {"problems": 4}}
     rows = rows_of(tmp_path / "out")
     assert {(row["correct"], row["note"], row["extracted"]) for row in rows} == {(None, "no verdict", "by simp")}
-    assert {row["problems"] for row in compared(results)} == {"no verdict"}
-    shape = as_the_harness(results)
-    assert shape["results"] == {"problems": {"alias": "problems"}} and shape["n-shot"] == {"problems": 6}
+    assert {row["problems"] for row in comparison_table(results)} == {"no verdict"}
     assert "no verdict" in (tmp_path / "out/problems-problems.html").read_text(encoding="utf-8")
 
 
-def test_a_checker_that_is_named_judges(tmp_path: Path) -> None:
+def test_proofs_get_the_checkers_verdict(tmp_path: Path) -> None:
     script = tmp_path / "checker.py"
     script.write_text(
         "import json, sys\nasked = json.load(sys.stdin)\nproved = 't0' not in asked['statement']\n"
@@ -100,11 +97,11 @@ def test_a_checker_that_is_named_judges(tmp_path: Path) -> None:
     figures = results["tasks"]["problems"]
     assert (figures["accuracy"], figures["no_answer"], figures["no_verdict"]) == (0.25, 1, 0)
     assert [row["correct"] for row in rows_of(tmp_path / "out")] == [False, True, False, False]
-    assert rows_of(tmp_path / "out")[2]["checker_message"] == "the proof says sorry"
+    assert rows_of(tmp_path / "out")[2]["checker_message"] == "the proof contains sorry"
     assert results["protocol_text"]["proofs"]["checker"] == [sys.executable, str(script)]
 
 
-def test_problems_of_another_kind_are_refused_before_a_token_is_written(tmp_path: Path) -> None:
+def test_problems_of_another_kind_are_refused_before_generation(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", THEOREMS)
     model = scripted_model(tmp_path / "model", lambda read, seed: "")
     with pytest.raises(UsageError, match="mode proof"):

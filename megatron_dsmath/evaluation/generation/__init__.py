@@ -1,1 +1,1 @@
-"""Backends that write on where a prompt ends: ids in, ids out."""
+"""Backends: models that continue prompts, from token ids to token ids."""

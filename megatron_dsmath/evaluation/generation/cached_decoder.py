@@ -1,7 +1,7 @@
-"""Our decoder as it answers: whole weights in one process, keys and values kept from token to token.
+"""Our decoder for generation: all weights in one process, with a cache of keys and values.
 
-The decoder that trains has no cache, and needs a world of ranks. This one computes the same from Hugging Face's names
-(model.parameters): tests compare it with transformers, as the logit gate does with the one that trains.
+The decoder that trains has no cache and needs a group of ranks. This one computes the same from weights under Hugging
+Face's names (`model.parameters`). Tests compare it with transformers.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from megatron_dsmath.parallel.rotary import rotary_table
 
 
 class CachedDecoder:
-    """A `batch.CachedForward` of any weights, in the precision they are stored in."""
+    """A `token_batch.CachedForward` of any weights, in the precision of the stored weights."""
 
     def __init__(self, weights: WeightReader, device: torch.device) -> None:
-        """Read every weight. Raises what reading them does."""
+        """Read every weight. Raises what reading raises."""
         self.device, self.model = device, weights.model
         self.context_length = self.model.max_position_embeddings
         self._weights = {name: weights.read_whole(name).to(device) for name in weights.shapes}
@@ -30,7 +30,7 @@ class CachedDecoder:
         model, (batch, length) = self.model, ids.shape
         size = (batch, model.key_value_heads, length + new_tokens, model.head_size)
         dtype = self._weights["model.embed_tokens.weight"].dtype
-        self._keys_values = []  # before the next is made
+        self._keys_values = []  # free the previous cache before the next is allocated
         self._keys_values = [
             (torch.zeros(size, device=self.device, dtype=dtype), torch.zeros(size, device=self.device, dtype=dtype))
             for _ in range(model.layers)
@@ -43,24 +43,24 @@ class CachedDecoder:
         return self._logits(ids[:, None])
 
     def _logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Read `ids` [prompt, position]; the logits behind the last of them."""
+        """Read `ids` [prompt, position]; the logits after the last position [prompt, word]."""
         weights, first, end = self._weights, self._read, self._read + ids.size(1)
         columns = torch.arange(end, device=self.device)
-        places = columns[first:]
-        # Padding sees itself alone: a row that sees nothing would be NaN, and NaN times no attention is NaN.
-        seen = (columns <= places[:, None]) & (columns >= self._padding[:, None, None]) | (columns == places[:, None])
-        # Beyond the context's end is only who ended there, and is read on with and not listened to.
-        turns = self._turns((places - self._padding[:, None]).clamp(0, self.context_length - 1))
+        rows = columns[first:]
+        # Padding attends to itself: a row without any key would be NaN, and NaN times zero attention is NaN.
+        mask = (columns <= rows[:, None]) & (columns >= self._padding[:, None, None]) | (columns == rows[:, None])
+        # Only finished prompts, whose tokens are ignored, reach positions beyond the context's end.
+        rotation = self._rotation((rows - self._padding[:, None]).clamp(0, self.context_length - 1))
         states = F.embedding(ids, weights["model.embed_tokens.weight"])
         for layer in range(self.model.layers):
             name = f"model.layers.{layer}"
-            states = states + self._attention(layer, self._norm(f"{name}.input_layernorm", states), seen, turns)
+            states = states + self._attention(layer, self._norm(f"{name}.input_layernorm", states), mask, rotation)
             states = states + self._feed_forward(name, self._norm(f"{name}.post_attention_layernorm", states))
         self._read = end
         return F.linear(self._norm("model.norm", states[:, -1]), weights["lm_head.weight"]).float()
 
     def _attention(
-        self, layer: int, states: torch.Tensor, seen: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]
+        self, layer: int, states: torch.Tensor, mask: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         name = f"model.layers.{layer}.self_attn"
         batch, length, _ = states.shape
@@ -72,10 +72,10 @@ class CachedDecoder:
         )
         keys, values = self._keys_values[layer]
         first, end = self._read, self._read + length
-        keys[:, :, first:end], values[:, :, first:end] = _rotated(key, turns), value
+        keys[:, :, first:end], values[:, :, first:end] = _rotate(key, rotation), value
         grouped = self.model.key_value_heads != self.model.attention_heads
         output = F.scaled_dot_product_attention(
-            _rotated(query, turns), keys[:, :, :end], values[:, :, :end], attn_mask=seen[:, None], enable_gqa=grouped
+            _rotate(query, rotation), keys[:, :, :end], values[:, :, :end], attn_mask=mask[:, None], enable_gqa=grouped
         )
         return F.linear(output.transpose(1, 2).flatten(2), self._weights[f"{name}.o_proj.weight"])
 
@@ -88,7 +88,7 @@ class CachedDecoder:
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.model.norm_epsilon)
         return self._weights[f"{name}.weight"] * (wide * scale).to(states.dtype)
 
-    def _turns(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of positions [prompt, position], each [prompt, 1, position, channels / 2]."""
         dtype = self._weights["model.embed_tokens.weight"].dtype
         table = rotary_table(self.context_length, self.model.head_size, self.model.rope_theta, self.device, dtype)
@@ -96,7 +96,7 @@ class CachedDecoder:
         return cosines, sines
 
 
-def _rotated(states: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Channel i turned with channel i + channels / 2."""
-    (first, second), (cosines, sines) = states.chunk(2, dim=-1), turns
+def _rotate(states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate each pair of channels i and i + channels / 2."""
+    (first, second), (cosines, sines) = states.chunk(2, dim=-1), rotation
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)

@@ -1,4 +1,4 @@
-"""One batch, token by token: what our own forward and transformers share, so that only the logits can differ."""
+"""Generate a batch token by token, in one loop for our own decoder and transformers: only their logits can differ."""
 
 from __future__ import annotations
 
@@ -13,85 +13,46 @@ from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer
 
 
 class Request(NamedTuple):
-    """A prompt, and the seed of its own random numbers: who else is in the batch does not matter to it."""
+    """A prompt, and the seed of its random numbers, which do not depend on the other prompts of the batch."""
 
     ids: Sequence[int]
     seed: int
 
 
-class Decoding(NamedTuple):
-    """How a batch is written on."""
+class GenerationSettings(NamedTuple):
+    """The settings of a batch."""
 
     new_tokens: int
-    """At most, for each prompt; fewer where the model's context ends first."""
+    """The most tokens per prompt; fewer if the model's context ends first."""
     stop: tuple[str, ...]
-    """Texts that end the writing."""
+    """Texts that end the generation."""
     temperature: float
     """0 is greedy."""
     top_p: float
 
 
 class Completion(NamedTuple):
-    """What the model wrote."""
+    """The tokens that the model generated for a prompt."""
 
     ids: list[int]
-    """Without the end-of-text token; with every token of the stop text, the last of which may say more than it."""
+    """Without the end-of-text token; with all tokens of the stop text, the last of which may hold more characters."""
     end: Literal["end of text", "stop", "length"]
 
 
 class Backend(Protocol):
-    """A model that writes on."""
+    """A model that generates completions."""
 
     name: str
 
-    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
-        """One completion for each request, in their order."""
+    def generate(self, requests: Sequence[Request], settings: GenerationSettings) -> list[Completion]:
+        """One completion per request, in order."""
 
     def close(self) -> None:
-        """Give the memory back."""
-
-
-def seed_of(*parts: object) -> int:
-    """A seed of 63 bits from whatever tells one draw from all others."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-class Continuation:
-    """The text of ids that follow a prompt: SentencePiece would take off a first space if nothing came before."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._anchor = tokenizer.encode(ANCHOR)
-        self._anchor_text = tokenizer.decode(self._anchor)
-
-    def text(self, ids: Sequence[int]) -> str:
-        """What `ids` say."""
-        return self._tokenizer.decode([*self._anchor, *ids]).removeprefix(self._anchor_text)
-
-    def stops(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
-        """Whether the last of `ids` completes one of the texts `stop`."""
-        if not stop:
-            return False
-        # A token is a byte at least, but for those without text: the whole is searched once more at the end.
-        tail = ids[-max(len(text.encode()) for text in stop) :]
-        return first_stop(self.text(tail), stop) is not None
-
-    def longest_within(self, ids: Sequence[int], text: str) -> tuple[list[int], str]:
-        """As many of the first `ids` as say nothing beyond `text`, and the rest of `text`, which they do not say."""
-        kept = list(ids)
-        while kept and not text.startswith(self.text(kept)):
-            kept.pop()
-        return kept, text[len(self.text(kept)) if kept else 0 :]
-
-
-def first_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
-    """Where the earliest of the texts `stop` begins, and which it is."""
-    found = [(text.find(word), word) for word in stop if word in text]
-    return min(found, key=lambda place: place[0], default=None)
+        """Free the memory."""
 
 
 class CachedForward(Protocol):
-    """A model that remembers what it has read."""
+    """A forward pass with a cache of keys and values."""
 
     context_length: int
     device: torch.device
@@ -99,78 +60,119 @@ class CachedForward(Protocol):
     def begin(self, ids: torch.Tensor, padding: torch.Tensor, new_tokens: int) -> torch.Tensor:
         """Read prompts.
 
-        ids: [prompt, position], padded on the left. padding: [prompt], how many. new_tokens: `step` follows so often
-        at most. Returns the next token's logits, [prompt, word].
+        ids: [prompt, position], padded on the left. padding: [prompt], the number of padding tokens. new_tokens: the
+        most calls of `step` that follow. Returns the logits of the next token, [prompt, word].
         """
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Read one more token of each prompt, [prompt]; returns logits [prompt, word]."""
 
 
-@torch.no_grad()  # not inference mode, whose tensors a cache (rotary) would hand on to training
-def write_on(
+@torch.no_grad()  # not inference mode: its tensors would stay in a cache (rotary) that training uses as well
+def generate_batch(
     forward: CachedForward,
-    continuation: Continuation,
+    decoder: ContinuationDecoder,
     ends: frozenset[int],
     requests: Sequence[Request],
-    decoding: Decoding,
+    settings: GenerationSettings,
 ) -> list[Completion]:
-    """Write on behind each prompt until one of the tokens `ends`, a stop text, or the limit.
+    """Generate after each prompt until one of the tokens `ends`, a stop text, or the limit.
 
-    A prompt that fills the model's context gets nothing.
+    The completion of a prompt that fills the model's context is empty.
     """
-    room = [min(decoding.new_tokens, forward.context_length - len(request.ids)) for request in requests]
-    open_rows = [row for row, tokens in enumerate(room) if tokens > 0]
-    written: list[list[int]] = [[] for _ in requests]
-    completions = [Completion(ids, "length") for ids in written]
-    if not open_rows:
+    limits = [min(settings.new_tokens, forward.context_length - len(request.ids)) for request in requests]
+    active = [row for row, limit in enumerate(limits) if limit > 0]
+    generated: list[list[int]] = [[] for _ in requests]
+    completions = [Completion(ids, "length") for ids in generated]
+    if not active:
         return completions
-    rows = list(open_rows)  # of the batch; those that have ended are read on with, and not listened to
-    ids, padding = _padded([requests[row].ids for row in rows])
+    rows = list(active)  # of the batch; finished prompts stay in it, and their tokens are ignored
+    ids, padding = _pad_left([requests[row].ids for row in rows])
     generators = [torch.Generator().manual_seed(requests[row].seed) for row in rows]
-    logits = forward.begin(ids.to(forward.device), padding.to(forward.device), max(room[row] for row in rows))
+    logits = forward.begin(ids.to(forward.device), padding.to(forward.device), max(limits[row] for row in rows))
     while True:
-        tokens = choose(logits, generators, decoding)
+        tokens = choose_tokens(logits, generators, settings)
         for row, token in zip(rows, tokens.tolist(), strict=True):
-            if row not in open_rows:
+            if row not in active:
                 continue
             if token in ends:
-                completions[row] = Completion(written[row], "end of text")
-                open_rows.remove(row)
+                completions[row] = Completion(generated[row], "end of text")
+                active.remove(row)
                 continue
-            written[row].append(token)
-            if continuation.stops(written[row], decoding.stop):
-                completions[row] = Completion(written[row], "stop")
-                open_rows.remove(row)
-            elif len(written[row]) == room[row]:
-                open_rows.remove(row)
-        if not open_rows:
+            generated[row].append(token)
+            if decoder.ends_with_stop(generated[row], settings.stop):
+                completions[row] = Completion(generated[row], "stop")
+                active.remove(row)
+            elif len(generated[row]) == limits[row]:
+                active.remove(row)
+        if not active:
             return completions
         logits = forward.step(tokens.to(forward.device))
 
 
-def choose(logits: torch.Tensor, generators: Sequence[torch.Generator], decoding: Decoding) -> torch.Tensor:
+def choose_tokens(
+    logits: torch.Tensor, generators: Sequence[torch.Generator], settings: GenerationSettings
+) -> torch.Tensor:
     """The next token of each prompt from logits [prompt, word]: int64 [prompt].
 
-    Greedy at temperature 0. Else each prompt draws one number of its own, and takes the token at that place among those
-    that are the most likely and reach top_p together, most likely first.
+    Greedy at temperature 0. Otherwise each prompt draws one uniform number from its own generator, and takes the token
+    at that quantile of the most likely tokens that together reach top_p, most likely first.
     """
-    if decoding.temperature == 0:
+    if settings.temperature == 0:
         return logits.argmax(-1).cpu()
-    places = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
-    probabilities = (logits.double() / decoding.temperature).softmax(-1).cpu()
+    draws = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
+    probabilities = (logits.double() / settings.temperature).softmax(-1).cpu()
     ordered, words = probabilities.sort(stable=True, dim=-1, descending=True)
-    reached = ordered.cumsum(-1)
-    ordered = ordered.masked_fill(reached - ordered >= decoding.top_p, 0.0)
-    reached = ordered.cumsum(-1)
-    place = torch.searchsorted(reached, places[:, None] * reached[:, -1:], right=True)
-    last = (ordered > 0).sum(-1, keepdim=True) - 1  # rounding may lead beyond the last
-    chosen: torch.Tensor = words.gather(-1, torch.minimum(place, last)).squeeze(-1)
+    cumulative = ordered.cumsum(-1)
+    ordered = ordered.masked_fill(cumulative - ordered >= settings.top_p, 0.0)
+    cumulative = ordered.cumsum(-1)
+    index = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)
+    last = (ordered > 0).sum(-1, keepdim=True) - 1  # rounding can give an index beyond the last token
+    chosen: torch.Tensor = words.gather(-1, torch.minimum(index, last)).squeeze(-1)
     return chosen
 
 
-def _padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts [prompt, position] with zeros on the left, and how many: [prompt]."""
+class ContinuationDecoder:
+    """Decodes ids that follow a prompt. Without a prompt, SentencePiece would remove a first space."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._anchor = tokenizer.encode(ANCHOR)
+        self._anchor_text = tokenizer.decode(self._anchor)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`."""
+        return self._tokenizer.decode([*self._anchor, *ids]).removeprefix(self._anchor_text)
+
+    def ends_with_stop(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether the last of `ids` completes one of the texts `stop`."""
+        if not stop:
+            return False
+        # A token is at least one byte, except for tokens without text: the caller searches the whole text once more.
+        tail = ids[-max(len(text.encode()) for text in stop) :]
+        return find_stop(self.decode(tail), stop) is not None
+
+    def split(self, ids: Sequence[int], text: str) -> tuple[list[int], str]:
+        """The longest beginning of `ids` whose text is a beginning of `text`, and the rest of `text`."""
+        kept = list(ids)
+        while kept and not text.startswith(self.decode(kept)):
+            kept.pop()
+        return kept, text[len(self.decode(kept)) if kept else 0 :]
+
+
+def find_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
+    """The position of the first of the texts `stop`, and that text."""
+    found = [(text.find(word), word) for word in stop if word in text]
+    return min(found, key=lambda item: item[0], default=None)
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 63 bits from the values that identify a draw."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts [prompt, position] with zeros on the left, and the number of zeros [prompt]."""
     length = max(map(len, prompts))
     ids = torch.tensor([[0] * (length - len(prompt)) + list(prompt) for prompt in prompts])
     return ids, torch.tensor([length - len(prompt) for prompt in prompts])

@@ -1,1 +1,1 @@
-"""What the rows of an evaluation say together, and how it is shown."""
+"""The scores of an evaluation, and the pages that show them."""

@@ -1,4 +1,4 @@
-"""The report: figures on one page, every problem of a task on another. All text of a model is escaped, here alone."""
+"""HTML pages: report.html with the scores, and one page per task with every problem. All text is escaped here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from megatron_dsmath.evaluation.results.scores import compared
+from megatron_dsmath.evaluation.results.scores import comparison_table
 from megatron_dsmath.evaluation.rows import Row
 from megatron_dsmath.files.atomic_files import replace_text
 
@@ -35,42 +35,43 @@ _COUNTS = (
 
 
 def write_pages(out: Path, results: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> None:
-    """Write report.html and a page of problems for each task into `out`."""
+    """Write report.html and the page of each task into `out`."""
     for task, task_rows in rows.items():
         title = f"{task}: {len(task_rows):,} answers, {results['protocol']}"
         replace_text(out / _page_of(task), _document(title, [_problem(row) for row in task_rows]), durable=True)
-    page = _document(f"{results['model']}, {results['protocol']}", _figures(results))
+    page = _document(f"{results['model']}, {results['protocol']}", _report(results))
     replace_text(out / REPORT, page, durable=True)
 
 
-def _figures(results: Mapping[str, Any]) -> list[str]:
+def _report(results: Mapping[str, Any]) -> list[str]:
     tasks = results["tasks"]
     links = ", ".join(f'<a href="{escape(_page_of(task))}">{escape(task)}</a>' for task in tasks)
-    limited = "" if results["limit"] is None else f" Only the first {results['limit']:,} problems of each were asked."
+    limit = results["limit"]
+    limited = "" if limit is None else f" Only the first {limit:,} problems of each task were asked."
     parts = [
-        f"<p>{escape(f'Percent right, with 95% intervals.{limited}')} Every problem and answer: {links}.</p>",
-        _table(compared(results)),
-        f"<p>{escape(_shots(results['shots']))}</p>",
+        f"<p>{escape(f'Percent correct, with 95% intervals.{limited}')} Every problem and answer: {links}.</p>",
+        _table(comparison_table(results)),
+        f"<p>{escape(_describe_shots(results['shots']))}</p>",
         "<h2>Counts</h2>",
         _table(
             [{"": name.replace("_", " "), **{task: f"{tasks[task][name]:,}" for task in tasks}} for name in _COUNTS]
         ),
     ]
-    for task, figures in tasks.items():
-        if "pass_at" in figures:
-            shares = {f"pass@{k}": share for k, share in figures["pass_at"].items()}
-            shares[f"majority of {results['samples']}"] = figures["majority"]
+    for task, scores in tasks.items():
+        if "pass_at" in scores:
+            shares = {f"pass@{k}": share for k, share in scores["pass_at"].items()}
+            shares[f"majority of {results['samples']}"] = scores["majority"]
             rows = [{task: name, "percent": f"{100 * share:.1f}"} for name, share in shares.items()]
             parts += [f"<h2>{escape(task)}, {results['samples']} samples</h2>", _table(rows)]
         for part in ("level", "subject", "language"):
-            if "accuracy" in figures and len(figures.get(f"by_{part}", {})) > 1:
-                parts += [f"<h2>{escape(task)} by {part}</h2>", _table(_by_part(figures[f"by_{part}"], part))]
-    shown = {key: value for key, value in results.items() if key != "tasks"}
-    return [*parts, "<h2>What was evaluated</h2>", _text(json.dumps(shown, ensure_ascii=False, indent=1))]
+            if "accuracy" in scores and len(scores.get(f"by_{part}", {})) > 1:
+                parts += [f"<h2>{escape(task)} by {part}</h2>", _table(_by_part(scores[f"by_{part}"], part))]
+    settings = {key: value for key, value in results.items() if key != "tasks"}
+    return [*parts, "<h2>Settings of the evaluation</h2>", _text(json.dumps(settings, ensure_ascii=False, indent=1))]
 
 
-def _shots(shots: Mapping[str, str]) -> str:
-    """A sentence for each author of shots: which tasks, and whether the paper's figures may be put beside them."""
+def _describe_shots(shots: Mapping[str, str]) -> str:
+    """For each author of shots: the tasks, and whether they are comparable to the paper's tables."""
     sentences = {
         "none": "{} asked without shots.",
         "paper": "{} asked with the paper's own shots.",
@@ -81,7 +82,7 @@ def _shots(shots: Mapping[str, str]) -> str:
     return " ".join(sentences[author].format(names) for author, names in tasks.items() if names)
 
 
-def _by_part(figures: Mapping[str, Mapping[str, Any]], part: str) -> list[dict[str, str]]:
+def _by_part(scores: Mapping[str, Mapping[str, Any]], part: str) -> list[dict[str, str]]:
     return [
         {
             part: name,
@@ -90,16 +91,16 @@ def _by_part(figures: Mapping[str, Mapping[str, Any]], part: str) -> list[dict[s
             "95% interval": " to ".join(f"{100 * end:.1f}" for end in one["interval_95"]),
             "as the paper": f"{100 * one['accuracy_as_the_paper']:.1f}",
         }
-        for name, one in figures.items()
+        for name, one in scores.items()
     ]
 
 
 def _problem(row: Row) -> str:
     kind = {True: "right", False: "wrong", None: "no verdict"}[row["correct"]]
-    found = row["extracted"] if row["extracted"] is not None else "no answer"
+    answer = row["extracted"] if row["extracted"] is not None else "no answer"
     differs = "" if row["correct"] == row["correct_as_the_paper"] else ", the graders disagree"
     title = f"{row['row']}.{row['sample']} {row['question']:.100}"
-    said = f"{kind}{differs}: {found:.60}"
+    verdict = f"{kind}{differs}: {answer:.60}"
     parts = [
         _titled("Prompt", row["prompt"]),
         _titled("Output", row["output"]),
@@ -107,7 +108,7 @@ def _problem(row: Row) -> str:
         _titled("Reference", row["reference"]),
         _titled("Verdict", _verdict(row)),
     ]
-    summary = f'<summary><b class="{kind}">{escape(said)}</b> <span>{escape(title)}</span></summary>'
+    summary = f'<summary><b class="{kind}">{escape(verdict)}</b> <span>{escape(title)}</span></summary>'
     return f"<details>{summary}{''.join(parts)}</details>"
 
 

@@ -12,10 +12,10 @@ import torch
 from megatron_dsmath.checkpoint.from_huggingface import import_folder
 from megatron_dsmath.errors import DependencyError, TokenizerError, UsageError
 from megatron_dsmath.evaluation.generation.open_backend import Model, open_model
-from megatron_dsmath.evaluation.generation.token_batch import Completion, Decoding, Request
+from megatron_dsmath.evaluation.generation.token_batch import Completion, GenerationSettings, Request
 from tests.checkpoint.llama import edit_config, write_llama, write_llama_with_tokenizer
 
-GREEDY = Decoding(20, (), 0.0, 1.0)
+GREEDY = GenerationSettings(20, (), 0.0, 1.0)
 PROMPTS = ("a", "the quick brown fox jumps over", "数学是科学", "x^2 + y^2 = z^2, and then some more of it")
 
 
@@ -36,12 +36,12 @@ def model(request: pytest.FixtureRequest, folder: Path) -> Iterator[Model]:
     model.backend.close()
 
 
-def asked(model: Model, prompts: Sequence[str], decoding: Decoding) -> list[Completion]:
+def asked(model: Model, prompts: Sequence[str], settings: GenerationSettings) -> list[Completion]:
     requests = [Request(model.tokenizer.encode(prompt), seed) for seed, prompt in enumerate(prompts)]
-    return model.backend.generate(requests, decoding)
+    return model.backend.generate(requests, settings)
 
 
-def theirs(folder: Path, ids: Sequence[int], new_tokens: int) -> list[int]:
+def transformers_ids(folder: Path, ids: Sequence[int], new_tokens: int) -> list[int]:
     """What transformers' own loop writes behind one prompt, without padding."""
     from transformers import LlamaForCausalLM
 
@@ -51,16 +51,16 @@ def theirs(folder: Path, ids: Sequence[int], new_tokens: int) -> list[int]:
     return written[: written.index(1)] if 1 in written else written
 
 
-def test_a_padded_batch_writes_what_transformers_writes_prompt_by_prompt(model: Model, folder: Path) -> None:
+def test_a_padded_batch_equals_transformers_on_single_prompts(model: Model, folder: Path) -> None:
     completions = asked(model, PROMPTS, GREEDY)
     assert [completion.ids for completion in completions] == [
-        theirs(folder, model.tokenizer.encode(prompt), 20) for prompt in PROMPTS
+        transformers_ids(folder, model.tokenizer.encode(prompt), 20) for prompt in PROMPTS
     ]
     assert {completion.end for completion in completions} <= {"length", "end of text"}
 
 
-def test_sampled_tokens_are_those_of_the_seed_whoever_shares_the_batch(model: Model) -> None:
-    sampled = Decoding(12, (), 1.0, 0.9)
+def test_sampled_tokens_do_not_depend_on_the_rest_of_the_batch(model: Model) -> None:
+    sampled = GenerationSettings(12, (), 1.0, 0.9)
     together = asked(model, PROMPTS, sampled)
     ids = model.tokenizer.encode(PROMPTS[2])
     assert model.backend.generate([Request(ids, 2)], sampled) == [together[2]]
@@ -68,7 +68,7 @@ def test_sampled_tokens_are_those_of_the_seed_whoever_shares_the_batch(model: Mo
 
 
 def test_own_and_transformers_draw_the_same_tokens(folder: Path) -> None:
-    sampled = Decoding(12, (), 1.0, 0.9)
+    sampled = GenerationSettings(12, (), 1.0, 0.9)
     ours, others = (asked(open_model(folder, name), PROMPTS, sampled) for name in ("own", "transformers"))
     assert ours == others
 
@@ -83,7 +83,7 @@ def test_a_stop_text_ends_with_the_token_that_completes_it(model: Model) -> None
     assert stop not in model.tokenizer.decode(stopped[1].ids[:-1])
 
 
-def test_an_end_of_text_is_not_part_of_what_was_written(tmp_path: Path) -> None:
+def test_the_end_of_text_token_is_not_in_the_completion(tmp_path: Path) -> None:
     folder = write_llama_with_tokenizer(tmp_path / "hf")
     free = asked(open_model(folder, "own"), PROMPTS[:2], GREEDY)
     end = next(token for token in free[0].ids if free[0].ids.index(token) > 0)
@@ -95,7 +95,7 @@ def test_an_end_of_text_is_not_part_of_what_was_written(tmp_path: Path) -> None:
         assert ended[0] == Completion(free[0].ids[: free[0].ids.index(end)], "end of text")
 
 
-def test_the_context_ends_the_writing_and_a_prompt_that_fills_it_gets_nothing(model: Model) -> None:
+def test_generation_ends_at_the_context_and_a_full_context_gives_nothing(model: Model) -> None:
     ids = [40] * 64  # max_position_embeddings
     completions = model.backend.generate([Request(ids, 0), Request(ids[:60], 0), Request(ids[:3], 0)], GREEDY)
     assert [(len(completion.ids), completion.end) for completion in completions[:2]] == [(0, "length"), (4, "length")]
@@ -108,7 +108,7 @@ def test_weights_in_bf16_are_computed_in_bf16(tmp_path: Path) -> None:
     assert all(completion.ids for completion in completions)
 
 
-def test_a_fingerprint_is_of_the_weights_and_not_of_their_place(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_the_weights_and_not_on_the_path(tmp_path: Path) -> None:
     one, other = (write_llama_with_tokenizer(tmp_path / name) for name in ("a", "b"))
     assert open_model(one, "own").fingerprint == open_model(other, "own").fingerprint
     edit_config(other, rope_theta=6000.0)
@@ -120,12 +120,12 @@ def test_a_model_without_tokenizer_is_refused(tmp_path: Path) -> None:
         open_model(write_llama(tmp_path / "hf"), "own")
 
 
-def test_a_checkpoint_is_for_the_own_backend(tmp_path: Path) -> None:
+def test_only_the_own_backend_opens_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="export-hf"):
         open_model(tmp_path, "transformers")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
-def test_vllm_is_asked_for_where_it_is_not(folder: Path) -> None:
+def test_a_missing_vllm_is_reported(folder: Path) -> None:
     with pytest.raises(DependencyError, match=r"megatron_dsmath\[vllm\]"):
         open_model(folder, "vllm")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_dsmath.evaluation.generation.open_backend import VllmBackend
-from megatron_dsmath.evaluation.generation.token_batch import Completion, Decoding, Request
+from megatron_dsmath.evaluation.generation.token_batch import Completion, GenerationSettings, Request
 
 END = 1
 
@@ -47,9 +47,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return model
 
 
-def test_ends_are_told_apart_and_a_full_context_is_not_asked(stand_in: StandIn) -> None:
+def test_ends_are_distinguished_and_a_full_context_is_not_sent(stand_in: StandIn) -> None:
     requests = [Request([5] * length, length) for length in (3, 4, 15, 16, 2)]
-    completions = VllmBackend(Path("model"), frozenset([END])).generate(requests, Decoding(8, ("```output",), 0.7, 0.9))
+    completions = VllmBackend(Path("model"), frozenset([END])).generate(
+        requests, GenerationSettings(8, ("```output",), 0.7, 0.9)
+    )
     assert completions == [
         Completion([7, 8], "end of text"),
         Completion([7, 9], "stop"),

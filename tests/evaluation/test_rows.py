@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from megatron_dsmath.errors import OutputError, UsageError
-from megatron_dsmath.evaluation.evaluate import evaluate_model, protocol_named
-from megatron_dsmath.evaluation.generation.token_batch import Completion, Decoding
+from megatron_dsmath.evaluation.evaluate import evaluate_model, protocol_name
+from megatron_dsmath.evaluation.generation.token_batch import Completion, GenerationSettings
 from tests.evaluation.scripted import (
     ScriptedBackend,
     evaluation_of,
@@ -29,7 +29,7 @@ def words(read: str, seed: int) -> str:
     return " I do not know." if a == 9 else f" It is $\\boxed{{{a + b + a % 2}}}$."
 
 
-def test_accuracy_counts_and_levels_are_those_of_the_script(tmp_path: Path) -> None:
+def test_accuracy_counts_and_levels_equal_those_of_the_script(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", SUMS)
     model = scripted_model(tmp_path / "model", words)
     results = evaluate_model(evaluation_of(tmp_path, "instruct-cot", batch_problems=3), model)
@@ -45,7 +45,7 @@ class Killed(Exception):
     """A kill, as far as the evaluation can tell."""
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_results(tmp_path: Path) -> None:
+def test_a_killed_evaluation_resumes_to_the_same_results(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", SUMS)
     asked: dict[str, Any] = {"protocol": "instruct-cot", "batch_problems": 3, "samples": 2}
 
@@ -55,10 +55,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_results(tmp_path: Path) -> None
     evaluate_model(evaluation_of(tmp_path, **asked, out=tmp_path / "whole"), scripted_model(tmp_path / "model", drawn))
 
     class KilledBackend(ScriptedBackend):
-        def generate(self, requests: Any, decoding: Decoding) -> list[Completion]:
+        def generate(self, requests: Any, settings: GenerationSettings) -> list[Completion]:
             if len(self.calls) == 3:
                 raise Killed
-            return super().generate(requests, decoding)
+            return super().generate(requests, settings)
 
     model = scripted_model(tmp_path / "model", drawn)
     with pytest.raises(Killed):
@@ -74,20 +74,20 @@ def test_a_killed_evaluation_goes_on_to_the_same_results(tmp_path: Path) -> None
     assert len(again.backend.calls) == 7 - 2, "the batch with the broken row and those after it, whole"
 
 
-def test_every_problem_and_sample_draws_numbers_of_its_own(tmp_path: Path) -> None:
+def test_every_problem_and_sample_has_its_own_seed(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", SUMS)
     model = scripted_model(tmp_path / "model", words)
     results = evaluate_model(evaluation_of(tmp_path, "instruct-cot", samples=4), model)
     assert isinstance(model.backend, ScriptedBackend)
     seeds = [request.seed for requests, _ in model.backend.calls for request in requests]
     assert len(seeds) == len(set(seeds)) == 40
-    assert {decoding.temperature for _, decoding in model.backend.calls} == {0.7}
+    assert {settings.temperature for _, settings in model.backend.calls} == {0.7}
     figures = results["tasks"]["problems"]
     assert figures["pass_at"] == {"1": 0.5, "2": 0.5, "4": 0.5}  # the script does not draw
     assert figures["majority"] == 0.5
 
 
-def test_another_evaluation_does_not_go_on_with_the_rows_of_this_one(tmp_path: Path) -> None:
+def test_other_settings_do_not_resume_this_evaluation(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", SUMS)
     model = scripted_model(tmp_path / "model", words)
     evaluate_model(evaluation_of(tmp_path, "instruct-cot", limit=2), model)
@@ -109,7 +109,7 @@ def test_a_row_that_no_evaluation_wrote_is_refused(tmp_path: Path, line: str, wh
         evaluate_model(evaluation_of(tmp_path, "instruct-cot"), model)
 
 
-def test_a_limit_is_recorded_and_nothing_beyond_it_asked(tmp_path: Path) -> None:
+def test_only_problems_within_the_limit_are_asked(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", SUMS)
     model = scripted_model(tmp_path / "model", words)
     results = evaluate_model(evaluation_of(tmp_path, "instruct-cot", limit=4), model)
@@ -118,7 +118,7 @@ def test_a_limit_is_recorded_and_nothing_beyond_it_asked(tmp_path: Path) -> None
     assert results["tasks"]["problems"]["problems"] == len(rows_of(tmp_path / "out")) == 4
 
 
-def test_what_a_model_writes_stays_text_on_the_page(tmp_path: Path) -> None:
+def test_the_models_text_is_escaped_on_the_page(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", SUMS[:1])
     hostile = "<script>alert(1)</script></pre> \udc80".encode("utf-8", "replace").decode()
     evaluate_model(
@@ -136,10 +136,10 @@ def test_what_a_model_writes_stays_text_on_the_page(tmp_path: Path) -> None:
         ({"tasks": ("gsm9k",)}, "no such task"),
         ({"limit": 0}, "--limit"),
         ({"samples": 0}, "--samples"),
-        ({"tasks": ("problems.jsonl", "problems.jsonl")}, "once each"),
+        ({"tasks": ("problems.jsonl", "problems.jsonl")}, "named once"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
     write_problems(tmp_path / "problems.jsonl", SUMS)
     model = scripted_model(tmp_path / "model", words)
     with pytest.raises(UsageError, match=what):
@@ -147,9 +147,9 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path, changes: dict[str, Any]
 
 
 def test_mode_is_short_for_a_protocol() -> None:
-    assert protocol_named(None, "tool") == "instruct-tool"
-    assert protocol_named("base-program", None) == "base-program"
+    assert protocol_name(None, "tool") == "instruct-tool"
+    assert protocol_name("base-program", None) == "base-program"
     with pytest.raises(UsageError, match="both"):
-        protocol_named("instruct-cot", "tool")
+        protocol_name("instruct-cot", "tool")
     with pytest.raises(UsageError, match="neither"):
-        protocol_named(None, None)
+        protocol_name(None, None)
