@@ -1,6 +1,6 @@
-"""Step -> this rank's microbatches of packed conversations. Pure, so that resuming is one number.
+"""The microbatches of packed conversations for each step and rank, a pure function of the step.
 
-A `RunBatches`, as `MixtureBatches` is; a sequence holds several examples, so groups are given per target.
+`PackedBatches` is a `RunBatches` like `MixtureBatches`. A sequence has several examples, so groups are per target.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ GROUPS = ("kind", "language", "source")
 
 
 class PackedBatches:
-    """A set of examples as a run reads it. Nothing it says depends on ranks, microbatches or machine.
+    """The batches of a run from a set of examples. They do not depend on ranks, microbatches or the machine.
 
-    `names`: what `groups` number: kinds, then languages, then sources, as `kind/cot`, `language/en`, `source/gsm8k`.
-    `training` and `validation_set`: the sequences of both; the second is None where nothing is held out.
+    `group_names`: the names of `groups`: kinds, languages and sources, as `kind/cot`, `language/en`, `source/gsm8k`.
+    `training`, `validation_set`: the sequences of each; `validation_set` is None where nothing is held out.
     """
 
     def __init__(self, plan: ConversationPlan, examples: Examples, vocabulary_size: int) -> None:
-        """Raises DataError as `PackedExamples`, and where a share is held out and no example is."""
+        """Raise DataError as `PackedExamples`, or where the held-out share of every source is less than one example."""
         training, held_out = split_held_out(examples, plan.held_out_share, plan.seed)
         self.plan, self.examples, self._vocabulary_size = plan, examples, vocabulary_size
         packing = (plan.sequence_length, plan.seed, plan.packing)
         self.training = PackedExamples(examples, *packing, training)
         if plan.held_out_share and not len(held_out):
             raise DataError(
-                "no source has conversations enough to hold one out",
+                "every source has too few conversations to hold one out",
                 where="data.held_out_share",
                 found=f"{plan.held_out_share:g} of {len(examples):,} examples",
                 expected="at least one example",
@@ -49,10 +49,10 @@ class PackedBatches:
         self.validation_set = PackedExamples(examples, *packing, held_out) if len(held_out) else None
         counts = [len(examples.names(group)) for group in GROUPS]
         self.group_names = tuple(f"{group}/{name}" for group in GROUPS for name in examples.names(group))
-        self._first_place = (np.cumsum(counts) - counts).astype(np.int32)
+        self._first_index = (np.cumsum(counts) - counts).astype(np.int32)
 
     def with_plan(self, plan: ConversationPlan) -> PackedBatches:
-        """The same by a later plan: packing does not depend on what was passed over."""
+        """The same batches with a later plan. Packing does not depend on skipped sequences."""
         later = copy(self)
         later.plan = plan
         return later
@@ -62,8 +62,8 @@ class PackedBatches:
     ) -> list[Microbatch]:
         """This rank's microbatches of a step: its part of the `samples` sequences from `first_sample` on.
 
-        Each microbatch of all ranks together is a run of neighbouring sequences, as in `data.batches`. Raises
-        LayoutError when they do not divide.
+        The microbatches of all ranks at the same index are consecutive sequences, as in `MixtureBatches`. Raises
+        LayoutError where they cannot be divided evenly.
         """
         require_whole_microbatches(samples, microbatch_sequences, data_size)
         numbers = np.arange(first_sample, first_sample + samples)
@@ -74,7 +74,7 @@ class PackedBatches:
     ) -> list[Microbatch]:
         """This rank's microbatches of the first `sequences` held-out sequences, or of all where there are fewer.
 
-        Every rank gets equally many, so the last are filled up with rows of PADDING.
+        Every rank gets the same number, so the last are filled with rows of PADDING.
         """
         if self.validation_set is None:
             return []
@@ -84,7 +84,7 @@ class PackedBatches:
         return list(self._microbatches(self.validation_set, numbers, microbatch_sequences, data_rank, data_size))
 
     def validation_loss(self, whole: float, by_name: Mapping[str, float | None]) -> float:
-        """Held-out conversations are mixed as those trained on: the mean over their targets."""
+        """The mean over all targets, because held-out conversations have the same proportions as those for training."""
         return whole
 
     def epochs(self, sample: int) -> dict[str, float]:
@@ -95,26 +95,26 @@ class PackedBatches:
 
     @cached_property
     def _passes_per_epoch(self) -> dict[str, float]:
-        """How often an epoch reads the examples of each group, on average over those trained on."""
+        """How often an epoch reads the training examples of each group, on average."""
         numbers = self.training.numbers
         of_example = np.array(self.examples.facts["passes_per_epoch"])[self.examples.column("source")[numbers]]
-        places = self._groups(numbers)
-        counts = np.bincount(places.ravel(), minlength=len(self.group_names))
-        sums = np.bincount(places.ravel(), np.repeat(of_example, len(GROUPS)), len(self.group_names))
+        groups = self._groups(numbers)
+        counts = np.bincount(groups.ravel(), minlength=len(self.group_names))
+        sums = np.bincount(groups.ravel(), np.repeat(of_example, len(GROUPS)), len(self.group_names))
         return dict(zip(self.group_names, (sums / np.maximum(counts, 1)).tolist(), strict=True))
 
     def passages(self, sample: int) -> Iterator[dict[str, Any]]:
-        """The examples of a sequence: where they were read from, and of which kind they are."""
+        """The examples of a sequence: their source, kind, language, file and line."""
         for example in self.training.read(sample).examples.tolist():
             labels = {name: self.examples.column(name)[example] for name in ("source", "kind", "language", "file")}
             yield {
                 "example": example,
-                **{name: self.examples.names(name)[place] for name, place in labels.items()},
+                **{name: self.examples.names(name)[index] for name, index in labels.items()},
                 "line": int(self.examples.column("line")[example]),
             }
 
     def read(self, sample: int) -> PackedSequence:
-        """A sequence of the run. Raises IndexedDatasetError for a token beyond the vocabulary."""
+        """Read a sequence of the run. Raises IndexedDatasetError for a token beyond the vocabulary."""
         return self._read(self.training, sample)
 
     def _read(self, packed: PackedExamples, number: int) -> PackedSequence:
@@ -134,7 +134,7 @@ class PackedBatches:
         self, packed: PackedExamples, numbers: IntArray, size: int, data_rank: int, data_size: int
     ) -> Iterator[Microbatch]:
         for row_numbers in numbers.reshape(-1, data_size, size)[:, data_rank]:
-            # A row of padding is some sequence of which nothing is learned.
+            # A row of padding is any sequence, without targets.
             read = [self._read(packed, max(0, number)) for number in row_numbers.tolist()]
             counts = row_numbers[:, None] != PADDING
             owners = np.where(counts, np.stack([row.example_of_target() for row in read]), PADDING)
@@ -147,7 +147,7 @@ class PackedBatches:
             )
 
     def _groups(self, owners: IntArray) -> npt.NDArray[np.int32]:
-        """Kind, language and source of each target's example, as places in `names`."""
-        columns = [self.examples.column(group)[owners] for group in GROUPS]  # PADDING reads the last, and is replaced
-        places = np.stack(columns, axis=-1) + self._first_place
-        return np.where(owners[..., None] == PADDING, np.int32(PADDING), places).astype(np.int32)
+        """Kind, language and source of each target's example, as indices into `group_names`."""
+        columns = [self.examples.column(group)[owners] for group in GROUPS]  # at PADDING the last example's
+        groups = np.stack(columns, axis=-1) + self._first_index
+        return np.where(owners[..., None] == PADDING, np.int32(PADDING), groups).astype(np.int32)

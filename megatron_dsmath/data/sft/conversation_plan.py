@@ -1,6 +1,6 @@
-"""What a fine-tuning run reads: which set, packed how, and which of its sequences were passed over.
+"""The plan of a fine-tuning run's data: the set, its packing, and the sequences that were skipped.
 
-Who stands beside whom follows from these numbers and the set, so that nothing else has to be stored.
+Packing is computed from these numbers and the set, so nothing else is stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_dsmath.errors import ConfigError, DataError, DsmathError, raise_al
 
 
 class SetHashes(Section):
-    """SHA-256 of the files of a set, as its sidecar told when the run first opened it."""
+    """SHA-256 of the files of a set, from its sidecar when the run first opened it."""
 
     bin: str | None
     targets: str
@@ -26,17 +26,17 @@ class SetHashes(Section):
 
 
 class ConversationPlan(RunPlan):
-    """The packed sequences of a run, numbered through its epochs; a version begins where some were passed over."""
+    """The packed sequences of a run, numbered through its epochs. A version begins after skipped sequences."""
 
     arithmetic: Literal[1] = 1
-    """Raised when a newer program would pack other sequences from the same numbers."""
+    """Increased when a newer program packs other sequences from the same numbers."""
     seed: NonNegativeInt
     held_out_share: float
     sequence_length: PositiveInt
     packing: Literal["next-fit", "best-fit", "split"]
     prefix: str
     chat_template: str
-    """That its examples were written with, in Jinja: an exported model carries it."""
+    """The template of the examples in Jinja, which an exported model contains."""
     end_of_answer: NonNegativeInt
     """The token that ends an answer."""
     examples: Count
@@ -57,9 +57,9 @@ class ConversationPlan(RunPlan):
 def plan_conversations(
     config: DataConfig, seed: int, examples: Examples, earlier: RunPlan | None = None
 ) -> ConversationPlan:
-    """The plan of a run with this `config` over its set of `examples`, or the `earlier` one, which cannot change.
+    """The plan of a run with this `config` and its set of `examples`; with an `earlier` plan, the same as that one.
 
-    Raises ConfigError for a key that is not the earlier plan's, DataError for a set that is not, all at once.
+    Raises ConfigError for every key, and DataError for a set, that differs from the earlier plan.
     """
     assert config.conversations is not None
     plan = ConversationPlan(
@@ -76,22 +76,22 @@ def plan_conversations(
     )
     if earlier is None:
         return plan
-    raise_all(list(_what_changed(plan, earlier)))
+    raise_all(list(_differences(plan, earlier)))
     return plan.model_copy(update={"versions": earlier.versions})
 
 
 def require_same_set(plan: ConversationPlan, examples: Examples) -> None:
     """Raise DataError where the set is not the one of the plan."""
     found = plan.model_copy(update={"examples": len(examples), "sha256": _hashes(examples)})
-    raise_all(list(_what_changed(found, plan)))
+    raise_all(list(_differences(found, plan)))
 
 
 def _hashes(examples: Examples) -> SetHashes:
-    beside = examples.facts["sha256"]
-    return SetHashes(bin=bin_sha256(examples.sidecar), targets=beside["targets"], labels=beside["labels"])
+    sha256 = examples.facts["sha256"]
+    return SetHashes(bin=bin_sha256(examples.sidecar), targets=sha256["targets"], labels=sha256["labels"])
 
 
-def _what_changed(plan: ConversationPlan, earlier: RunPlan) -> Iterator[DsmathError]:
+def _differences(plan: ConversationPlan, earlier: RunPlan) -> Iterator[DsmathError]:
     if not isinstance(earlier, ConversationPlan):
         yield _refusal("data.conversations", "conversations", "a mixture of corpora")
         return
@@ -102,20 +102,20 @@ def _what_changed(plan: ConversationPlan, earlier: RunPlan) -> Iterator[DsmathEr
             yield _refusal(key, now, before)
     if (plan.examples, plan.sha256) != (earlier.examples, earlier.sha256):
         yield DataError(
-            "the conversations were changed since the run first read them",
+            "the conversations have changed since the run started",
             where=f"{plan.prefix}.bin",
             found=_description(plan),
             expected=_description(earlier),
-            fix="put the former set back; for new conversations begin a run from this one's weights",
+            fix="restore the previous set; for new conversations start a run from this one's weights",
         )
 
 
 def _refusal(key: str, now: Any, before: Any) -> ConfigError:
     return ConfigError(
-        f"a run cannot go on with another {key}: it decides who is packed with whom",
+        f"a run cannot continue with another {key}, because it changes the packing",
         where=key,
         found=now,
-        expected=f"{before}, as the run began",
+        expected=f"{before}, as when the run started",
         fix="restore it, or output to a new directory, from this run's weights (model.initial_weights)",
     )
 

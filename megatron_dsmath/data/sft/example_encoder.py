@@ -1,4 +1,4 @@
-"""A batch of lines to examples: what a worker of `sft build` does."""
+"""The encoder of `sft build`: rows of a file become examples with loss masks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from megatron_dsmath.errors import DataError, TokenizerError
 from megatron_dsmath.files.lines import Line
 
 TOO_LONG = ("drop", "truncate", "fail")
-FATES = ("truncated", "too_long", "without_target")
+OUTCOMES = ("truncated", "too_long", "without_target")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides a set, next to its sources and the tokenizer. The sidecar keeps it.
+    """The options of a set, which are stored in its sidecar.
 
-    `template`: "deepseekmath", "tokenizer" for the tokenizer's own, or a file of Jinja. `too_long`: one of TOO_LONG,
-    what becomes of an example longer than `sequence_length` tokens. `packing` and `seed` are what the report, `sft
-    show` and a run that says nothing else read the set with.
+    `template`: "deepseekmath", "tokenizer" for the template of the tokenizer, or a Jinja file. `too_long`: what is done
+    with an example longer than `sequence_length` tokens, one of TOO_LONG. `packing` and `seed` are used by the report
+    and by `sft show`.
     """
 
     sequence_length: int = 4096
@@ -46,9 +46,9 @@ class Options:
 
 
 class BatchExamples(NamedTuple):
-    """What became of a batch. `labels`: int32 [examples, columns], their topics still to be numbered.
+    """The examples of a batch. `labels`: int32 [examples, COLUMNS], without the numbers of `topics`.
 
-    `dropped` counts the examples that did not fit by what became of them, one of FATES.
+    `dropped` counts the examples that are longer than a sequence, by OUTCOMES.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class BatchExamples(NamedTuple):
 
 
 class BatchEncoder:
-    """Lines to examples."""
+    """Encodes the rows of one file at a time."""
 
     def __init__(
         self, tokenizer: Path, options: Options, sources: Sequence[ConversationSource], files: Sequence[SourceFile]
@@ -74,21 +74,21 @@ class BatchEncoder:
         self._files = {file.path: file for file in files}
 
     def __call__(self, batch: LineBatch | TableBatch) -> BatchExamples:
-        """What becomes of the lines of one file. Raises DataError where an example is too long and may not be."""
+        """Encode the rows of a batch. Raises DataError for an example that is too long under `too_long="fail"`."""
         file = self._files[batch.path]
         lines, conversations, spans, bad_lines = [], [], [], []
         for row in batch.rows:
             try:
                 conversation = self._read(file, row)
-                spans.append(self._written(conversation, file, row.number))
+                spans.append(self._write(conversation, file, row.number))
             except DataError as error:
                 bad_lines.append((row if isinstance(row, Line) else row.line(), error))
             else:
                 conversations.append(conversation)
                 lines.append(row.number)
         encoded = self._encoder.encode_spans(spans)
-        examples, kept, dropped = self._fitted(encoded, file, lines)
-        fitting = [(conversations[place], lines[place]) for place in np.flatnonzero(kept).tolist()]
+        examples, kept, dropped = self._fit(encoded, file, lines)
+        fitting = [(conversations[index], lines[index]) for index in np.flatnonzero(kept).tolist()]
         labels = np.array(
             [
                 (KINDS.index(one.kind), LANGUAGES.index(one.language), file.source, NO_TOPIC, file.number, line, 0)
@@ -115,7 +115,7 @@ class BatchEncoder:
             messages=add_instruction(conversation.messages, source.instruction, conversation.language)
         )
 
-    def _written(self, conversation: Conversation, file: SourceFile, line: int) -> list[Span]:
+    def _write(self, conversation: Conversation, file: SourceFile, line: int) -> list[Span]:
         try:
             return self.template.spans(conversation.messages)
         except TokenizerError as error:
@@ -124,10 +124,10 @@ class BatchEncoder:
                 error.what, where=where, found=error.found, expected=error.expected, fix=error.fix
             ) from None
 
-    def _fitted(
+    def _fit(
         self, encoded: EncodedExamples, file: SourceFile, lines: Sequence[int]
     ) -> tuple[EncodedExamples, npt.NDArray[np.bool_], Counter[str]]:
-        """The examples that fit a sequence, which they are, and the others counted by their fate."""
+        """The examples that fit into a sequence, which of all they are, and counts of the others by outcome."""
         limit, policy = self._options.sequence_length, self._options.too_long
         is_long = encoded.lengths > limit
         if not is_long.any():
@@ -142,14 +142,13 @@ class BatchEncoder:
                 fix="--too-long drop or truncate, or a longer --sequence-length",
             )
         starts = np.cumsum(encoded.lengths) - encoded.lengths
-        place = np.arange(len(encoded.tokens)) - np.repeat(starts, encoded.lengths)
-        within = encoded._replace(is_target=encoded.is_target & (place < limit))
+        is_within = np.arange(len(encoded.tokens)) - np.repeat(starts, encoded.lengths) < limit
+        within = encoded._replace(is_target=encoded.is_target & is_within)
         kept = ~is_long | (within.target_counts() > 0) if policy == "truncate" else ~is_long
-        fates = {"truncated": is_long & kept, "too_long": is_long & ~kept}
-        if policy == "truncate":
-            fates["without_target"] = fates.pop("too_long")
-        of_kept = np.repeat(kept, encoded.lengths) & (place < limit)
+        dropped = "without_target" if policy == "truncate" else "too_long"
+        outcomes = {"truncated": is_long & kept, dropped: is_long & ~kept}
+        of_kept = np.repeat(kept, encoded.lengths) & is_within
         fitting = EncodedExamples(
             encoded.tokens[of_kept], encoded.is_target[of_kept], np.minimum(encoded.lengths, limit)[kept]
         )
-        return fitting, kept, Counter({fate: int(rows.sum()) for fate, rows in fates.items() if rows.any()})
+        return fitting, kept, Counter({outcome: int(rows.sum()) for outcome, rows in outcomes.items() if rows.any()})

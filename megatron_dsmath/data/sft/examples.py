@@ -1,7 +1,7 @@
-"""Examples on disk: a .bin/.idx pair with one example a document, its mask in PREFIX.targets, PREFIX.labels beside it.
+"""Sets of examples on disk: a .bin/.idx pair with one document per example, PREFIX.targets and PREFIX.labels.
 
-PREFIX.targets holds a bit a token, in the order of the .bin, the first in the highest place of a byte: 1 where the
-token is learned. PREFIX.labels holds COLUMNS for each example, int32; the names they number stand in PREFIX.json.
+PREFIX.targets has one bit per token in the order of the .bin, most significant bit first: 1 where the token is a
+target. PREFIX.labels has COLUMNS for each example, int32. PREFIX.json lists the names of the numbers.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ NO_TOPIC = -1
 
 
 def targets_path(prefix: str | Path) -> Path:
-    """Where the mask of `prefix` lies."""
+    """The path of the loss masks of `prefix`."""
     return Path(f"{prefix}.targets")
 
 
 def labels_path(prefix: str | Path) -> Path:
-    """Where the labels of `prefix` lie."""
+    """The path of the labels of `prefix`."""
     return Path(f"{prefix}.labels")
 
 
 class ExampleWriter:
-    """Writes a set of examples, which appears as a whole when the `with` block ends well.
+    """Writes a set of examples. Its files appear together at the end of the `with` block, or not at all.
 
-    `facts` go into PREFIX.json; those of CONVERSATIONS are completed by the hashes of what stands beside the .bin.
+    `metadata` is written to PREFIX.json, and with it `conversations` and the hashes of .targets and .labels.
     """
 
     def __init__(self, prefix: Path, dtype: np.dtype[np.integer], quarantine: Path | None) -> None:
-        """Begin; a `quarantine` file belongs to the set. Raises OutputError where the folder cannot be written."""
+        """Open the files, including a `quarantine`. Raises OutputError where the folder cannot be written."""
         beside = [targets_path(prefix), labels_path(prefix), *([quarantine] if quarantine else [])]
         self._writer = IndexedWriter(prefix, dtype, beside)
         self._targets, self._labels, *others = self._writer.extra_files
         self.quarantine: OutputFile | None = others[0] if others else None
-        self._bits = np.empty(0, np.bool_)  # of a byte that is not full
-        self.facts: Metadata = {}
-        self.group: Metadata = {}
+        self._bits = np.empty(0, np.bool_)  # that do not fill a byte yet
+        self.metadata: Metadata = {}
+        self.conversations: Metadata = {}
 
     @property
     def example_count(self) -> int:
-        """How many examples were added so far."""
+        """The number of examples added so far."""
         return self._writer.document_count
 
     @property
     def token_count(self) -> int:
-        """How many tokens they have."""
+        """The number of their tokens."""
         return self._writer.token_count
 
     def add(self, examples: EncodedExamples, labels: npt.NDArray[np.int32]) -> None:
-        """Append examples with their `labels`, int32 [examples, columns]. Raises OutputError when the disk is full."""
+        """Append examples with their `labels`, int32 [examples, COLUMNS]. Raises OutputError when the disk is full."""
         self._writer.add_documents(examples.tokens, examples.lengths)
         self._labels.write(labels.astype("<i4").tobytes())
         bits = np.concatenate([self._bits, examples.is_target])
@@ -80,26 +80,26 @@ class ExampleWriter:
         if error is None:
             self._targets.write(np.packbits(self._bits).tobytes())
             hashes = {"targets": self._targets.sha256, "labels": self._labels.sha256}
-            self._writer.metadata = self.facts | {CONVERSATIONS: self.group | {"sha256": hashes}}
+            self._writer.metadata = self.metadata | {CONVERSATIONS: self.conversations | {"sha256": hashes}}
         self._writer.__exit__(kind, error, trace)
 
 
 class Examples:
     """A set of examples, memory-mapped.
 
-    `lengths`: int32 [examples], in tokens. `labels`: int32 [examples, columns]. `facts`: what the sidecar says of
-    them, `names` among it: of each of kinds, languages, sources, topics and files, by number.
+    `lengths`: int32 [examples], in tokens. `labels`: int32 [examples, COLUMNS]. `facts`: the metadata of the
+    conversations in the sidecar; its `names` are those of kinds, languages, sources, topics and files, by number.
     """
 
     def __init__(self, prefix: str | Path) -> None:
-        """Open the files of `prefix`. Raises IndexedDatasetError, or DataError where they are no set of examples."""
+        """Open the files of `prefix`. Raises IndexedDatasetError, or DataError where they are not a set of examples."""
         self.dataset = IndexedDataset(prefix)
         self.prefix = self.dataset.prefix
         self.sidecar = read_sidecar(prefix) or {}
         facts = self.sidecar.get(CONVERSATIONS)
         if not isinstance(facts, dict) or "chat_template" not in facts:
-            found = f"no {CONVERSATIONS!r} with a chat template in it"
-            raise self._fault(sidecar_path(prefix), found, "what `dsmath sft build` writes")
+            found = f"no {CONVERSATIONS!r} with a chat template"
+            raise self._fault(sidecar_path(prefix), found, "the sidecar that `dsmath sft build` writes")
         self.facts: dict[str, Any] = facts
         self.lengths = self.dataset.lengths
         self.first_tokens = self.dataset.offsets // self.dataset.dtype.itemsize
@@ -109,7 +109,7 @@ class Examples:
         self.labels: npt.NDArray[np.int32] = labels.reshape(count, len(COLUMNS))
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return len(self.lengths)
 
     def column(self, name: str) -> npt.NDArray[np.int32]:
@@ -118,14 +118,14 @@ class Examples:
         return column
 
     def names(self, column: str) -> Sequence[str]:
-        """What the numbers of a column stand for."""
+        """The names of the numbers in a column."""
         names: list[str] = self.facts["names"][column]
         return names
 
     def read(
         self, example: int, first: int = 0, count: int | None = None
     ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]:
-        """`count` tokens of an example from `first` on (None: to its end), and of each whether it is learned."""
+        """`count` tokens of an example from `first` (None: to its end), and whether each is a target."""
         begin = int(self.first_tokens[example]) + first
         end = begin + (int(self.lengths[example]) - first if count is None else count)
         bits = np.unpackbits(self._bits[begin // 8 : -(-end // 8)])
@@ -141,7 +141,7 @@ class Examples:
 
     def _fault(self, where: Path, found: str, expected: str) -> DataError:
         return DataError(
-            "the files are no set of conversations",
+            "the files are not a set of conversations",
             where=where,
             found=found,
             expected=expected,

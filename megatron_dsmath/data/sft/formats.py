@@ -1,4 +1,4 @@
-"""The forms in which conversations come, told apart by the fields of a row, each to the canon of `messages`."""
+"""The formats of rows with conversations, detected by their fields, and their conversion to messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TOPIC_FIELDS = ("topic", "type", "subject", "category")
 
 
 class RowContent(NamedTuple):
-    """What a row says. `kind` and `topic` where its form says them."""
+    """The content of a row, with `kind` and `topic` where its format has them."""
 
     messages: list[Message]
     kind: str | None = None
@@ -42,7 +42,7 @@ class RowContent(NamedTuple):
 
 
 class Format(NamedTuple):
-    """One form: rows that hold all fields of one of `shapes` have it; `required` are those it cannot do without."""
+    """A format. A row that has all fields of one of `shapes` has this format; `required`: fields that may not miss."""
 
     shapes: tuple[frozenset[str], ...]
     required: frozenset[str]
@@ -50,13 +50,13 @@ class Format(NamedTuple):
 
 
 def find_format(row: Row) -> str | None:
-    """The name of the first format whose shape the row has; None where it has none."""
+    """The name of the first format with a shape that the row has, or None."""
     names = row.fields.keys()
     return next((name for name, form in FORMATS.items() if any(shape <= names for shape in form.shapes)), None)
 
 
 def require_format(row: Row) -> str:
-    """`find_format` the row. Raises DataError where it has none."""
+    """The name of the row's format. Raises DataError where it is unknown."""
     name = find_format(row)
     if name is None:
         found = ", ".join(map(repr, list(row.fields)[:10])) or "no field"
@@ -72,33 +72,34 @@ def read_conversation(
     kind: str | None = None,
     language: str | None = None,
 ) -> Conversation:
-    """The conversation of a row. `kind` and `language` win over what the row says, and that over what it shows.
+    """The conversation of a row. Raises DataError.
 
-    Where the format `is_detected`, a row that shows another is refused. Raises DataError.
+    `is_detected`: the format was detected from the first row of the file, so a row of another format is refused.
+    `kind` and `language` override those of the row, which override those detected from the messages.
     """
     form = FORMATS[format_name]
-    if is_detected and (shown := find_format(row)) not in (format_name, None):
+    if is_detected and (detected := find_format(row)) not in (format_name, None):
         row.refuse(
-            "a file holds rows of two formats",
-            shown,
+            "the file has rows of two formats",
+            detected,
             f"{format_name}, as the first row",
             "split the file, or name one format for all of it with --format",
         )
     if missing := form.required - row.fields.keys():
         row.refuse(f"the row is not of the format {format_name}", f"no {', '.join(sorted(missing))}", "its fields")
-    told = form.read(row)
-    messages = fold_tool_messages(told.messages, row)
+    content = form.read(row)
+    messages = fold_tool_messages(content.messages, row)
     require_turns(messages, row)
     try:
-        shown_kind = detect_kind(messages)
+        detected_kind = detect_kind(messages)
     except FenceError as error:
-        row.refuse("the fences of a text do not tell who wrote what", error, "every fence closed by one of its own")
-    said = _choice(row, "kind", KINDS) or told.kind
+        row.refuse("the fences of a text are not balanced", error, "a closing fence for every fence")
+    row_kind = _choice(row, "kind", KINDS) or content.kind
     return Conversation(
         tuple(messages),
-        kind or said or shown_kind,
+        kind or row_kind or detected_kind,
         language or _choice(row, "language", LANGUAGES) or detect_language(messages),
-        told.topic or next((row.fields[name] for name in TOPIC_FIELDS if _is_name(row.fields.get(name))), None),
+        content.topic or next((row.fields[name] for name in TOPIC_FIELDS if _is_name(row.fields.get(name))), None),
     )
 
 
@@ -134,16 +135,16 @@ def _alpaca(row: Row) -> RowContent:
 
 
 def _mathinstruct(row: Row) -> RowContent:
-    source = row.fields.get("source")  # such as data/PoT/gsm_gpt4.json
+    source = row.fields.get("source")  # for example data/PoT/gsm_gpt4.json
     path = PurePosixPath(source if isinstance(source, str) else "")
     kind = next((part.lower() for part in path.parts if part in ("CoT", "PoT")), None)
     return RowContent(_pair(row.text("instruction"), row.text("output")), kind, path.stem or None)
 
 
 def _lila(row: Row) -> RowContent:
-    """Programs come as a list of equal worth: the first is taken; a row without one has its answer alone."""
+    """The first of several equivalent programs, or the answer where there is no program."""
     programs = row.fields["Output Program"]
-    has_program = any(isinstance(item, str) and item.strip() for item in _listed(programs))
+    has_program = any(isinstance(item, str) and item.strip() for item in _as_list(programs))
     answer = row.texts("Output Program" if has_program else "Output Answer")[0]
     return RowContent(_pair(row.text("Input"), answer), "pot" if has_program else "cot")
 
@@ -158,8 +159,8 @@ def _question_code(row: Row) -> RowContent:
 
 
 def _tal_scq5k(row: Row) -> RowContent:
-    """A question with its options and the worked analysis, which need not name the option: a last line does."""
-    options = [option for group in row.items("answer_option_list") for option in _listed(group)]
+    """A question with its options, and the analysis with a last line that names the option."""
+    options = [option for group in row.items("answer_option_list") for option in _as_list(group)]
     lines = []
     for option in options:
         if not isinstance(option, dict):
@@ -170,7 +171,7 @@ def _tal_scq5k(row: Row) -> RowContent:
     answer = f"{analysis}\n答案是\\boxed{{{row.text('answer_value').strip()}}}。"
     routes = row.fields.get("knowledge_point_routes")
     route = routes[0] if isinstance(routes, list) and routes and isinstance(routes[0], str) else ""
-    topic = "/".join(route.split("->")[1:3])  # all but the finest of up to seven levels, of which there are 820
+    topic = "/".join(route.split("->")[1:3])  # levels 2 and 3 of up to 7; the finest level has 820 topics
     question = "\n".join([row.text("problem").strip(), *lines])
     return RowContent(_pair(question, answer), topic=topic or None)
 
@@ -193,7 +194,7 @@ def _turns(row: Row, field: str, role_name: str, content_name: str, roles: dict[
     return messages
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
@@ -202,7 +203,7 @@ def _format(read: Callable[[Row], RowContent], *shapes: str, required: str | Non
     return Format(sets, frozenset(required.split(", ")) if required is not None else frozenset(), read)
 
 
-# In the order in which shapes are tried: a row with more fields than a later form needs is of the earlier one.
+# In the order in which they are tried: a row that fits several formats has the first.
 FORMATS = {
     "messages": _format(_messages, "messages"),
     "sharegpt": _format(_sharegpt, "conversations"),

@@ -1,9 +1,9 @@
-"""An epoch of examples to sequences: who stands beside whom, a pure function of lengths, seed and epoch.
+"""Packing of examples into the sequences of an epoch, a pure function of their lengths, the seed and the epoch.
 
-"Training examples are randomly concatenated until reaching a maximum context length" (paper, section 3.2): examples
-in a random order fill a sequence until the next does not fit (`next-fit`). `best-fit` puts the longest first, each into
-the fullest sequence that has room for it, for fewer pads. Both keep examples whole; `split` cuts them where a sequence
-is full. docs/decisions/0023-packing.md.
+"Training examples are randomly concatenated until reaching a maximum context length" (paper, section 3.2): `next-fit`
+fills a sequence with examples in random order until the next one does not fit. `best-fit` takes the longest first and
+puts each into the fullest sequence that has room, which leaves less padding. `split` fills every sequence and cuts
+examples at its end; the others do not cut. docs/decisions/0023-packing.md.
 """
 
 from __future__ import annotations
@@ -21,14 +21,34 @@ from megatron_dsmath.data.mixture.permutation import IntArray, permute, random_w
 from megatron_dsmath.data.sft.examples import Examples
 from megatron_dsmath.errors import DataError
 
+POLICIES = ("next-fit", "best-fit", "split")
+
+
+class Packing(NamedTuple):
+    """The sequences of an epoch as parts. A part is a range of one example, all of it unless the policy is "split".
+
+    `examples`, `first_tokens` (within the example) and `token_counts`: int64 [parts], in the order of the sequences.
+    `bounds`: int64 [sequences + 1], the first part of each sequence, then the number of parts.
+    """
+
+    examples: IntArray
+    first_tokens: IntArray
+    token_counts: IntArray
+    bounds: IntArray
+
+    @property
+    def sequence_count(self) -> int:
+        """The number of sequences."""
+        return len(self.bounds) - 1
+
 
 class PackedSequence(NamedTuple):
-    """One sequence, as training reads it.
+    """One sequence of training data.
 
-    `tokens`: int64 [sequence_length + 1]; inputs are all but the last, targets all but the first. What no example
-    fills is padding, told by its place: from `token_count` on.
-    `loss_mask`: bool [sequence_length], whether the target, `tokens[1:]`, is learned.
-    `document_starts`: int64, rising: 0, and every place in `tokens` at which an example begins.
+    `tokens`: int64 [sequence_length + 1]; inputs are all but the last, targets all but the first. Positions from
+    `token_count` on are padding.
+    `loss_mask`: bool [sequence_length], whether each of `tokens[1:]` is a target of the loss.
+    `document_starts`: int64, the ascending positions in `tokens` at which an example begins, from 0.
     `examples`: int64, the numbers of these examples in the set.
     """
 
@@ -39,7 +59,7 @@ class PackedSequence(NamedTuple):
     token_count: int
 
     def example_of_target(self) -> IntArray:
-        """Of each target the number of its example, PADDING where there is none: int64 [sequence_length]."""
+        """The number of the example of each target, or PADDING: int64 [sequence_length]."""
         ends = np.append(self.document_starts[1:], self.token_count)
         of_token = np.repeat(self.examples, ends - self.document_starts)
         padding = len(self.tokens) - self.token_count
@@ -47,7 +67,7 @@ class PackedSequence(NamedTuple):
 
 
 class PackedExamples:
-    """Some examples of a set, packed into sequences, epoch after epoch."""
+    """Examples of a set, packed into sequences for each epoch. Sequences are numbered through all epochs."""
 
     def __init__(
         self,
@@ -59,8 +79,8 @@ class PackedExamples:
     ) -> None:
         """Pack the examples `numbers`, int64 (None: all of the set), by a `policy` of `packing.POLICIES`.
 
-        An epoch reads those of a source as often as its `passes_per_epoch` says. Raises DataError where there is none,
-        or one is longer than a sequence and may not be split.
+        An epoch reads each source `passes_per_epoch` times. Raises DataError where there are no examples, or one is
+        longer than a sequence and the policy is not "split".
         """
         self.examples, self.sequence_length, self.policy = examples, sequence_length, policy
         self._seed = seed
@@ -76,15 +96,15 @@ class PackedExamples:
                 expected=f"at most {sequence_length:,}",
                 fix="build the set with this --sequence-length, or train on longer sequences",
             )
-        self._ends: list[int] = []  # of the epochs counted so far: sequences up to their end
+        self._ends: list[int] = []  # sequences up to the end of each epoch counted so far
         self._planned: dict[int, Packing] = {}
         self._lock = RLock()  # training draws batches in a thread of its own
         facts = examples.sidecar.get("tokenizer")
         end = facts.get("end_of_document") if isinstance(facts, dict) else None
-        self._padding_token = 1 if end == 0 else 0  # any id but the one that ends an answer
+        self._padding_token = 1 if end == 0 else 0  # any id other than the end of an answer
 
     def plan(self, epoch: int) -> Packing:
-        """The sequences of an epoch; the last two asked for are kept."""
+        """The sequences of an epoch. The last two epochs are cached."""
         with self._lock:
             if epoch not in self._planned:
                 packing = pack(
@@ -94,7 +114,7 @@ class PackedExamples:
             return self._planned[epoch]
 
     def locate(self, number: int) -> tuple[int, int]:
-        """The epoch of a sequence and its number within. Counts the sequences of every epoch before it, once."""
+        """The epoch of a sequence and its number within it. Counts the sequences of each epoch before it once."""
         with self._lock:
             while not self._ends or self._ends[-1] <= number:
                 before = self._ends[-1] if self._ends else 0
@@ -103,14 +123,14 @@ class PackedExamples:
         return epoch, number - (self._ends[epoch - 1] if epoch else 0)
 
     def read(self, number: int) -> PackedSequence:
-        """Sequence `number`, from 0 on."""
+        """Read sequence `number`, counted from 0."""
         parts, length = list(self.parts(number)), self.sequence_length
         examples, _, counts = np.array(parts, np.int64).T
         tokens = np.full(length + 1, self._padding_token, np.int64)
         is_target = np.zeros(length + 1, np.bool_)
         filled = 0
         for example, first, count in parts:
-            if filled + count == length:  # an example that was split here goes on: its next token is a target here
+            if filled + count == length:  # where an example is cut, its next token is a target here
                 count = min(count + 1, int(self.examples.lengths[example]) - first)
             end = filled + count
             tokens[filled:end], is_target[filled:end] = self.examples.read(example, first, count)
@@ -119,7 +139,7 @@ class PackedExamples:
         return PackedSequence(tokens, is_target[1:], starts, examples, filled)
 
     def parts(self, number: int) -> Iterator[tuple[int, int, int]]:
-        """What a sequence is packed of: example, first token in it, number of tokens."""
+        """The parts of a sequence: (example, its first token here, number of tokens)."""
         epoch, sequence = self.locate(number)
         packing = self.plan(epoch)
         of_sequence = slice(*packing.bounds[sequence : sequence + 2].tolist())
@@ -127,7 +147,7 @@ class PackedExamples:
         yield from zip(*(column[of_sequence].tolist() for column in columns), strict=True)
 
     def _of_epoch(self, epoch: int) -> IntArray:
-        """The examples an epoch reads. Parts of a pass go on where the epoch before stopped."""
+        """The examples that an epoch reads. A partial pass continues where that of the previous epoch ended."""
         passes = self.examples.facts["passes_per_epoch"]
         if all(count == 1 for count in passes):
             return self.numbers
@@ -137,48 +157,27 @@ class PackedExamples:
             numbers = self.numbers[sources == source]
             if size := len(numbers):
                 draws = round(size * count)
-                places = np.arange(epoch * draws, (epoch + 1) * draws) % size
-                chosen.append(numbers[permute(places, size, random_words(self._seed, "pass", source))])
+                indices = np.arange(epoch * draws, (epoch + 1) * draws) % size
+                chosen.append(numbers[permute(indices, size, random_words(self._seed, "pass", source))])
         return np.concatenate(chosen)
 
 
 def split_held_out(examples: Examples, share: float, seed: int) -> tuple[IntArray, IntArray]:
-    """The numbers of the examples to train on and of those to validate on, int64: `share` of each source, rounded."""
+    """The numbers of the training and of the held-out examples, int64. `share` of each source is held out, rounded."""
     is_held_out = np.zeros(len(examples), np.bool_)
     sources = examples.column("source")
     for source in range(len(examples.names("source"))):
         numbers = np.flatnonzero(sources == source)
         if size := len(numbers):
-            places = np.arange(round(size * share))
-            is_held_out[numbers[permute(places, size, random_words(seed, "held out", source))]] = True
+            indices = np.arange(round(size * share))
+            is_held_out[numbers[permute(indices, size, random_words(seed, "held out", source))]] = True
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-POLICIES = ("next-fit", "best-fit", "split")
-
-
-class Packing(NamedTuple):
-    """Sequences of parts; a part is what a sequence holds of one example, all of it unless the policy splits.
-
-    `examples`, `first_tokens` (within the example) and `token_counts`: int64 [parts], in the order of the sequences.
-    `bounds`: int64 [sequences + 1], the first part of each sequence, then the number of parts.
-    """
-
-    examples: IntArray
-    first_tokens: IntArray
-    token_counts: IntArray
-    bounds: IntArray
-
-    @property
-    def sequence_count(self) -> int:
-        """How many sequences there are."""
-        return len(self.bounds) - 1
-
-
 def pack(lengths: npt.NDArray[np.integer], examples: IntArray, capacity: int, policy: str, *label: object) -> Packing:
-    """Pack the `examples`, int64 [n > 0] (one may stand there twice), of `lengths` [all], into sequences of `capacity`.
+    """Pack `examples`, int64 [n > 0], possibly repeated, of `lengths` [all examples], into sequences of `capacity`.
 
-    `label` decides the order. No example is longer than the capacity, unless the policy is "split".
+    `label` seeds the order. No example may be longer than the capacity, unless the policy is "split".
     """
     order = examples[permute(np.arange(len(examples)), len(examples), random_words(*label, "order"))]
     counts = lengths[order].astype(np.int64)
@@ -186,13 +185,13 @@ def pack(lengths: npt.NDArray[np.integer], examples: IntArray, capacity: int, po
         return _split(order, counts, capacity)
     if policy == "next-fit":
         return _whole(order, counts, _next_fit(counts, capacity))
-    sequence, places = _best_fit(counts, capacity)
+    sequence, indices = _best_fit(counts, capacity)
     sequences = int(sequence.max()) + 1
-    # Best fit makes sequences of long examples first: their order is drawn anew.
+    # Best fit starts with the longest examples, so the sequences are shuffled.
     sequence = permute(np.arange(sequences), sequences, random_words(*label, "sequences"))[sequence]
     by_sequence = np.argsort(sequence, kind="stable")
     bounds = np.append(0, np.cumsum(np.bincount(sequence, minlength=sequences)))
-    order = order[places[by_sequence]]
+    order = order[indices[by_sequence]]
     return _whole(order, lengths[order].astype(np.int64), bounds)
 
 
@@ -201,9 +200,9 @@ def _whole(order: IntArray, counts: IntArray, bounds: IntArray) -> Packing:
 
 
 def _next_fit(counts: IntArray, capacity: int) -> IntArray:
-    """Where sequences begin that are filled in order, each until the next example does not fit; then the end."""
+    """The first example of each sequence when sequences are filled in order, then the number of examples."""
     ends = np.append(0, np.cumsum(counts))
-    # For each example, the one that begins the next sequence if it begins one; then hop from first to first.
+    # The first example of the next sequence, for each example that could begin a sequence.
     following = (np.searchsorted(ends, ends[:-1] + capacity, side="right") - 1).tolist()
     bounds = [0]
     while bounds[-1] < len(counts):
@@ -215,7 +214,7 @@ def _split(order: IntArray, counts: IntArray, capacity: int) -> Packing:
     ends = np.cumsum(counts)
     total = int(ends[-1])
     cuts = np.arange(0, total, capacity)
-    starts = np.sort(np.concatenate([ends - counts, cuts]), kind="stable")  # of two sorted halves: linear time
+    starts = np.sort(np.concatenate([ends - counts, cuts]), kind="stable")  # two sorted halves: linear time
     starts = starts[np.diff(starts, prepend=-1) > 0]
     rows = np.searchsorted(ends, starts, side="right")
     bounds = np.append(np.searchsorted(starts, cuts), len(starts))
@@ -223,13 +222,13 @@ def _split(order: IntArray, counts: IntArray, capacity: int) -> Packing:
 
 
 def _best_fit(counts: IntArray, capacity: int) -> tuple[IntArray, IntArray]:
-    """The sequence of each example and its place in `counts`, both int64 [n], the longest first.
+    """The sequence of each example and its index in `counts`, both int64 [n], with the longest example first.
 
-    Examples of one length are placed together: sequences with the same room left take their next examples alike, so
-    the work grows with the number of different lengths, not of examples.
+    Examples of the same length are placed together, since sequences with the same room are equivalent. The work grows
+    with the number of different lengths, not of examples.
     """
-    # Of 16 bits and fewer numpy sorts in linear time.
-    places = np.argsort((capacity - counts).astype(np.min_scalar_type(capacity)), kind="stable")
+    # NumPy sorts integers of at most 16 bits in linear time.
+    indices = np.argsort((capacity - counts).astype(np.min_scalar_type(capacity)), kind="stable")
     of_length = np.bincount(counts, minlength=capacity + 1).tolist()
     rooms = _Rooms(capacity)
     placed: list[IntArray] = []
@@ -246,19 +245,19 @@ def _best_fit(counts: IntArray, capacity: int) -> tuple[IntArray, IntArray]:
                 placed.append(np.repeat(sequences, taken))
                 rooms.put(room - taken * length, sequences)
                 waiting -= taken * len(sequences)
-    return np.concatenate(placed), places
+    return np.concatenate(placed), indices
 
 
 class _Rooms:
-    """Sequences by the tokens they have left."""
+    """Sequences by their room: the number of tokens that still fit."""
 
     def __init__(self, capacity: int) -> None:
         self._sequences: list[list[IntArray]] = [[] for _ in range(capacity + 1)]
-        self._bits = 0  # of each room whether there is a sequence: the smallest above a length is found at once
+        self._bits = 0  # bit r: there is a sequence with room r, so the smallest sufficient room is found at once
         self._capacity, self._count = capacity, 0
 
     def take(self, length: int, waiting: int) -> tuple[int, IntArray]:
-        """Sequences with the least room for an example of `length`, and that room; else new ones for all `waiting`."""
+        """The least sufficient room for `length` and its sequences; without any, new sequences for all `waiting`."""
         fitting = self._bits >> length
         if not fitting:
             first = self._count
@@ -271,7 +270,7 @@ class _Rooms:
         return room, sequences
 
     def put(self, room: int, sequences: IntArray) -> None:
-        """Note that `sequences` have `room` left."""
+        """Add `sequences` that have `room` left."""
         if room and len(sequences):
             self._sequences[room].append(sequences)
             self._bits |= 1 << room

@@ -1,4 +1,4 @@
-"""What a set holds and how it packs: counted from the set itself."""
+"""The report of `sft build`: counts of a set and the packing of its first epoch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GroupCount:
 
 @dataclass(frozen=True)
 class SourceCount:
-    """What became of the rows of one source. `missing_examples` is None where nobody says how many there should be."""
+    """The rows of one source, by outcome. `missing_examples` is None where no number is expected."""
 
     name: str
     formats: tuple[str, ...]
@@ -42,7 +42,7 @@ class SourceCount:
 
 @dataclass(frozen=True)
 class SetReport:
-    """A set and its first epoch. `fill` is the share of the tokens of all sequences that examples fill."""
+    """Counts of a set and of its first epoch. `fill`: the share of all positions that hold examples."""
 
     prefix: Path
     examples: int
@@ -65,12 +65,12 @@ class SetReport:
     seconds: float
 
     def totals(self) -> dict[str, object]:
-        """Everything but the tables of sources and groups."""
+        """All fields but `sources` and `groups`."""
         return {name: value for name, value in vars(self).items() if name not in ("sources", "groups")}
 
 
 def report_set(examples: Examples, *, seconds: float = 0.0) -> SetReport:
-    """Count a set, and pack its first epoch as its sidecar says."""
+    """Count a set, and pack its first epoch with the options in its sidecar."""
     options = examples.facts["options"]
     packed = PackedExamples(examples, options["sequence_length"], options["seed"], options["packing"])
     packing = packed.plan(0)
@@ -105,20 +105,20 @@ def report_set(examples: Examples, *, seconds: float = 0.0) -> SetReport:
 def _sources(examples: Examples) -> tuple[SourceCount, ...]:
     facts, names = examples.facts, examples.names("source")
     counts = np.bincount(examples.column("source"), minlength=len(names)).tolist()
-    of_file = dict(zip(examples.column("file").tolist(), examples.column("source").tolist(), strict=True))
+    source_of = dict(zip(examples.column("file").tolist(), examples.column("source").tolist(), strict=True))
     return tuple(
         SourceCount(
             name=name,
-            formats=tuple(sorted({facts["formats"][file] for file, source in of_file.items() if source == place})),
-            examples=counts[place],
-            passes_per_epoch=facts["passes_per_epoch"][place],
-            truncated=facts["truncated"][place],
-            too_long=facts["too_long"][place],
-            without_target=facts["without_target"][place],
-            bad_lines=facts["bad_lines"][place],
-            missing_examples=None if expected is None else max(0, expected - counts[place]),
+            formats=tuple(sorted({facts["formats"][file] for file, source in source_of.items() if source == index})),
+            examples=counts[index],
+            passes_per_epoch=facts["passes_per_epoch"][index],
+            truncated=facts["truncated"][index],
+            too_long=facts["too_long"][index],
+            without_target=facts["without_target"][index],
+            bad_lines=facts["bad_lines"][index],
+            missing_examples=None if expected is None else max(0, expected - counts[index]),
         )
-        for place, (name, expected) in enumerate(zip(names, facts["expected_by_source"], strict=True))
+        for index, (name, expected) in enumerate(zip(names, facts["expected_by_source"], strict=True))
     )
 
 

@@ -1,4 +1,4 @@
-"""The files a set is built from, and what is said of each: by a recipe, or by its rows."""
+"""The sources of a set: files from a command line or a recipe, with their format, kind and language."""
 
 from __future__ import annotations
 
@@ -33,34 +33,34 @@ class RecipeSource(Section):
     """One source of the set."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    """How metrics and reports call it."""
+    """Its name in metrics and reports."""
     paths: tuple[str, ...]
-    """Its files, or patterns of them; empty until they are there."""
+    """Its files, or patterns of files; empty while they are missing."""
     format: FormatName | None
-    """The form of its rows; null detects it from their shape."""
+    """The format of its rows; null detects it from their fields."""
     kind: Kind | None
-    """The kind of reasoning of all its rows; null tells it row by row."""
+    """The kind of reasoning of all its rows; null detects it for each row."""
     language: Language | None
-    """The language of all its rows; null tells it row by row."""
+    """The language of all its rows; null detects it for each row."""
     instruction: Literal["cot", "tool"] | None
-    """Which of the paper's instructions follows each question, in the row's language; null: none."""
+    """The instruction of the paper after each question, in the row's language; null for none."""
     passes_per_epoch: float = Field(gt=0)
-    """How often an epoch reads each of its examples: 1 once, 0.5 half of them, 2 all twice."""
+    """How often an epoch reads its examples: 1 once, 0.5 half of them, 2 all twice."""
     expected_examples: PositiveInt | None
-    """How many examples it should have; null where nobody says."""
+    """The number of examples it should have; null where unknown."""
 
 
 class Recipe(Section):
-    """A whole set."""
+    """A set of conversations from several sources."""
 
     expected_examples: PositiveInt | None
-    """How many examples all sources together should have (paper: 776,000); null where nobody says."""
+    """The number of examples that all sources together should have (paper: 776,000); null where unknown."""
     sources: tuple[RecipeSource, ...] = Field(min_length=1)
-    """Where they come from."""
+    """The sources, at least one."""
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe; raise ConfigError, or Refusals with all mistakes, each with its line."""
+    """Read a recipe. Raises ConfigError, or Refusals with all mistakes, each with its line."""
     source = read(path)
     found = list(source.mistakes)
     try:
@@ -80,10 +80,10 @@ def _names_twice(recipe: Recipe, source: SourceText) -> list[ConfigError]:
         if entry.name in first:
             found.append(
                 ConfigError(
-                    "two sources have one name",
+                    "two sources have the same name",
                     where=source.where(f"sources.{place}.name"),
                     found=f"{entry.name!r}, first at {source.where(f'sources.{first[entry.name]}.name')}",
-                    expected="a name of its own for each source",
+                    expected="a different name for each source",
                     fix="rename one, or give both files to one source",
                 )
             )
@@ -96,7 +96,7 @@ SET_ENDINGS = (".gz", ".zst", ".jsonl", ".json", ".ndjson", ".parquet")
 
 @dataclass(frozen=True)
 class ConversationSource:
-    """One source: its files, what is said of all its rows (None: each tells it itself), and how often they are read."""
+    """One source: its files, and properties that all its rows share (None: detected for each row)."""
 
     name: str
     paths: tuple[Path, ...]
@@ -110,7 +110,7 @@ class ConversationSource:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source. `source` and `number` are places in the lists of sources and of files."""
+    """One file of a source. `number` counts all files, `source` is an index into the sources."""
 
     path: Path
     number: int
@@ -120,7 +120,7 @@ class SourceFile:
 
 
 class SelectedSources(NamedTuple):
-    """What a command line names: the sources, and how many examples they should have together."""
+    """The sources of a set, and the expected number of examples in all of them together."""
 
     sources: tuple[ConversationSource, ...]
     expected_examples: int | None
@@ -129,10 +129,7 @@ class SelectedSources(NamedTuple):
 def select_sources(
     files: Sequence[str | Path], recipe: Path | None, format_name: str | None = None, instruction: str | None = None
 ) -> SelectedSources:
-    """The sources of files, or of a recipe, which says all else itself.
-
-    Raises UsageError, ConfigError, DataError.
-    """
+    """The sources of `files`, or of a recipe in their place. Raises UsageError, ConfigError, DataError."""
     if format_name is not None and format_name not in FORMATS:
         raise UsageError(
             "there is no such format", where="--format", found=repr(format_name), expected=", ".join(FORMATS)
@@ -154,62 +151,54 @@ def select_sources(
 def sources_from_files(
     files: Sequence[str | Path], format_name: str | None = None, instruction: str | None = None
 ) -> tuple[ConversationSource, ...]:
-    """A source for each file, named as the file without its endings. Raises UsageError where two have one name."""
+    """One source per file, with the file's name without endings. Raises UsageError where two have the same name."""
     paths = [Path(file) for file in files]
-    names = Counter(map(_stem, paths))
-    for name, count in names.items():
+    for name, count in Counter(map(_stem, paths)).items():
         if count > 1:
             raise UsageError(
-                "two sources have one name",
+                "two sources have the same name",
                 where=", ".join(str(path) for path in paths if _stem(path) == name),
                 found=f"{name!r} {count} times",
-                expected="a name of its own for each file",
+                expected="a different name for each file",
                 fix="rename one, or name the sources in a recipe: --recipe",
             )
     return tuple(ConversationSource(_stem(path), (path,), format_name, instruction=instruction) for path in paths)
 
 
 def sources_from_recipe(recipe: Recipe) -> tuple[ConversationSource, ...]:
-    """The sources of a recipe, patterns resolved. Raises DataError where a pattern names no file."""
+    """The sources of a recipe with the files of their patterns. Raises DataError where a pattern matches no file."""
     return tuple(
         ConversationSource(
-            entry.name,
-            tuple(path for pattern in entry.paths for path in _matches(pattern, entry.name)),
-            entry.format,
-            entry.kind,
-            entry.language,
-            entry.instruction,
-            entry.passes_per_epoch,
-            entry.expected_examples,
+            **{**dict(entry), "paths": tuple(path for pattern in entry.paths for path in _matches(pattern, entry.name))}
         )
         for entry in recipe.sources
     )
 
 
 def list_source_files(sources: Sequence[ConversationSource], *, skip_bad_rows: bool) -> list[SourceFile]:
-    """Every file, its format told by its first row (with `skip_bad_rows`, by the first that has one).
+    """All files, with the format detected from the first row, or with `skip_bad_rows` from the first valid row.
 
-    Raises UsageError where there is no file, or one stands twice; DataError where a format cannot be told.
+    Raises UsageError where there is no file, or the same file twice; DataError where a format is not detected.
     """
-    placed = [(place, path) for place, source in enumerate(sources) for path in source.paths]
-    if not placed:
+    indexed = [(index, path) for index, source in enumerate(sources) for path in source.paths]
+    if not indexed:
         raise UsageError("no input file was given", expected="one or more JSONL files, or a recipe that names some")
-    for path, count in Counter(path.resolve() for _, path in placed).items():
+    for path, count in Counter(path.resolve() for _, path in indexed).items():
         if count > 1:
-            raise UsageError("the same input file is named twice", where=path, found=f"{count} times", expected="once")
+            raise UsageError("the same input file is given twice", where=path, found=f"{count} times", expected="once")
     return [
         SourceFile(
             path,
             number,
-            place,
-            sources[place].format or _detect(path, skip_bad_rows),
-            sources[place].format is None,
+            index,
+            sources[index].format or _detect_format(path, skip_bad_rows),
+            sources[index].format is None,
         )
-        for number, (place, path) in enumerate(placed)
+        for number, (index, path) in enumerate(indexed)
     ]
 
 
-def _detect(path: Path, skip_bad_rows: bool) -> str:
+def _detect_format(path: Path, skip_bad_rows: bool) -> str:
     first_error: DataError | None = None
     for batch in conversation_row_batches([path]):
         for row in batch.rows:
@@ -227,11 +216,11 @@ def _matches(pattern: str, name: str) -> list[Path]:
     paths = [Path(match) for match in sorted(glob(pattern, recursive=True))]  # noqa: PTH207, pathlib matches no absolute pattern
     if not paths:
         raise DataError(
-            "a source names a file that is not there",
+            "a file of a source does not exist",
             where=f"source {name}",
             found=pattern,
-            expected="a file, or a pattern that some file has",
-            fix="correct the path, or write paths: [] while it is missing",
+            expected="a file, or a pattern that matches files",
+            fix="correct the path, or write paths: [] while the file is missing",
         )
     return paths
 

@@ -51,9 +51,9 @@ def parse_document(path: Path, line: Line, fields: Sequence[str]) -> Document:
     once, as a string that can be encoded in UTF-8.
     """
     where = f"{path}:{line.number}"
-    if line.size_bytes > LINE_LIMIT_BYTES:
-        _refuse("the line is too long", where, f"{line.size_bytes:,} bytes", f"at most {LINE_LIMIT_BYTES:,} bytes")
-    entries = _parse_object(line.content, where)
+    entries = decode_line(path, line, _DECODER)
+    if not isinstance(entries, _Object):
+        _refuse("the line is not a JSON object", where, _type_name(entries), "an object")
     return Document(path, line.number, tuple(_text(entries, field, where) for field in fields))
 
 
@@ -72,18 +72,23 @@ class _Object(list[tuple[str, Any]]):
     """A JSON object as a list of pairs, in which a repeated field is visible."""
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python's decoder takes for JSON."""
     raise ValueError(f"{name} is not a JSON value")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_constant=refuse_constant)
 
 
-def _parse_object(content: bytes, where: str) -> _Object:
+def decode_line(path: Path, line: Line, decoder: json.JSONDecoder) -> Any:
+    """The JSON value of a line. Raises DataError with the file, the line and, if known, the column."""
+    where, content = f"{path}:{line.number}", line.content
+    if line.size_bytes > LINE_LIMIT_BYTES:
+        _refuse("the line is too long", where, f"{line.size_bytes:,} bytes", f"at most {LINE_LIMIT_BYTES:,} bytes")
     if not content.strip():
         _refuse("the line is empty", where, "nothing", "one JSON object")
     try:
-        value = _DECODER.decode(content.decode())
+        return decoder.decode(content.decode())
     except UnicodeDecodeError as error:
         found = f"byte 0x{content[error.start]:02x}: {error.reason}"
         _refuse("the line is not UTF-8", f"{where}:{error.start + 1}", found, "UTF-8", "convert the file to UTF-8")
@@ -94,9 +99,6 @@ def _parse_object(content: bytes, where: str) -> _Object:
         _refuse("the line is nested too deeply", where, "about 1,000 nested JSON values", "a flat JSON object")
     except ValueError as error:
         _refuse("the line is not JSON", where, str(error).partition(":")[0], "one JSON object")
-    if not isinstance(value, _Object):
-        _refuse("the line is not a JSON object", where, _type_name(value), "an object")
-    return value
 
 
 def _text(entries: _Object, field: str, where: str) -> str:

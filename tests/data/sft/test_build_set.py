@@ -116,7 +116,7 @@ def test_a_bad_row_stops_the_build_and_leaves_nothing(tmp_path: Path, tokenizer:
 
 
 @pytest.mark.parametrize("policy", ["drop", "truncate", "fail"])
-def test_an_example_that_does_not_fit_is_dealt_with_as_asked(tmp_path: Path, tokenizer: Path, policy: str) -> None:
+def test_a_long_example_is_dropped_truncated_or_refused(tmp_path: Path, tokenizer: Path, policy: str) -> None:
     """Three rows: one that fits, one whose answer reaches over 64 tokens, one whose question does."""
     content = [GOOD, {"question": "1", "answer": "z" * 100}, {"question": "z" * 100, "answer": "1"}]
     path, options = write_rows(tmp_path / "a.jsonl", content), {"sequence_length": 64, "too_long": policy}
@@ -127,9 +127,9 @@ def test_an_example_that_does_not_fit_is_dealt_with_as_asked(tmp_path: Path, tok
         return
     report = build_files([path], tokenizer, tmp_path / "set", **options)
     (source,) = report.sources
-    fates = (source.examples, source.truncated, source.too_long, source.without_target)
-    assert fates == ((1, 0, 2, 0) if policy == "drop" else (2, 1, 0, 1))
-    assert (report.examples, report.truncated, report.dropped) == (fates[0], fates[1], fates[2] + fates[3])
+    outcomes = (source.examples, source.truncated, source.too_long, source.without_target)
+    assert outcomes == ((1, 0, 2, 0) if policy == "drop" else (2, 1, 0, 1))
+    assert (report.examples, report.truncated, report.dropped) == (outcomes[0], outcomes[1], outcomes[2] + outcomes[3])
     if policy == "truncate":
         tokens, is_target = Examples(tmp_path / "set").read(1)
         assert len(tokens) == 64
@@ -145,7 +145,7 @@ def test_a_tokenizer_without_an_end_of_document_is_refused(tmp_path: Path, token
     assert build_files([path], bare, tmp_path / "set", eod_token=END).examples == 1
 
 
-def test_a_row_that_the_template_does_not_take_is_a_bad_row(tmp_path: Path, tokenizer: Path) -> None:
+def test_a_row_that_the_template_refuses_is_a_bad_row(tmp_path: Path, tokenizer: Path) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text(
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -160,9 +160,9 @@ def test_a_row_that_the_template_does_not_take_is_a_bad_row(tmp_path: Path, toke
     assert (report.examples, report.bad_lines) == (1, 1)
 
 
-def test_a_set_of_nothing_is_refused(tmp_path: Path, tokenizer: Path) -> None:
+def test_a_set_without_examples_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"question": "z" * 100, "answer": "1"}])
-    with pytest.raises(DataError, match="holds no example"):
+    with pytest.raises(DataError, match="has no examples"):
         build_files([path], tokenizer, tmp_path / "set", sequence_length=16)
     assert not list(tmp_path.glob("set*"))
 
@@ -175,7 +175,7 @@ def test_an_instruction_follows_the_question_in_the_language_of_the_row(tmp_path
     assert "\nPlease reason step by step, and put your final answer within \\boxed{}.\n\nAssistant:" in texts[1]
 
 
-def test_formats_are_told_file_by_file(tmp_path: Path, tokenizer: Path) -> None:
+def test_formats_are_detected_for_each_file(tmp_path: Path, tokenizer: Path) -> None:
     first = write_rows(tmp_path / "a.jsonl", [GOOD])
     second = write_rows(tmp_path / "b.jsonl", [{"instruction": "1?", "output": "1"}])
     report = build_files([first, second], tokenizer, tmp_path / "set")
@@ -191,13 +191,13 @@ def test_rows_of_two_formats_in_one_file_are_refused(tmp_path: Path, tokenizer: 
 
 def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "train.jsonl", tmp_path / "b" / "train.jsonl.gz"]
-    with pytest.raises(UsageError, match="one name"):
+    with pytest.raises(UsageError, match="same name"):
         sources_from_files(paths)
 
 
-def test_a_file_that_is_named_twice_is_refused(tmp_path: Path, tokenizer: Path) -> None:
+def test_a_file_that_is_given_twice_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [GOOD])
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="given twice"):
         build(
             [ConversationSource("one", (path,)), ConversationSource("two", (path,))],
             tokenizer,
@@ -209,7 +209,7 @@ def test_a_file_that_is_named_twice_is_refused(tmp_path: Path, tokenizer: Path) 
 @pytest.mark.parametrize(
     "options", [{"packing": "first-fit"}, {"too_long": "cut"}, {"bad_lines": "ignore"}, {"sequence_length": 1}]
 )
-def test_an_option_that_is_none_is_refused(tmp_path: Path, tokenizer: Path, options: dict[str, Any]) -> None:
+def test_an_unknown_option_is_refused(tmp_path: Path, tokenizer: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         build_files([write_rows(tmp_path / "a.jsonl", [GOOD])], tokenizer, tmp_path / "set", **options)
 
@@ -221,18 +221,18 @@ def test_no_output_may_overwrite_an_input(tmp_path: Path, tokenizer: Path) -> No
 
 
 @pytest.mark.parametrize("ending", [".targets", ".labels", ".json"])
-def test_a_set_with_a_file_missing_or_cut_off_is_refused(tmp_path: Path, tokenizer: Path, ending: str) -> None:
+def test_a_set_with_a_missing_or_truncated_file_is_refused(tmp_path: Path, tokenizer: Path, ending: str) -> None:
     build_files([write_rows(tmp_path / "a.jsonl", rows(9))], tokenizer, tmp_path / "set")
     file = tmp_path / f"set{ending}"
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(DsmathError):
         Examples(tmp_path / "set")
     file.unlink()
-    with pytest.raises(DataError, match="no set of conversations"):
+    with pytest.raises(DataError, match="not a set of conversations"):
         Examples(tmp_path / "set")
 
 
-def test_the_report_counts_what_the_set_holds(tmp_path: Path, tokenizer: Path) -> None:
+def test_the_report_counts_the_examples_of_the_set(tmp_path: Path, tokenizer: Path) -> None:
     report = build(
         [ConversationSource("a", (write_rows(tmp_path / "a.jsonl", rows(30)),), expected_examples=50)],
         tokenizer,

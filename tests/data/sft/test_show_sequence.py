@@ -53,7 +53,7 @@ def test_json_has_what_the_interface_says(examples: Examples, capsys: pytest.Cap
     assert set(printed["loss_mask"]) == {0, 1}
 
 
-def test_a_pipe_shows_what_is_learned_between_marks(examples: Examples, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_shows_what_is_target_between_marks(examples: Examples, capsys: pytest.CaptureFixture[str]) -> None:
     shown = load_sequence(examples.prefix, 0)
     print_sequence(shown, None, False)
     printed = capsys.readouterr().out
@@ -86,8 +86,8 @@ def test_a_page_has_every_token_once_with_its_colour(examples: Examples, tmp_pat
     shown = load_sequence(examples.prefix, 2)
     spans = Spans()
     spans.feed(write_page(shown, None, tmp_path / "page.html").read_text(encoding="utf-8"))
-    tokens = [(int(identifier), "learned" in names) for names, ids, _ in spans.spans for identifier in ids.split()]
-    mask = [bool(is_learned) for is_learned in shown.loss_mask]
+    tokens = [(int(identifier), "target" in names) for names, ids, _ in spans.spans for identifier in ids.split()]
+    mask = [bool(is_target) for is_target in shown.loss_mask]
     assert tokens == list(zip(shown.tokens, mask, strict=True))[: shown.token_count]
 
 
