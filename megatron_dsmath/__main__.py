@@ -1,4 +1,4 @@
-"""`python -m megatron_dsmath VERB` is `dsmath VERB`."""
+"""`python -m megatron_dsmath VERB` is the same as `dsmath VERB`."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""`dsmath doctor`: what this machine has for the other verbs, a line each, and what to do about what is missing.
+"""`dsmath doctor`: what this machine has for the other verbs, one line each, with a remedy for what is missing.
 
-Green is as it should be, yellow works with less, red makes a verb fail. Nothing is installed, written or sent.
+Green: correct; yellow: works with a limitation; red: a verb fails. Nothing is installed, written or sent.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ TORCH_VERSIONS = ((2, 11), (2, 13))  # oldest and newest, as in setup.py
 MEGATRON_CORE_VERSION = "0.16.1"
 DEVICES = Path("/dev")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # nothing is written there
-_POINT_COLUMNS = ("point", "what is true there")
-_KIND_COLUMNS = ("kind", "what happens")
+_POINT_COLUMNS = ("point", "state of the run")
+_KIND_COLUMNS = ("kind", "effect")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `name` was looked at, `found` is there, `remedy` is the next step where it is not green."""
+    """One line: the item, its verdict, what was found, and the next step if it is not green."""
 
     name: str
     verdict: Verdict
@@ -42,7 +42,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything, in the order in which one sets a machine up; takes as long as importing torch."""
+    """Examine the machine, in the order of its installation; takes as long as importing torch."""
     try:
         import torch
     except Exception as error:  # a broken installation raises OSError, ImportError or what its libraries choose
@@ -56,7 +56,7 @@ def examine() -> list[Finding]:
 
 
 def show(findings: Sequence[Finding], as_json: bool = False) -> int:
-    """Print the findings, as lines or as a JSON list of objects; return the exit code: 1 where one is red."""
+    """Print the findings as lines or as a JSON list; return the exit code, 1 if one is red."""
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
@@ -72,16 +72,16 @@ def show(findings: Sequence[Finding], as_json: bool = False) -> int:
 
 
 def show_fault_points(as_json: bool = False) -> int:
-    """Print where a run can be made to fail, and in which ways; return the exit code."""
+    """Print the points and kinds of injected faults; return the exit code."""
     from megatron_dsmath.fault_injection import KINDS, POINTS, VARIABLE
     from megatron_dsmath.tables import print_table
 
     if as_json:
         print(json.dumps({"variable": VARIABLE, "points": POINTS, "kinds": KINDS}, indent=1))
         return EXIT_DONE
-    print_table([{"point": point, "what is true there": fact} for point, fact in POINTS.items()], _POINT_COLUMNS, False)
-    print_table([{"kind": kind, "what happens": fact} for kind, fact in KINDS.items()], _KIND_COLUMNS, False)
-    print(f"{VARIABLE}=KIND:POINT, then :rank=N, :step=N, :count=N as wanted; docs/faults.md has what holds")
+    print_table([{"point": point, "state of the run": fact} for point, fact in POINTS.items()], _POINT_COLUMNS, False)
+    print_table([{"kind": kind, "effect": fact} for kind, fact in KINDS.items()], _KIND_COLUMNS, False)
+    print(f"{VARIABLE}=KIND:POINT, optionally with :rank=N, :step=N, :count=N; see docs/faults.md")
     return EXIT_DONE
 
 
@@ -128,7 +128,7 @@ def _devices(torch: Any) -> Iterator[Finding]:
 
 
 def _without_gpu(cuda: str | None) -> Finding:
-    """`cuda`: the CUDA version that torch was built with, None for a build without."""
+    """`cuda`: the CUDA version of the torch build, or None."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = f"{cores} CPU cores, bf16 {'in hardware' if _cpu_multiplies_bf16() else 'emulated'}"
     if not any(DEVICES.glob("nvidia[0-9]*")):
@@ -136,11 +136,11 @@ def _without_gpu(cuda: str | None) -> Finding:
     remedy = f"check CUDA_VISIBLE_DEVICES, and nvidia-smi's CUDA version against torch's {cuda}"
     if cuda is None:
         remedy = "this torch is built for CPUs: install the CUDA build (pytorch.org/get-started)"
-    return Finding("devices", "yellow", f"this machine has a GPU that torch does not see; {found}", remedy)
+    return Finding("devices", "yellow", f"this machine has a GPU that torch cannot use; {found}", remedy)
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Whether Linux names a bf16 instruction of x86-64 (AVX-512, AMX) or Arm."""
+    """Whether Linux lists a bf16 instruction of x86-64 (AVX-512, AMX) or Arm."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
@@ -161,9 +161,9 @@ def _packages(on_gpu: bool) -> Iterator[Finding]:
     yield _megatron_core()
     yield _apex(on_gpu)
     yield _kernels("transformer-engine", on_gpu, "pip install 'megatron_dsmath[gpu]'")
-    yield _kernels("flash-attn", missed=False)  # scaled_dot_product_attention has a flash kernel of its own
-    yield _package("sentencepiece", "red", "SentencePiece tokenizers are not read", "pip install sentencepiece")
-    yield _package("tokenizers", "red", "tokenizer.json files are not read", "pip install tokenizers")
+    yield _kernels("flash-attn", missed=False)  # torch's scaled_dot_product_attention has its own flash kernel
+    yield _package("sentencepiece", "red", "SentencePiece tokenizers cannot be read", "pip install sentencepiece")
+    yield _package("tokenizers", "red", "tokenizer.json files cannot be read", "pip install tokenizers")
     yield _package("psutil", "red", "megatron-core's checkpoint writer hangs without it", "pip install psutil")
     lost = "no comparison with its models"
     yield _package("transformers", "yellow", lost, "pip install 'megatron_dsmath[hf]'")
@@ -186,7 +186,7 @@ def _megatron_core() -> Finding:
 
 def _apex(on_gpu: bool) -> Finding:
     """NVIDIA's apex has `apex.optimizers` and the compiled `amp_C`; PyPI's apex is an unrelated package."""
-    spec = importlib.util.find_spec("apex")  # looks, and imports nothing
+    spec = importlib.util.find_spec("apex")  # does not import it
     source = "build NVIDIA's apex from github.com/NVIDIA/apex with its CUDA extensions, or use NVIDIA's container"
     if spec is None:
         return _absent("apex", on_gpu, source)
@@ -211,8 +211,8 @@ def _absent(name: str, missed: bool, remedy: str | None) -> Finding:
 
 def _machine() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
-    yield _amount("disk", free, (1, 20), f"free in {Path.cwd()}", "free space, or run where there is more")
-    yield _amount("memory", _memory_bytes(), (2, 8), "available", "end other programs, or take a larger machine")
+    yield _amount("disk", free, (1, 20), f"free in {Path.cwd()}", "free space, or use a larger disk")
+    yield _amount("memory", _memory_bytes(), (2, 8), "available", "end other programs, or use a larger machine")
     if SHARED_MEMORY.is_dir():
         size = shutil.disk_usage(SHARED_MEMORY).total
         yield _amount("shared memory", size, (0, 1), f"in {SHARED_MEMORY}", "docker run --shm-size=8g, or --ipc=host")
@@ -228,13 +228,13 @@ def _amount(name: str, size: int, limits_gib: tuple[int, int], where: str, remed
 
 
 def _memory_bytes() -> int:
-    """Host memory that a process may still take: of the machine, and of the container where one limits it."""
+    """Host memory available to a process: of the machine, or of the container if that has less."""
     available = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024
     limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
-    if limit and used and limit[0].isdigit():  # "max" is no limit
+    if limit and used and limit[0].isdigit():  # "max": no limit
         available = min(available, int(limit[0]) - int(used[0]))
     return available
 
@@ -251,12 +251,12 @@ def _open_files() -> Finding:
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY or limit >= 4096:
-        return Finding("open files", "green", "no limit" if limit == resource.RLIM_INFINITY else f"{limit} a process")
-    return Finding("open files", "yellow", f"{limit} a process: few for many ranks and corpora", "ulimit -n 65536")
+        return Finding("open files", "green", "no limit" if limit == resource.RLIM_INFINITY else f"{limit} per process")
+    return Finding("open files", "yellow", f"{limit} per process: few for many ranks and corpora", "ulimit -n 65536")
 
 
 def _sandbox() -> Finding:
-    """Whether a model's programs can be run here, found by running one."""
+    """Whether the sandbox works here, found by running a program in it."""
     from megatron_dsmath.sandbox import landlock
     from megatron_dsmath.sandbox.pool import Sandbox
 
@@ -264,19 +264,25 @@ def _sandbox() -> Finding:
         with Sandbox(workers=1, modules=()) as sandbox:
             outcome, isolation = sandbox.run("import os\nos.fork()"), sandbox.isolation
     except DsmathError as error:
-        return Finding("sandbox", "yellow", f"no evaluation with tools: {error.what}, {error.found}", error.fix or "")
+        return Finding(
+            "sandbox", "yellow", f"evaluation with tools cannot run: {error.what}, {error.found}", error.fix or ""
+        )
     if outcome.verdict != "denied":
         return Finding("sandbox", "red", f"a program that forks got the verdict {outcome.verdict}", "report this")
     return Finding("sandbox", "green", f"{isolation} (Landlock version {landlock.version()})")
 
 
 def _weights_and_biases() -> Finding:
-    """What `tracking.wandb: auto` comes to here; says whether there is a key, never the key."""
+    """The mode of `tracking.wandb: auto` on this machine; the key is never printed."""
     from megatron_dsmath.training.weights_and_biases import wandb_mode
 
     version = _version("wandb")
     if version is None:
-        return Finding("wandb", "yellow", "not installed: metrics.jsonl alone is written", "pip install wandb")
+        return Finding(
+            "wandb", "yellow", "not installed: metrics are written only to metrics.jsonl", "pip install wandb"
+        )
     if wandb_mode("auto") == "online":
-        return Finding("wandb", "green", f"{version}, online: a key is there")
-    return Finding("wandb", "green", f"{version}, offline: no key; `wandb sync RUN_DIR/wandb/*` sends a run later")
+        return Finding("wandb", "green", f"{version}, online: an API key was found")
+    return Finding(
+        "wandb", "green", f"{version}, offline: no API key; `wandb sync RUN_DIR/wandb/*` uploads a run later"
+    )

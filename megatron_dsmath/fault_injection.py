@@ -95,7 +95,7 @@ class Fault(NamedTuple):
     selectors: dict[str, frozenset[int]]
 
 
-_passages: Counter[str] = Counter()
+_counts: Counter[str] = Counter()
 
 
 def fault_point(point: str, step: int | None = None) -> None:
@@ -124,7 +124,7 @@ def fault_factor(point: str, step: int | None = None) -> float:
     fault = _armed(point, step)
     if fault is None:
         return 1.0
-    return 1.0 + _passages[point] / 1024 if fault.kind == "drift" else _FACTORS.get(fault.kind, 1.0)
+    return 1.0 + _counts[point] / 1024 if fault.kind == "drift" else _FACTORS.get(fault.kind, 1.0)
 
 
 def _armed(point: str, step: int | None) -> Fault | None:
@@ -133,8 +133,8 @@ def _armed(point: str, step: int | None) -> Fault | None:
     faults = [fault for fault in _parse(text or "") if fault.point == point]
     if not faults:
         return None
-    _passages[point] += 1
-    now = {"rank": int(os.environ.get("RANK", "0")), "step": step, "count": _passages[point]}
+    _counts[point] += 1
+    now = {"rank": int(os.environ.get("RANK", "0")), "step": step, "count": _counts[point]}
     armed = (fault for fault in faults if all(now[name] in values for name, values in fault.selectors.items()))
     return next(armed, None)
 

@@ -1,4 +1,4 @@
-"""What a verb found, as a person or a program reads it."""
+"""Prints the results of a command as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def print_table(rows: Sequence[Any], columns: Sequence[str], as_json: bool) -> None:
-    """A table with one row for each of `rows` (dataclasses or mappings), or a JSON list of all they hold."""
+    """Print `rows` (dataclasses or mappings) as a table of `columns`, or as a JSON list with all their fields."""
     values = [_mapping(row) for row in rows]
     if as_json:
         print(json.dumps(values, default=str, indent=1, ensure_ascii=False))
@@ -25,13 +25,13 @@ def print_table(rows: Sequence[Any], columns: Sequence[str], as_json: bool) -> N
     for value in values:
         table.add_row(*(_text(value[column]) for column in columns))
     console = Console()
-    if not console.is_terminal:  # a pipe has no width, and cuts no value off
+    if not console.is_terminal:  # a pipe has no width: print every value in full
         console.width = 10_000
     console.print(table)
 
 
 def print_facts(facts: Any, as_json: bool) -> None:
-    """One fact a line, or a JSON object."""
+    """Print the fields of a dataclass or mapping, one per line, or as a JSON object."""
     values = _mapping(facts)
     if as_json:
         print(json.dumps(values, default=str, indent=1, ensure_ascii=False))

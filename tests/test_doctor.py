@@ -259,7 +259,7 @@ def test_few_open_files_are_yellow(machine: Machine, limit: int, verdict: str) -
 
 
 def test_wandb_is_offline_without_a_key(machine: Machine) -> None:
-    assert machine.finding("wandb").found.startswith("0.31.0, offline: no key")
+    assert machine.finding("wandb").found.startswith("0.31.0, offline: no API key")
 
 
 def test_no_key_is_ever_printed(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

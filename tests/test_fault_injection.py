@@ -19,7 +19,7 @@ PACKAGE = Path(fault_injection.__file__).parent
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fault_injection, "_passages", Counter())
+    monkeypatch.setattr(fault_injection, "_counts", Counter())
     monkeypatch.setenv("RANK", "1")
 
 

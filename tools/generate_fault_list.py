@@ -1,4 +1,4 @@
-"""Write docs/faults.md: every fault that a test injects, as the test's own mark says it.
+"""Write docs/faults.md, the list of faults that the tests inject, from the `fault` marks of the tests.
 
 python tools/generate_fault_list.py           write it
 python tools/generate_fault_list.py --check   write nothing; exit 1 if it is stale
@@ -20,39 +20,39 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "faults.md"
 NOTE = "<!-- Written by tools/generate_fault_list.py from the marks of the tests; edits are lost. -->"
 NOT_COVERED = {
-    "R9": "SLURM's time limit: the launch scripts are tested against stand-ins for its commands, not as a fault here",
+    "R9": "SLURM's time limit: tests of the launch scripts replace SLURM's commands, so it is not listed as a fault",
 }
 
 
 def page() -> str:
-    """Every fault that a test injects, as the test's mark says it, and where and how to inject one's own."""
+    """The page: every fault that a test injects, and how to inject a fault."""
     rows = [(row, text["injected"], text["where"], text["holds"], "<br>".join(tests)) for row, text, tests in _faults()]
     lines = [
-        "# Faults, and what holds",
+        "# Injected faults",
         NOTE,
-        "Each line is a test that injects the fault: the reduced set runs with every change (`make test`), all of it "
-        "with `make test-faults`, which prints how many were injected and survived. *Bit for bit* compares with a run "
-        "that nothing disturbed: every number of every step, the ledger of tokens, the bytes of the last checkpoint "
-        "(weights, moments) and the state in its manifest. R and S are the numbers by which the tests speak of a row.",
-        "All of it on 23 November 2026, 2 cores: 2,046 faults injected by 513 tests in 25 minutes, 2,046 survived, no "
+        "Each row is a fault that a test injects. A subset runs with every change (`make test`), all of them with "
+        "`make test-faults`, which prints how many were injected and survived. *Bit for bit* compares with an "
+        "undisturbed run: every number of every step, the ledger of tokens, the bytes of the last checkpoint (weights, "
+        "moments) and the state in its manifest. The tests refer to a row by its number (R1, S1).",
+        "All faults on 23 November 2026, 2 cores: 2,046 faults injected by 513 tests in 25 minutes, 2,046 survived, no "
         "silent corruption, no lost checkpoint.",
-        _table(("", "injected", "where", "what holds", "test"), rows),
+        _table(("", "fault", "where", "guarantee", "test"), rows),
         "## Not covered",
         _table(("", "why"), list(NOT_COVERED.items())),
-        "## Injecting one",
-        "`DSMATH_FAULT=KIND:POINT` in the environment, then `:rank=N`, `:step=N` (completed steps), `:count=N` (the "
-        "N-th time) as wanted, or several, `:count=2,4`: "
+        "## Injecting a fault",
+        "Set `DSMATH_FAULT=KIND:POINT` in the environment, optionally with `:rank=N`, `:step=N` (completed steps) and "
+        "`:count=N` (the N-th time; `:count=2,4` for several): "
         "`DSMATH_FAULT=kill:checkpoint.before_rename:rank=0:count=2 dsmath train RUN.yaml`. "
         "`dsmath doctor --fault-points` prints these tables.",
-        _table(("point", "what is true there"), [(f"`{point}`", fact) for point, fact in POINTS.items()]),
-        _table(("kind", "what happens"), [(f"`{kind}`", fact) for kind, fact in KINDS.items()]),
+        _table(("point", "state of the run"), [(f"`{point}`", fact) for point, fact in POINTS.items()]),
+        _table(("kind", "effect"), [(f"`{kind}`", fact) for kind, fact in KINDS.items()]),
     ]
     return "\n\n".join(lines) + "\n"
 
 
 def _faults() -> list[tuple[str, dict[str, str], list[str]]]:
-    """Row, text and tests of each fault: a mark without a text is one more test of its row's first."""
-    told: list[tuple[str, dict[str, str], list[str]]] = []
+    """Row, text and tests of each fault; a mark without text adds a test to the row's first fault."""
+    faults: list[tuple[str, dict[str, str], list[str]]] = []
     more: list[tuple[str, str]] = []
     for file in sorted((REPOSITORY / "tests").rglob("test_*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -61,12 +61,12 @@ def _faults() -> list[tuple[str, dict[str, str], list[str]]]:
                     row = ast.literal_eval(mark.args[0])
                     text = {word.arg or "": ast.literal_eval(word.value) for word in mark.keywords}
                     test = f"[{file.stem}]({Path('..') / file.relative_to(REPOSITORY)})"
-                    told.append((row, text, [test])) if text else more.append((row, test))
-    told.sort(key=lambda fault: (fault[0][0], int(fault[0][1:]), "faults/" not in fault[2][0]))
+                    faults.append((row, text, [test])) if text else more.append((row, test))
+    faults.sort(key=lambda fault: (fault[0][0], int(fault[0][1:]), "faults/" not in fault[2][0]))
     for row, test in more:
-        tests = next(tests for name, _, tests in told if name == row)
+        tests = next(tests for name, _, tests in faults if name == row)
         tests.extend([] if test in tests else [test])
-    return told
+    return faults
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

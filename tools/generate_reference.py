@@ -1,7 +1,7 @@
-"""Write what the code says about itself: docs/reference/*.md, and the JSON schema of a run file for editors.
+"""Write docs/reference/*.md and the JSON schema of a run file from the code.
 
 python tools/generate_reference.py           write them
-python tools/generate_reference.py --check   write nothing; exit 1 and name those that are stale
+python tools/generate_reference.py --check   write nothing; exit 1 and list the stale files
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Schema = dict[str, Any]
 
 
 def pages() -> dict[str, str]:
-    """Every generated file, by its path in the repository."""
+    """The text of every generated file, by its path in the repository."""
     schema = run_schema()
     return {
         "configs/run.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
@@ -43,7 +43,7 @@ def pages() -> dict[str, str]:
 
 
 def run_schema() -> Schema:
-    """What an editor needs to complete and check a run file."""
+    """The JSON schema with which an editor completes and checks a run file."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **RunConfig.model_json_schema(),
@@ -52,20 +52,20 @@ def run_schema() -> Schema:
 
 
 def config_page(schema: Schema) -> str:
-    """Every key of a run file, a table for each section."""
+    """The page of the keys of a run file, one table per section."""
     lines = [
         "# The run file",
         NOTE,
-        "One YAML file is one run, complete: there is no inheritance, and a key is left out only where it says so. "
-        "`dsmath train RUN.yaml --set schedule.steps=100` changes a value for once. Plain values are read as YAML 1.2 "
-        "has them: `1e-4` is a number, `no` is text.",
+        "One YAML file is one complete run: there is no inheritance, and only the keys marked so may be omitted. "
+        "`dsmath train RUN.yaml --set schedule.steps=100` changes a value for one start. Plain values follow YAML 1.2: "
+        "`1e-4` is a number, `no` is text.",
     ]
-    for place, section in _sections(schema, schema):
-        lines += [f"## {place}" if place else "## Top level", _cell(section["description"]).strip()]
+    for title, section in _sections(schema, schema):
+        lines += [f"## {title}" if title else "## Top level", _cell(section["description"]).strip()]
         rows = [
             (
                 f"`{key}`",
-                _takes(value) + ("" if key in section["required"] else "; may be left out"),
+                _takes(value) + ("" if key in section["required"] else "; may be omitted"),
                 _meaning(value, schema),
             )
             for key, value in section["properties"].items()
@@ -75,20 +75,20 @@ def config_page(schema: Schema) -> str:
 
 
 def errors_page() -> str:
-    """Every kind of error and the exit codes."""
+    """The page of error kinds and exit codes."""
     codes = [
         (errors.EXIT_DONE, "done"),
-        (errors.EXIT_ANSWER_IS_NO, "a check ran, and what it checked does not hold"),
-        (errors.EXIT_INTERNAL, "something failed that is not the user's doing: a restart may help"),
+        (errors.EXIT_ANSWER_IS_NO, "a check ran, and its answer is no"),
+        (errors.EXIT_INTERNAL, "a failure that the user did not cause: a restart may help"),
         (errors.EXIT_STOPPED, "stopped on request, state saved: run the same command again"),
-        (errors.EXIT_REFUSED, "refused: a restart cannot help until what the message names is mended"),
+        (errors.EXIT_REFUSED, "refused: a restart cannot help until the mistake is corrected"),
     ]
     kinds = [(f"`{kind.kind()}`", str(kind.exit_code), kind.__doc__ or "") for kind in errors.catalogue()]
     lines = [
         "# Errors and exit codes",
         NOTE,
-        "A mistake ends in one message on standard error: its kind and what is wrong, then `where` (file and line, or "
-        "key), `found`, `expected` and `fix`. All mistakes of a run file are shown together.",
+        "An error is printed on standard error: its kind and one sentence, then `where` (file and line, or key), "
+        "`found`, `expected` and `fix`. All mistakes of a run file are printed together.",
         _table(("kind", "exit code", "meaning"), kinds),
         "## Exit codes",
         _table(("code", "meaning"), [(str(code), meaning) for code, meaning in codes]),
@@ -97,15 +97,15 @@ def errors_page() -> str:
 
 
 def metrics_page() -> str:
-    """Every number of a step, in metrics.jsonl and at W&B."""
+    """The page of the metrics of a step."""
     rows = [(f"`{name}`", f"`{_wandb_name(name)}`", meaning) for name, meaning in METRICS.items()]
     lines = [
         "# Metrics",
         NOTE,
-        "`metrics.jsonl` in a run's directory has one JSON object for each completed step, and each step once; W&B has "
-        "the same numbers by the names in the second column. A name that ends in `_by_corpus` holds an object: one "
-        "number for each corpus of the run.",
-        _table(("in metrics.jsonl", "at W&B", "meaning"), rows),
+        "`metrics.jsonl` in a run's directory has one JSON object per completed step, and each step once. W&B has the "
+        "same metrics with the names in the second column. A name that ends in `_by_corpus` is an object with one "
+        "number per corpus.",
+        _table(("in metrics.jsonl", "in W&B", "meaning"), rows),
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -115,15 +115,15 @@ def _wandb_name(name: str) -> str:
     return sent
 
 
-def _sections(section: Schema, schema: Schema, place: str = "") -> Iterator[tuple[str, Schema]]:
-    yield place, section
+def _sections(section: Schema, schema: Schema, title: str = "") -> Iterator[tuple[str, Schema]]:
+    yield title, section
     for key, value in section["properties"].items():
         inner = next(
             (choice["$ref"] for choice in (value.get("items", value), *value.get("anyOf", [])) if "$ref" in choice),
             None,
         )
         if inner:
-            below = f"{place}.{key}" if place else key
+            below = f"{title}.{key}" if title else key
             yield from _sections(_resolve(inner, schema), schema, f"{below}[]" if "items" in value else below)
 
 
@@ -162,7 +162,7 @@ def _cell(text: str) -> str:
 
 
 def stale(repository: Path) -> list[str]:
-    """The generated files that are missing or differ from what the code says now."""
+    """The generated files that are missing or out of date."""
     return [name for name, text in pages().items() if _read(repository / name) != text]
 
 
@@ -171,7 +171,7 @@ def _read(path: Path) -> str | None:
 
 
 def write(repository: Path) -> None:
-    """Write every generated file, each whole or not at all."""
+    """Write every generated file."""
     for name, text in pages().items():
         path = repository / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The `dsmath` command: one verb, one small function; no logic. Heavy imports happen inside the verbs."""
+"""The `dsmath` command. Each verb is one small function that imports what it needs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return verb(options)
     except DsmathError as error:
         return show(error)
-    except BrokenPipeError:  # who reads the output, as `| head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+    except BrokenPipeError:  # the reader of the output, such as `| head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards what is still buffered
         return EXIT_DONE
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="dsmath",
-        description="Reproduce DeepSeekMath: from raw JSONL to a trained model in a Hugging Face folder.",
+        description="Reproduce DeepSeekMath, from JSONL text to a trained model in a Hugging Face folder.",
         epilog="example: dsmath quickstart --out runs/quickstart",
     )
     parser.add_argument("--version", action="version", version=f"dsmath {__version__}")

@@ -1,4 +1,4 @@
-"""How a verb is added to the command."""
+"""Adds verbs to the command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Verb = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with usage errors in the shape and with the exit code of all others; flags are written out."""
+    """An argparse parser whose errors are UsageErrors; flags cannot be abbreviated."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
@@ -26,20 +26,22 @@ Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def add_group(verbs: Verbs, name: str, purpose: str) -> Verbs:
-    """Add a verb that has verbs of its own."""
+    """Add a group of verbs."""
     return verbs.add_parser(name, help=purpose, description=purpose).add_subparsers(required=True, metavar="VERB")
 
 
 def add_verb(verbs: Verbs, name: str, function: Verb, example: str, *, table: bool = False) -> Parser:
-    """Add a verb that is done by `function`, whose docstring says what for; with a `table`, also as JSON."""
+    """Add a verb that calls `function`; its help is the function's docstring. `table`: the verb has `--json`."""
     purpose = (function.__doc__ or "").strip()
     verb = verbs.add_parser(name, help=purpose, description=purpose, epilog=f"example: {example}")
     verb.set_defaults(verb=function)
     if table:
-        verb.add_argument("--json", action="store_true", help="print JSON")
+        verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return verb
 
 
-def take_overrides(verb: Parser) -> None:
-    """Let the verb change keys of its run file."""
-    verb.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key; may be repeated")
+def add_overrides(verb: Parser) -> None:
+    """Add `--set`, which changes keys of the run file."""
+    verb.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="change a key of the run file; repeatable"
+    )

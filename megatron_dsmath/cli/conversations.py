@@ -1,4 +1,4 @@
-"""Verbs from conversations to examples with loss masks."""
+"""Verbs for conversations: examples with loss masks."""
 
 from __future__ import annotations
 
@@ -10,33 +10,43 @@ from megatron_dsmath.errors import EXIT_DONE
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add them to the command."""
-    sft = add_group(verbs, "sft", "conversations to examples with loss masks")
+    """Add the verbs to the command."""
+    sft = add_group(verbs, "sft", "Build and show datasets of conversations with loss masks.")
     example = "dsmath sft build train.jsonl --tokenizer models/deepseek --out data/sft --workers 8"
     verb = add_verb(sft, "build", sft_build, example, table=True)
-    verb.add_argument("files", nargs="*", metavar="FILE", help="conversations in JSONL: plain, .gz or .zst; or Parquet")
-    verb.add_argument("--recipe", type=Path, metavar="YAML", help="sources, kinds and instructions, in place of FILEs")
+    verb.add_argument("files", nargs="*", metavar="FILE", help="conversations in JSONL (plain, .gz or .zst) or Parquet")
+    verb.add_argument("--recipe", type=Path, metavar="YAML", help="a file that lists the sources; replaces FILE")
     verb.add_argument("--tokenizer", required=True, help="a folder, a tokenizer.json or a SentencePiece .model")
-    verb.add_argument("--out", required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx, .targets and more")
-    verb.add_argument("--sequence-length", type=int, default=4096, metavar="N", help="tokens of a sequence (4096)")
-    verb.add_argument("--seed", type=int, default=0, metavar="N", help="decides who is packed with whom (0)")
-    verb.add_argument("--packing", choices=("next-fit", "best-fit", "split"), default="next-fit", help="(next-fit)")
-    verb.add_argument("--format", metavar="NAME", help="messages, sharegpt, ...; else told by the rows")
-    verb.add_argument("--instruction", choices=("cot", "tool"), help="append the paper's instruction to the questions")
-    verb.add_argument("--template", default="deepseekmath", help="deepseekmath, tokenizer, or a Jinja file")
-    verb.add_argument("--too-long", choices=("drop", "truncate", "fail"), default="drop", help="and counted (drop)")
-    verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or set aside and count")
-    verb.add_argument("--eod-token", metavar="T", help="what ends an answer, where the tokenizer names none")
-    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that tokenize (1)")
+    verb.add_argument(
+        "--out",
+        required=True,
+        metavar="PREFIX",
+        help="writes PREFIX.bin, .idx, .targets and other files",
+    )
+    verb.add_argument("--sequence-length", type=int, default=4096, metavar="N", help="tokens per sequence (4096)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the packing (0)")
+    verb.add_argument(
+        "--packing",
+        choices=("next-fit", "best-fit", "split"),
+        default="next-fit",
+        help="packing rule (next-fit)",
+    )
+    verb.add_argument("--format", metavar="NAME", help="messages, sharegpt, ... (default: detected from the rows)")
+    verb.add_argument("--instruction", choices=("cot", "tool"), help="append the paper's instruction to each question")
+    verb.add_argument("--template", default="deepseekmath", help="deepseekmath (default), tokenizer, or a Jinja file")
+    verb.add_argument("--too-long", choices=("drop", "truncate", "fail"), default="drop", help="long examples (drop)")
+    verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or collect and count them")
+    verb.add_argument("--eod-token", metavar="T", help="token that ends an answer, if the tokenizer does not define it")
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="number of tokenizing processes (1)")
     verb = add_verb(sft, "show", sft_show, "dsmath sft show data/sft --index 0", table=True)
-    verb.add_argument("prefix", metavar="PREFIX")
-    verb.add_argument("--index", type=int, default=0, metavar="I", help="numbers go on through the epochs (0)")
-    verb.add_argument("--html", type=Path, metavar="FILE", help="write a page")
-    verb.add_argument("--tokenizer", type=Path, metavar="PATH", help="else where it lay when the set was built")
+    verb.add_argument("prefix", metavar="PREFIX", help="prefix of the dataset")
+    verb.add_argument("--index", type=int, default=0, metavar="I", help="sequence, counted through all epochs (0)")
+    verb.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page instead")
+    verb.add_argument("--tokenizer", type=Path, metavar="PATH", help="default: its path when the dataset was built")
 
 
 def sft_build(options: argparse.Namespace) -> int:
-    """Turn conversations into PREFIX.bin, PREFIX.idx and their loss masks, whole or not at all."""
+    """Tokenize conversations into PREFIX.bin, PREFIX.idx and loss masks. All files appear, or none."""
     from megatron_dsmath.data.sft.build_set import build
     from megatron_dsmath.data.sft.example_encoder import Options
     from megatron_dsmath.data.sft.sources import select_sources
@@ -75,7 +85,7 @@ def sft_build(options: argparse.Namespace) -> int:
 
 
 def sft_show(options: argparse.Namespace) -> int:
-    """Print a packed sequence, its tokens coloured by the loss mask."""
+    """Print a packed sequence; the colour of a token shows its loss mask."""
     from megatron_dsmath.data.sft.show_sequence import load_sequence, print_sequence, write_page
 
     shown = load_sequence(options.prefix, options.index)

@@ -1,4 +1,4 @@
-"""Verbs from text to batches."""
+"""Verbs for data: text, datasets and mixtures."""
 
 from __future__ import annotations
 
@@ -6,63 +6,61 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_dsmath.cli.arguments import Verbs, add_group, add_verb, take_overrides
+from megatron_dsmath.cli.arguments import Verbs, add_group, add_overrides, add_verb
 from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, UsageError, show
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add them to the command."""
-    data = add_group(verbs, "data", "text to batches")
+    """Add the verbs to the command."""
+    data = add_group(verbs, "data", "Tokenize, inspect, mix and audit data.")
     example = "dsmath data tokenize corpus.jsonl.gz --tokenizer models/deepseek --out data/corpus --workers 8"
     verb = add_verb(data, "tokenize", data_tokenize, example, table=True)
-    verb.add_argument("files", nargs="+", metavar="FILE", help="JSONL: plain, .gz or .zst; or .parquet")
+    verb.add_argument("files", nargs="+", metavar="FILE", help="JSONL (plain, .gz or .zst) or Parquet")
     verb.add_argument("--tokenizer", required=True, help="a folder, a tokenizer.json or a SentencePiece .model")
     verb.add_argument("--out", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx and PREFIX.json")
-    several = "which field of a line is the text (text); given several times, each goes to PREFIX_FIELD, in one pass"
+    several = "the field that holds the text (text); if given several times, each field is written to PREFIX_FIELD"
     verb.add_argument("--field", action="append", help=several)
-    verb.add_argument("--workers", type=int, default=1, help="processes that tokenize (1)")
-    verb.add_argument("--no-eod", action="store_true", help="append no end-of-document token")
-    verb.add_argument("--prepend-bos", action="store_true", help="begin each document with the BOS token")
-    verb.add_argument("--eod-token", metavar="T", help="the end-of-document token, where the tokenizer names none")
-    verb.add_argument("--parse-special", action="store_true", help="read special-token literals as special tokens")
-    verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or set aside and count")
-    verb.add_argument("--shuffle-seed", type=int, metavar="N", help="put the documents in a random order")
+    verb.add_argument("--workers", type=int, default=1, help="number of tokenizing processes (1)")
+    verb.add_argument("--no-eod", action="store_true", help="do not append the end-of-document token")
+    verb.add_argument("--prepend-bos", action="store_true", help="start each document with the BOS token")
+    verb.add_argument("--eod-token", metavar="T", help="the end-of-document token, if the tokenizer does not define it")
+    verb.add_argument("--parse-special", action="store_true", help="parse special-token literals as special tokens")
+    verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or collect and count them")
+    verb.add_argument("--shuffle-seed", type=int, metavar="N", help="shuffle the documents with this seed")
     verb = add_verb(data, "inspect", data_inspect, "dsmath data inspect data/corpus", table=True)
-    verb.add_argument("prefix", metavar="PREFIX")
+    verb.add_argument("prefix", metavar="PREFIX", help="prefix of the dataset")
     verb = add_verb(data, "verify", data_verify, "dsmath data verify data/corpus", table=True)
-    verb.add_argument("prefix", metavar="PREFIX")
-    verb.add_argument("--vocabulary-size", type=int, metavar="N", help="else the sidecar's")
+    verb.add_argument("prefix", metavar="PREFIX", help="prefix of the dataset")
+    verb.add_argument("--vocabulary-size", type=int, metavar="N", help="(default: the size in PREFIX.json)")
     verb = add_verb(data, "merge", data_merge, "dsmath data merge data/a data/b --out data/both", table=True)
-    verb.add_argument("prefixes", nargs="+", metavar="PREFIX")
-    verb.add_argument("--out", required=True, metavar="PREFIX")
+    verb.add_argument("prefixes", nargs="+", metavar="PREFIX", help="prefixes of the datasets")
+    verb.add_argument("--out", required=True, metavar="PREFIX", help="prefix of the output")
     verb = add_verb(
         data, "blend", data_blend, "dsmath data blend configs/pretrain/deepseekmath_base_7b.yaml", table=True
     )
-    verb.add_argument("run", metavar="RUN.yaml")
-    take_overrides(verb)
+    verb.add_argument("run", metavar="RUN.yaml", help="a run file")
+    add_overrides(verb)
 
     example = "dsmath data decontaminate corpus.jsonl --benchmarks gsm8k.jsonl math.jsonl --out clean.jsonl"
     verb = add_verb(data, "decontaminate", data_decontaminate, example, table=True)
-    verb.add_argument("files", nargs="+", metavar="FILE", help="JSONL: plain, .gz or .zst")
+    verb.add_argument("files", nargs="+", metavar="FILE", help="JSONL (plain, .gz or .zst)")
     verb.add_argument("--benchmarks", nargs="+", required=True, metavar="FILE", help="JSONL with a benchmark's rows")
-    verb.add_argument("--out", required=True, metavar="FILE", help=".gz and .zst compress")
-    verb.add_argument(
-        "--field", nargs="+", default=["text"], metavar="F", help="what holds the text; several are joined"
-    )
-    verb.add_argument("--benchmark-fields", nargs="+", metavar="F", help="else questions and answers by their names")
-    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that screen (1)")
-    verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or set aside and count")
+    verb.add_argument("--out", required=True, metavar="FILE", help="compressed if it ends with .gz or .zst")
+    verb.add_argument("--field", nargs="+", default=["text"], metavar="F", help="fields of the text, joined (text)")
+    verb.add_argument("--benchmark-fields", nargs="+", metavar="F", help="default: questions and answers")
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="number of screening processes (1)")
+    verb.add_argument("--bad-lines", choices=("fail", "skip"), default="fail", help="stop, or collect and count them")
     verb = add_verb(data, "audit", data_audit, "dsmath data audit runs/my_run", table=True)
     verb.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's directory")
     verb.add_argument("--first-step", type=int, default=1, metavar="N", help="check the hashes from this step on")
     verb.add_argument("--last-step", type=int, metavar="N", help="check the hashes up to this step")
     verb = add_verb(data, "show", data_show, "dsmath data show runs/my_run --step 100", table=True)
     verb.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's directory")
-    verb.add_argument("--step", type=int, required=True, metavar="N")
+    verb.add_argument("--step", type=int, required=True, metavar="N", help="step, counted from 1")
 
 
 def data_tokenize(options: argparse.Namespace) -> int:
-    """Turn JSONL into PREFIX.bin and PREFIX.idx, whole or not at all."""
+    """Tokenize JSONL into PREFIX.bin and PREFIX.idx. All files appear, or none."""
     from megatron_dsmath.data.tokenizing.tokenize import tokenize
     from megatron_dsmath.files.progress import show_progress
     from megatron_dsmath.tables import print_facts
@@ -88,7 +86,7 @@ def data_tokenize(options: argparse.Namespace) -> int:
 
 
 def data_inspect(options: argparse.Namespace) -> int:
-    """Say what a dataset holds."""
+    """Print the contents of a dataset: documents, tokens, lengths."""
     from megatron_dsmath.data.indexed.inspection import inspect
     from megatron_dsmath.tables import print_facts
 
@@ -97,7 +95,7 @@ def data_inspect(options: argparse.Namespace) -> int:
 
 
 def data_verify(options: argparse.Namespace) -> int:
-    """Check that a dataset is whole and within its vocabulary."""
+    """Check that a dataset is complete and that its token ids are within the vocabulary."""
     from megatron_dsmath.data.indexed.inspection import verify
     from megatron_dsmath.tables import print_facts
 
@@ -109,7 +107,7 @@ def data_verify(options: argparse.Namespace) -> int:
 
 
 def data_merge(options: argparse.Namespace) -> int:
-    """Write the documents of several datasets as one."""
+    """Write the documents of several datasets into one dataset."""
     from megatron_dsmath.data.indexed.merging import merge
     from megatron_dsmath.tables import print_facts
 
@@ -118,7 +116,7 @@ def data_merge(options: argparse.Namespace) -> int:
 
 
 def data_blend(options: argparse.Namespace) -> int:
-    """Print the planned mixture of a run: what it draws from each corpus, and whether the corpus is shuffled."""
+    """Print the planned mixture of a run: samples, tokens and epochs of each corpus, and whether it is shuffled."""
     from megatron_dsmath.checkpoint.store import newest_checkpoint
     from megatron_dsmath.config import load
     from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
@@ -130,11 +128,11 @@ def data_blend(options: argparse.Namespace) -> int:
     batches = open_inputs(run, newest_checkpoint(Path(run.output))).batches
     if not isinstance(batches, MixtureBatches):
         raise UsageError(
-            "the run reads no mixture",
+            "the run does not read a mixture",
             where=options.run,
             found="data.conversations",
             expected="data.corpora",
-            fix="`dsmath sft show` prints what such a run reads, `dsmath sft build` makes one set of several sources",
+            fix="`dsmath sft show` prints the sequences of a run on conversations",
         )
     corpora = planned_corpora(batches.plan, batches.mixture(len(batches.plan.versions) - 1))
     columns = ("name", "share", "samples", "tokens", "epochs", "largest_deviation_samples", "neighbours_alike")
@@ -146,7 +144,7 @@ def data_blend(options: argparse.Namespace) -> int:
 
 
 def data_decontaminate(options: argparse.Namespace) -> int:
-    """Write the lines that share no 10-gram with a benchmark, and a report."""
+    """Write the lines that share no 10-gram with a benchmark, and a report of the others."""
     from megatron_dsmath.data.decontamination.decontaminate import decontaminate
     from megatron_dsmath.files.progress import show_progress
     from megatron_dsmath.tables import print_facts, print_table
@@ -171,7 +169,7 @@ def data_decontaminate(options: argparse.Namespace) -> int:
 
 
 def data_audit(options: argparse.Namespace) -> int:
-    """Check from a run's ledger what it read: the mixture, repeats and gaps, and every hash from the .bin files."""
+    """Check from a run's ledger which data it read: mixture, repeats, gaps, and the hash of every step."""
     from dataclasses import asdict
 
     from megatron_dsmath.data.audit.audit import audit
@@ -198,7 +196,7 @@ def data_audit(options: argparse.Namespace) -> int:
 
 
 def data_show(options: argparse.Namespace) -> int:
-    """Print the text of a step, document by document."""
+    """Print the text of a training step, one document after the other."""
     from megatron_dsmath.data.audit.stored_samples import print_passages, read_step
 
     print_passages(read_step(options.run, options.step), options.json)

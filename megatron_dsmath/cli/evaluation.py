@@ -1,4 +1,4 @@
-"""Verbs about what a model knows."""
+"""Verbs for evaluation: benchmarks, grading, and the sandbox."""
 
 from __future__ import annotations
 
@@ -15,35 +15,39 @@ if TYPE_CHECKING:
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add them to the command."""
+    """Add the verbs to the command."""
     example = "dsmath evaluate --model models/mine --data data/eval --tasks gsm8k,math --mode tool --out runs/scores"
     verb = add_verb(verbs, "evaluate", evaluate, example, table=True)
     verb.add_argument("--model", type=Path, required=True, metavar="DIR", help="Hugging Face folder, checkpoint or run")
-    verb.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the benchmarks' files are")
+    verb.add_argument("--data", type=Path, required=True, metavar="DIR", help="directory of the benchmarks")
     verb.add_argument("--tasks", required=True, metavar="T,...", help="gsm8k, math, humaneval, ..., or FILE.jsonl")
     protocols = "instruct-cot, instruct-tool, base-few-shot, base-program, base-code, base-proof; base-few-shot-paper, "
     protocols += "... with the paper's own shots; or a YAML file"
     verb.add_argument("--protocol", metavar="NAME", help=protocols)
-    verb.add_argument("--mode", choices=("cot", "tool"), help="short for --protocol instruct-cot or instruct-tool")
-    verb.add_argument("--limit", type=int, metavar="N", help="the first N problems of each task")
-    verb.add_argument("--samples", type=int, default=1, metavar="K", help="answers a problem: pass@k and majority (1)")
-    verb.add_argument("--backend", choices=("own", "transformers", "vllm"), default="own", help="(own)")
-    verb.add_argument("--batch", type=int, default=16, metavar="N", help="answers written at once (16)")
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="a directory; the same again goes on")
-    verb.add_argument("--wandb", metavar="PROJECT", help="send figures and a table of the problems to W&B as well")
+    verb.add_argument("--mode", choices=("cot", "tool"), help="same as --protocol instruct-cot or instruct-tool")
+    verb.add_argument("--limit", type=int, metavar="N", help="evaluate only the first N problems of each task")
+    verb.add_argument(
+        "--samples", type=int, default=1, metavar="K", help="answers per problem: pass@k and majority (1)"
+    )
+    verb.add_argument(
+        "--backend", choices=("own", "transformers", "vllm"), default="own", help="inference engine (own)"
+    )
+    verb.add_argument("--batch", type=int, default=16, metavar="N", help="answers generated at the same time (16)")
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the same command resumes")
+    verb.add_argument("--wandb", metavar="PROJECT", help="also log the scores and a table of the problems to W&B")
 
     verb = add_verb(verbs, "grade", grade, "dsmath grade outputs.jsonl --out verdicts.jsonl", table=True)
-    verb.add_argument("file", type=Path, metavar="FILE.jsonl", help="rows with prediction, answer and perhaps task")
-    verb.add_argument("--out", type=Path, metavar="FILE", help="write a verdict a row, as JSONL")
+    verb.add_argument("file", type=Path, metavar="FILE.jsonl", help="rows with prediction, answer and optionally task")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write one verdict per row, as JSONL")
 
     verb = add_verb(verbs, "sandbox", sandbox, "dsmath sandbox program.py --timeout 5")
-    verb.add_argument("file", type=Path, metavar="FILE.py", help="a program, run as a model's program is run")
-    verb.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds (10)")
-    verb.add_argument("--memory", type=int, default=1024, metavar="MIB", help="beyond the interpreter's own (1024)")
+    verb.add_argument("file", type=Path, metavar="FILE.py", help="a Python program")
+    verb.add_argument("--timeout", type=float, default=10.0, metavar="S", help="time limit in seconds (10)")
+    verb.add_argument("--memory", type=int, default=1024, metavar="MIB", help="beyond the interpreter (1024)")
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Let a model answer benchmarks; write its outputs, results.json and report.html."""
+    """Evaluate a model on benchmarks; write its outputs, results.json and report.html."""
     from megatron_dsmath.evaluation.evaluate import EvaluationSettings, evaluate, protocol_name
     from megatron_dsmath.evaluation.results.scores import comparison_table
     from megatron_dsmath.supervision.lock import hold_evaluation
@@ -86,7 +90,7 @@ def _send(project: str, settings: EvaluationSettings, results: Mapping[str, Any]
 
 
 def grade(options: argparse.Namespace) -> int:
-    """Say of each output whether its final answer is right: our verdict, and the paper's protocol's."""
+    """Grade the final answer of each output, by our rules and by the paper's."""
     from megatron_dsmath.grading.grade_file import grade_file
     from megatron_dsmath.tables import print_facts, print_table
 
@@ -101,7 +105,7 @@ def grade(options: argparse.Namespace) -> int:
 
 
 def sandbox(options: argparse.Namespace) -> int:
-    """Run a program as a model's program is run: confined, limited; print how it ended as JSON."""
+    """Run a program in the sandbox, as a model's programs are run; print its outcome as JSON."""
     from megatron_dsmath.sandbox.pool import run_file
 
     print(run_file(options.file, options.timeout, options.memory))

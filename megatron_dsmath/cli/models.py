@@ -1,4 +1,4 @@
-"""Verbs about weights: checkpoints, and Hugging Face folders in and out."""
+"""Verbs for weights: checkpoints, and conversion from and to Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, show
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add them to the command."""
-    checkpoint = add_group(verbs, "checkpoint", "what a run saved")
+    """Add the verbs to the command."""
+    checkpoint = add_group(verbs, "checkpoint", "List and verify checkpoints.")
     verb = add_verb(checkpoint, "list", checkpoint_list, "dsmath checkpoint list runs/my_run", table=True)
     verb.add_argument("path", type=Path, metavar="PATH", help="a run's directory or its checkpoints")
     verb = add_verb(
@@ -22,14 +22,16 @@ def add_verbs(verbs: Verbs) -> None:
     verb = add_verb(
         verbs, "import-hf", import_hf, "dsmath import-hf models/deepseek-coder-7b-base-v1.5 --out models/start"
     )
-    verb.add_argument("folder", type=Path, metavar="HF_DIR")
-    verb.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT")
-    verb.add_argument("--no-gate", action="store_true", help="compare no logits with transformers, and record that")
+    verb.add_argument("folder", type=Path, metavar="HF_DIR", help="a Hugging Face folder")
+    verb.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT", help="the new checkpoint")
+    verb.add_argument("--no-gate", action="store_true", help="do not compare logits with transformers, and record it")
     verb = add_verb(verbs, "export-hf", export_hf, "dsmath export-hf runs/my_run --out models/mine")
-    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run for its newest")
-    verb.add_argument("--out", type=Path, required=True, metavar="HF_DIR")
-    verb.add_argument("--scores", type=Path, metavar="FILE", help="JSON, a number a benchmark: for the model card")
-    verb.add_argument("--no-gate", action="store_true", help="compare no logits with transformers, and record that")
+    verb.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's directory for its newest one"
+    )
+    verb.add_argument("--out", type=Path, required=True, metavar="HF_DIR", help="the new folder")
+    verb.add_argument("--scores", type=Path, metavar="FILE", help="JSON with a score per benchmark, for the model card")
+    verb.add_argument("--no-gate", action="store_true", help="do not compare logits with transformers, and record it")
 
 
 def checkpoint_list(options: argparse.Namespace) -> int:
@@ -57,7 +59,7 @@ def checkpoint_verify(options: argparse.Namespace) -> int:
 
 
 def import_hf(options: argparse.Namespace) -> int:
-    """Make a checkpoint of a Hugging Face folder."""
+    """Convert a Hugging Face folder into a checkpoint."""
     from megatron_dsmath.checkpoint.from_huggingface import import_folder
 
     print(import_folder(options.folder, options.out, gate=not options.no_gate))
@@ -65,7 +67,7 @@ def import_hf(options: argparse.Namespace) -> int:
 
 
 def export_hf(options: argparse.Namespace) -> int:
-    """Make a Hugging Face folder of a checkpoint."""
+    """Convert a checkpoint into a Hugging Face folder."""
     from megatron_dsmath.checkpoint.to_huggingface import export
 
     print(export(options.checkpoint, options.out, gate=not options.no_gate, scores=options.scores))

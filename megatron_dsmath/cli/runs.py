@@ -1,51 +1,53 @@
-"""Verbs about a run: the machine, the quickstart, training, its layouts, its report."""
+"""Verbs for runs: doctor, quickstart, train, verify-layouts and report."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from megatron_dsmath.cli.arguments import Verbs, add_verb, take_overrides
+from megatron_dsmath.cli.arguments import Verbs, add_overrides, add_verb
 from megatron_dsmath.errors import EXIT_DONE
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add them to the command."""
+    """Add the verbs to the command."""
     verb = add_verb(verbs, "doctor", doctor, "dsmath doctor", table=True)
-    verb.add_argument("--fault-points", action="store_true", help="list where DSMATH_FAULT makes a run fail, and how")
+    verb.add_argument("--fault-points", action="store_true", help="list the points and kinds of DSMATH_FAULT")
 
     verb = add_verb(verbs, "quickstart", quickstart, "dsmath quickstart --out runs/quickstart")
-    verb.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="where everything is written")
+    verb.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="output directory (runs/quickstart)")
 
     verb = add_verb(verbs, "train", train, "dsmath train configs/pretrain/deepseekmath_base_7b.yaml --nproc 8")
-    verb.add_argument("run", metavar="RUN.yaml", help="a run file; configs/ has complete ones")
-    take_overrides(verb)
-    verb.add_argument("--nproc", type=int, help="start this many ranks here (not under torchrun)")
-    verb.add_argument("--check", action="store_true", help="check everything, start nothing, print the directory")
+    verb.add_argument("run", metavar="RUN.yaml", help="a run file; configs/ has examples")
+    add_overrides(verb)
+    verb.add_argument("--nproc", type=int, metavar="N", help="start N ranks on this machine (not under torchrun)")
+    verb.add_argument("--check", action="store_true", help="check the run file, data and checkpoint; do not train")
     verb.add_argument(
         "--resume",
         choices=["newest", "last-good"],
         default="newest",
-        help="from which checkpoint: newest refuses a damaged one, last-good sets it aside and goes back",
+        help="from which checkpoint: newest refuses a damaged one, last-good moves it away and uses an older one",
     )
-    verb.add_argument("--evaluate", metavar="FILE.jsonl", help="problems that the model answers as it is trained")
-    verb.add_argument("--evaluate-every", type=int, metavar="N", help="after so many steps, and the last (1000)")
-    protocol = "a protocol as of dsmath evaluate (instruct-tool)"
+    verb.add_argument("--evaluate", metavar="FILE.jsonl", help="problems that the model answers during training")
+    verb.add_argument("--evaluate-every", type=int, metavar="N", help="after every N steps and the last (1000)")
+    protocol = "protocol of the evaluation, as in dsmath evaluate (instruct-tool)"
     verb.add_argument("--evaluate-protocol", metavar="NAME", help=protocol)
 
     example = "dsmath verify-layouts configs/pretrain/deepseekmath_base_7b.yaml --layouts tp2sp,pp2vpp2,dp2,tp2pp2"
     verb = add_verb(verbs, "verify-layouts", verify_layouts, example, table=True)
-    verb.add_argument("run", metavar="RUN.yaml", help="a run file; its sizes are made small")
-    take_overrides(verb)
-    verb.add_argument("--layouts", metavar="NAME,...", help="these alone; else all that --ranks processes can form")
-    verb.add_argument("--ranks", type=int, default=4, metavar="N", help="the most processes a layout may take (4)")
+    verb.add_argument("run", metavar="RUN.yaml", help="a run file; its model is made small")
+    add_overrides(verb)
+    verb.add_argument("--layouts", metavar="NAME,...", help="layouts to compare (default: all that fit on --ranks)")
+    verb.add_argument("--ranks", type=int, default=4, metavar="N", help="largest number of processes of a layout (4)")
 
     verb = add_verb(verbs, "report", report, "dsmath report runs/quickstart/run")
-    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's directory")
+    verb.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's directory; the report is written to the first"
+    )
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Say what this machine offers and what is missing, each line with its remedy."""
+    """Print what this machine has and lacks, with a remedy for each missing item."""
     from megatron_dsmath import doctor
 
     if options.fault_points:
@@ -54,7 +56,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def quickstart(options: argparse.Namespace) -> int:
-    """Make small corpora and a tokenizer, train, kill, resume, export and report, all on two CPU processes."""
+    """Run the whole pipeline in miniature on two CPU processes: data, training, kill, resume, export, report."""
     from megatron_dsmath.quickstart.run_quickstart import run_quickstart
     from megatron_dsmath.report.page import Section, write_report
 
@@ -64,7 +66,7 @@ def quickstart(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train from a run file, or continue what its directory holds."""
+    """Train a model; continue from the newest checkpoint if there is one."""
     from megatron_dsmath.evaluation.live_evaluation import load_live_evaluation
     from megatron_dsmath.supervision import start
 
@@ -76,7 +78,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def verify_layouts(options: argparse.Namespace) -> int:
-    """Compare layouts with one process, on a run made small: loss, every gradient, parameters after steps."""
+    """Compare loss, gradients and updated parameters of each layout with one process, on a small model."""
     from megatron_dsmath.config import load
     from megatron_dsmath.verify_layouts import verify
 
@@ -87,7 +89,7 @@ def verify_layouts(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    """Write report.html and its pictures into the first run's directory."""
+    """Write report.html with plots of one or several runs."""
     from megatron_dsmath.report.page import write_report
 
     print(write_report(options.runs))

@@ -1,7 +1,7 @@
-"""Values that are each fine and cannot stand together: found before any process starts.
+"""Rules about values that contradict each other, checked before any process starts.
 
-Each rule is a generator of errors. A rule that needs a value which is itself mistaken cannot be judged yet: it meets
-an AttributeError on the half-built run and is passed over (`config.load`).
+Each rule is a generator of errors. In a file with invalid values a rule may raise AttributeError for a value that it
+needs; `config.load` ignores it there.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.errors import ConfigError
 
 
-def sequences_fit_the_positions(run: RunConfig) -> Iterator[ConfigError]:
-    """A model that announces fewer positions than it was trained on misleads its users."""
+def check_sequence_length(run: RunConfig) -> Iterator[ConfigError]:
+    """The exported configuration must not announce fewer positions than the model was trained on."""
     if run.data.sequence_length > run.model.max_position_embeddings:
         yield ConfigError(
-            "the sequences are longer than the positions the model announces",
+            "the sequences are longer than model.max_position_embeddings",
             where="data.sequence_length",
             found=f"{run.data.sequence_length}, model.max_position_embeddings {run.model.max_position_embeddings}",
             expected="at most model.max_position_embeddings",
@@ -25,24 +25,24 @@ def sequences_fit_the_positions(run: RunConfig) -> Iterator[ConfigError]:
         )
 
 
-def documents_are_kept_apart_by_our_kernels(run: RunConfig) -> Iterator[ConfigError]:
-    """TransformerEngine's layers are not told where documents lie."""
+def check_document_attention(run: RunConfig) -> Iterator[ConfigError]:
+    """TransformerEngine's layers do not receive the boundaries of documents."""
     if not run.data.attend_across_documents and run.model.kernels == "transformer_engine":
         yield ConfigError(
-            "TransformerEngine's attention would cross the documents of a sample",
+            "TransformerEngine's attention cannot separate the documents of a sample",
             where="data.attend_across_documents",
             found="false, model.kernels transformer_engine",
             expected="true, or model.kernels torch",
-            fix="set model.kernels: torch, which uses torch's flash kernel for documents of varying length",
+            fix="set model.kernels: torch, whose flash kernel takes documents of varying length",
         )
 
 
-def a_run_reads_one_kind_of_data(run: RunConfig) -> Iterator[ConfigError]:
-    """Pretraining reads a mixture of corpora, fine-tuning a set of conversations."""
+def check_data_source(run: RunConfig) -> Iterator[ConfigError]:
+    """Pretraining reads a mixture of corpora, fine-tuning a dataset of conversations."""
     corpora, conversations = run.data.corpora, run.data.conversations
     if bool(corpora) == bool(conversations):
         yield ConfigError(
-            "a run reads corpora or conversations, one of the two",
+            "a run reads either corpora or conversations",
             where="data.conversations" if corpora else "data.corpora",
             found="both" if corpora else "neither",
             expected="entries under data.corpora, or data.conversations with a prefix",
@@ -50,22 +50,22 @@ def a_run_reads_one_kind_of_data(run: RunConfig) -> Iterator[ConfigError]:
         )
 
 
-def corpora_have_names_of_their_own(run: RunConfig) -> Iterator[ConfigError]:
-    """Metrics are told apart by the corpus' name."""
+def check_corpus_names(run: RunConfig) -> Iterator[ConfigError]:
+    """Metrics identify a corpus by its name."""
     names = [corpus.name for corpus in run.data.corpora]
     for index, name in enumerate(names):
         if name in names[:index]:
             yield ConfigError(
-                "two corpora have one name",
+                "two corpora have the same name",
                 where=f"data.corpora.{index}.name",
                 found=name,
-                expected="a name of its own",
+                expected="a different name for each corpus",
                 fix=f"rename it, or add its paths to data.corpora.{names.index(name)}.paths",
             )
 
 
-def drops_come_in_order(run: RunConfig) -> Iterator[ConfigError]:
-    """The rate falls from one drop to the next, and the warm-up ends within the run."""
+def check_learning_rate(run: RunConfig) -> Iterator[ConfigError]:
+    """The rate falls at each drop, and the warm-up ends within the run."""
     schedule = run.schedule
     if schedule.warmup_steps > schedule.steps:
         yield ConfigError(
@@ -81,7 +81,7 @@ def drops_come_in_order(run: RunConfig) -> Iterator[ConfigError]:
                 "the drops of the learning rate are not in order",
                 where=f"schedule.drops.{index + 1}.after",
                 found=f"{second.after} after {first.after}",
-                expected="a later share of the run than the drop before",
+                expected="a larger share of the run than the previous drop",
                 fix="sort schedule.drops by `after`",
             )
         if second.factor > first.factor:
@@ -89,13 +89,13 @@ def drops_come_in_order(run: RunConfig) -> Iterator[ConfigError]:
                 "a drop raises the learning rate",
                 where=f"schedule.drops.{index + 1}.factor",
                 found=f"{second.factor} after {first.factor}",
-                expected="at most the factor of the drop before; each is a share of the peak",
+                expected="at most the factor of the previous drop; each is a share of the peak",
                 fix="write shares of the peak, the largest first",
             )
 
 
-def rewinding_has_a_checkpoint_to_reach(run: RunConfig) -> Iterator[ConfigError]:
-    """Where the guard goes back, one of the checkpoints that are kept is always old enough."""
+def check_rewind(run: RunConfig) -> Iterator[ConfigError]:
+    """If the guard rewinds, one of the kept checkpoints is always old enough."""
     guard, saving = run.guard, run.checkpoint
     policies = {"guard.non_finite": guard.non_finite, "guard.spike": guard.spike}
     key = next((key for key, policy in policies.items() if policy == "rewind"), None)
@@ -103,16 +103,16 @@ def rewinding_has_a_checkpoint_to_reach(run: RunConfig) -> Iterator[ConfigError]
         return
     if not saving.every_steps:
         yield ConfigError(
-            "the guard is to go back to a checkpoint, and none is saved at a known step",
+            "the guard cannot rewind, because no checkpoint is saved at a known step",
             where=key,
             found="rewind, checkpoint.every_steps 0",
             expected="checkpoint.every_steps of 1 or more",
-            fix="set checkpoint.every_steps, or pass over such data without going back: skip",
+            fix="set checkpoint.every_steps, or `skip` instead of `rewind`",
         )
-    elif guard.rewind_steps > (saving.keep - 1) * saving.every_steps:  # the newest may be of the very last step
+    elif guard.rewind_steps > (saving.keep - 1) * saving.every_steps:  # the newest may be from the last step
         needed = 1 - (-guard.rewind_steps // saving.every_steps)
         yield ConfigError(
-            "the guard is to go back further than the checkpoints that are kept",
+            "the guard cannot rewind further than the kept checkpoints",
             where="guard.rewind_steps",
             found=f"{guard.rewind_steps}, checkpoint.keep {saving.keep}, checkpoint.every_steps {saving.every_steps}",
             expected=f"at most {(saving.keep - 1) * saving.every_steps} steps: (keep - 1) x every_steps",
@@ -122,10 +122,10 @@ def rewinding_has_a_checkpoint_to_reach(run: RunConfig) -> Iterator[ConfigError]
 
 RULES: tuple[Rule, ...] = (
     *LAYOUT_RULES,
-    sequences_fit_the_positions,
-    documents_are_kept_apart_by_our_kernels,
-    a_run_reads_one_kind_of_data,
-    corpora_have_names_of_their_own,
-    drops_come_in_order,
-    rewinding_has_a_checkpoint_to_reach,
+    check_sequence_length,
+    check_document_attention,
+    check_data_source,
+    check_corpus_names,
+    check_learning_rate,
+    check_rewind,
 )

@@ -1,4 +1,4 @@
-"""Layouts that cannot be: of a model over ranks, of a batch over microbatches; rules as in `contradictions`."""
+"""Rules about the parallel layout: the model over ranks, the batch over microbatches (see `contradictions`)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from megatron_dsmath.errors import ConfigError, LayoutError
 Rule = Callable[[RunConfig], Iterator[ConfigError]]
 
 
-def heads_divide_the_model(run: RunConfig) -> Iterator[ConfigError]:
-    """Attention splits the width into even-sized heads, and query heads into groups."""
+def check_heads(run: RunConfig) -> Iterator[ConfigError]:
+    """Attention divides the width into heads of even size, and the query heads into groups."""
     model = run.model
     if model.hidden_size % model.attention_heads:
         yield ConfigError(
@@ -24,9 +24,9 @@ def heads_divide_the_model(run: RunConfig) -> Iterator[ConfigError]:
         )
     elif model.head_size % 2:
         yield ConfigError(
-            "rotary positions turn pairs of channels, and a head has an odd number of them",
+            "rotary embeddings rotate pairs of channels, and a head has an odd number of channels",
             where="model.attention_heads",
-            found=f"{model.head_size} channels a head",
+            found=f"{model.head_size} channels per head",
             expected="an even number: model.hidden_size / model.attention_heads",
             fix="choose another model.attention_heads",
         )
@@ -40,7 +40,7 @@ def heads_divide_the_model(run: RunConfig) -> Iterator[ConfigError]:
         )
 
 
-def tensor_ranks_divide_the_model(run: RunConfig) -> Iterator[ConfigError]:
+def check_tensor_size(run: RunConfig) -> Iterator[ConfigError]:
     """Each tensor-parallel rank holds an equal part of every matrix."""
     model, tensor = run.model, run.parallel.tensor
     keys = ("attention_heads", "key_value_heads", "ffn_hidden_size", "vocabulary_size")
@@ -56,12 +56,12 @@ def tensor_ranks_divide_the_model(run: RunConfig) -> Iterator[ConfigError]:
         )
 
 
-def sequence_parallel_has_ranks_to_share(run: RunConfig) -> Iterator[ConfigError]:
-    """Sequence parallelism splits each sequence over the tensor-parallel ranks."""
+def check_sequence_parallel(run: RunConfig) -> Iterator[ConfigError]:
+    """Sequence parallelism divides each sequence among the tensor-parallel ranks."""
     parallel = run.parallel
     if parallel.sequence and parallel.tensor == 1:
         yield LayoutError(
-            "sequence parallelism shares the work of tensor-parallel ranks, and there is one",
+            "sequence parallelism needs several tensor-parallel ranks",
             where="parallel.sequence",
             found="true, parallel.tensor 1",
             expected="parallel.tensor of 2 or more",
@@ -69,7 +69,7 @@ def sequence_parallel_has_ranks_to_share(run: RunConfig) -> Iterator[ConfigError
         )
     elif parallel.sequence and run.data.sequence_length % parallel.tensor:
         yield LayoutError(
-            "the tensor-parallel ranks cannot share the sequence evenly",
+            "the tensor-parallel size does not divide the sequence",
             where="data.sequence_length",
             found=f"{run.data.sequence_length}, parallel.tensor {parallel.tensor}",
             expected="a multiple of parallel.tensor",
@@ -77,39 +77,39 @@ def sequence_parallel_has_ranks_to_share(run: RunConfig) -> Iterator[ConfigError
         )
 
 
-def stages_hold_every_layer(run: RunConfig) -> Iterator[ConfigError]:
-    """No layer is dropped and none invented: an uneven split is written out (Megatron-LM issue 1304)."""
+def check_stages(run: RunConfig) -> Iterator[ConfigError]:
+    """The stages hold every layer exactly once; an uneven split is written out (Megatron-LM issue 1304)."""
     layers, parallel = run.model.layers, run.parallel
-    pieces = parallel.pipeline * parallel.virtual_stages
+    chunks = parallel.pipeline * parallel.virtual_stages
     if parallel.virtual_stages > 1 and parallel.pipeline == 1:
         yield LayoutError(
-            "virtual stages interleave pipeline stages, and there is one",
+            "virtual stages need several pipeline stages",
             where="parallel.virtual_stages",
             found=f"{parallel.virtual_stages}, parallel.pipeline 1",
             expected="parallel.pipeline of 2 or more",
             fix="set parallel.virtual_stages: 1",
         )
     elif parallel.stage_layers is not None:
-        if len(parallel.stage_layers) != pieces or sum(parallel.stage_layers) != layers:
+        if len(parallel.stage_layers) != chunks or sum(parallel.stage_layers) != layers:
             yield LayoutError(
                 "the stages do not hold the model's layers",
                 where="parallel.stage_layers",
                 found=f"{list(parallel.stage_layers)}, {sum(parallel.stage_layers)} layers",
-                expected=f"{pieces} pieces (pipeline x virtual_stages) that add up to {layers} layers",
-                fix=f"for example parallel.stage_layers: {even_stages(layers, pieces)}",
+                expected=f"{chunks} model chunks (pipeline x virtual_stages), {layers} layers in total",
+                fix=f"for example parallel.stage_layers: {even_stages(layers, chunks)}",
             )
-    elif layers % pieces:
+    elif layers % chunks:
         yield LayoutError(
             "the layers do not divide into equal stages",
             where="parallel.pipeline",
-            found=f"{layers} layers, {pieces} pieces (pipeline x virtual_stages)",
+            found=f"{layers} layers, {chunks} model chunks (pipeline x virtual_stages)",
             expected="a divisor of model.layers, or parallel.stage_layers written out",
-            fix=f"set parallel.stage_layers: {even_stages(layers, pieces)}",
+            fix=f"set parallel.stage_layers: {even_stages(layers, chunks)}",
         )
 
 
-def overlap_has_an_optimizer_to_overlap(run: RunConfig) -> Iterator[ConfigError]:
-    """Gathering parameters behind the compute is the distributed optimizer's."""
+def check_overlap(run: RunConfig) -> Iterator[ConfigError]:
+    """Only the distributed optimizer gathers parameters during computation."""
     if run.parallel.overlap_communication and not run.parallel.distributed_optimizer:
         yield LayoutError(
             "overlapped communication needs the distributed optimizer",
@@ -120,8 +120,8 @@ def overlap_has_an_optimizer_to_overlap(run: RunConfig) -> Iterator[ConfigError]
         )
 
 
-def microbatches_divide_the_batch(run: RunConfig) -> Iterator[ConfigError]:
-    """The global batch is a whole number of microbatches; the processes are checked at the start of a run."""
+def check_microbatch_size(run: RunConfig) -> Iterator[ConfigError]:
+    """The global batch is a whole number of microbatches; `world_contradictions` checks the number of ranks."""
     sequences, microbatch = run.schedule.sequences_per_step, run.parallel.microbatch_sequences
     if sequences % microbatch:
         yield LayoutError(
@@ -134,21 +134,21 @@ def microbatches_divide_the_batch(run: RunConfig) -> Iterator[ConfigError]:
 
 
 LAYOUT_RULES: tuple[Rule, ...] = (
-    heads_divide_the_model,
-    tensor_ranks_divide_the_model,
-    sequence_parallel_has_ranks_to_share,
-    stages_hold_every_layer,
-    overlap_has_an_optimizer_to_overlap,
-    microbatches_divide_the_batch,
+    check_heads,
+    check_tensor_size,
+    check_sequence_parallel,
+    check_stages,
+    check_overlap,
+    check_microbatch_size,
 )
 
 
 def world_contradictions(run: RunConfig, world_size: int) -> Iterator[ConfigError]:
-    """What can only be judged once the number of processes is known."""
+    """The rules that need the number of processes."""
     parallel, sequences = run.parallel, run.schedule.sequences_per_step
     if world_size % parallel.model_size:
         yield LayoutError(
-            "the processes do not divide into copies of the model",
+            "the number of processes is not a multiple of the ranks of one copy of the model",
             where="parallel.tensor, parallel.pipeline",
             found=f"{world_size} processes, tensor {parallel.tensor} x pipeline {parallel.pipeline}",
             expected=f"a multiple of {parallel.model_size} processes",
@@ -168,21 +168,21 @@ def world_contradictions(run: RunConfig, world_size: int) -> Iterator[ConfigErro
         )
     elif parallel.virtual_stages > 1 and (sequences // share) % parallel.pipeline:
         yield LayoutError(
-            "the interleaved schedule moves microbatches in groups of the pipeline's length",
+            "the interleaved schedule needs microbatches in groups of the pipeline's size",
             where="parallel.virtual_stages",
             found=f"{sequences // share} microbatches, {parallel.pipeline} stages",
-            expected="microbatches in a multiple of parallel.pipeline",
+            expected="a number of microbatches that is a multiple of parallel.pipeline",
             fix="set parallel.virtual_stages: 1, or another schedule.sequences_per_step",
         )
 
 
-def even_stages(layers: int, pieces: int) -> list[int]:
-    """As even as it goes; the ends, which also hold embedding and loss, stay lightest (30 over 4: 7/8/8/7)."""
-    base, extra = divmod(layers, pieces)
-    first = (pieces - extra) // 2
-    return [base + (first <= piece < first + extra) for piece in range(pieces)]
+def even_stages(layers: int, chunks: int) -> list[int]:
+    """Layers of each chunk, as even as possible; the ends, with embedding and loss, get fewer (30: 7, 8, 8, 7)."""
+    base, extra = divmod(layers, chunks)
+    first = (chunks - extra) // 2
+    return [base + (first <= chunk < first + extra) for chunk in range(chunks)]
 
 
-def _nearest_divisor(number: int, wished: int) -> int:
+def _nearest_divisor(number: int, wanted: int) -> int:
     divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
-    return min(divisors, key=lambda divisor: abs(divisor - wished))
+    return min(divisors, key=lambda divisor: abs(divisor - wanted))

@@ -1,1 +1,1 @@
-"""What every room does with files and processes: atomic writes, whole directories, lines, workers, progress."""
+"""Files and processes: atomic files and directories, lines, worker processes, signals, progress."""

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all: filled beside their final names, synced, renamed."""
+"""Directories that a reader sees complete or not at all: filled under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _INCOMPLETE = re.compile(r"(?P<target>.+)\.incomplete-(?P<host>.+)-(?P<process>\
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a directory to fill, which becomes `target` at the end; after an error nothing of it stays.
+    """Yield a directory to fill; at the end of the block it becomes `target`, after an error it is removed.
 
-    Raises OutputError when `target` holds something already or the system refuses.
+    Raises OutputError when `target` is not empty or the system refuses.
     """
     incomplete = begin(target)
     try:
@@ -36,9 +36,9 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def begin(target: Path) -> Path:
-    """Create an empty directory beside `target`, named for it and for this process.
+    """Create an empty directory beside `target`, with a temporary name, and return it.
 
-    What a process that died left of the same target is removed. Raises OutputError.
+    Leftovers of dead processes for the same target are removed. Raises OutputError.
     """
     target = target.absolute()
     require_absent(target)
@@ -51,9 +51,9 @@ def begin(target: Path) -> Path:
 
 
 def publish(incomplete: Path) -> Path:
-    """Give a filled directory its final name, which it returns. The files in it are on the disk already.
+    """Rename a filled directory to its final name and return that; its files must be on the disk already.
 
-    Raises OutputError when the name was taken meanwhile.
+    Raises OutputError when the final name exists.
     """
     name = _INCOMPLETE.fullmatch(incomplete.name)
     assert name is not None, incomplete
@@ -68,12 +68,12 @@ def publish(incomplete: Path) -> Path:
 
 
 def discard(incomplete: Path) -> None:
-    """Remove what was begun and will not be published; what cannot be removed is left to the next `begin`."""
+    """Remove an unpublished directory; the next `begin` tries again where the system refuses."""
     shutil.rmtree(incomplete, ignore_errors=True)
 
 
 def delete(published: Path) -> None:
-    """Delete a published directory: it loses its name first, so that no reader ever meets half of it."""
+    """Delete a published directory; it is renamed first, so that no reader sees a part of it."""
     incomplete = published.with_name(f"{published.name}.incomplete-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
     published.rename(incomplete)
     fault_point("checkpoint.pruning")
@@ -81,9 +81,9 @@ def delete(published: Path) -> None:
 
 
 def remove_leftovers(parent: Path, target: str) -> None:
-    """Remove the incomplete directories that dead processes of this host left of `target` (a glob) in `parent`.
+    """Remove the unpublished directories of dead processes of this host; `target` is a glob pattern in `parent`.
 
-    Another host's are left alone: from here it cannot be seen whether their process lives.
+    Directories of other hosts stay, because their processes may be alive.
     """
     for leftover in parent.glob(f"{target}.incomplete-*"):
         name = _INCOMPLETE.fullmatch(leftover.name)
@@ -92,22 +92,22 @@ def remove_leftovers(parent: Path, target: str) -> None:
 
 
 def require_absent(target: Path) -> None:
-    """Raise OutputError unless `target` is free, or an empty directory."""
+    """Raise OutputError if `target` exists and is not an empty directory."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     raise OutputError(
         "the output exists already",
         where=target,
         found="a file" if target.is_file() else "a directory that is not empty",
-        expected="nothing, or an empty directory",
-        fix="choose another output, or move this one away",
+        expected="no such file or directory, or an empty directory",
+        fix="choose another output, or move this one",
     )
 
 
 def require_writable(target: Path, needed_bytes: int | None = None) -> Path:
-    """The directory in which `target` is, or will be made with those between.
+    """The nearest existing directory above `target`.
 
-    Raises OutputError, which names the bytes where they are given, unless something can be made there.
+    Raises OutputError, which names `needed_bytes` if given, when nothing can be created there.
     """
     folder = target.absolute()
     while not folder.is_dir():
@@ -121,7 +121,7 @@ def require_writable(target: Path, needed_bytes: int | None = None) -> Path:
 
 @contextmanager
 def report_write_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn the system's refusal to write `path` into an OutputError that says what is needed and free."""
+    """Raise an OSError of the block as OutputError, with the bytes that are needed and free."""
     try:
         yield
     except OSError as error:

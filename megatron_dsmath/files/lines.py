@@ -1,4 +1,4 @@
-"""The lines of a file, plain, gzip or Zstandard, in blocks of whole lines and never more of one than the limit."""
+"""Reads the lines of a plain, gzip or Zstandard file in blocks, with a limit on the length of a line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import BinaryIO, NamedTuple, cast
 from megatron_dsmath.errors import DataError, DependencyError
 
 LINE_LIMIT_BYTES = 64 << 20
-EXCERPT_BYTES = 1000  # what is kept of a line over the limit
-BLOCK_BYTES = 256 << 10  # what is read at once: small enough to share out, large enough to be worth it
-# A Zstandard block of 4 bytes can stand for 128 KiB, so a chunk of a hostile file becomes 32 MiB at most.
+EXCERPT_BYTES = 1000  # of a line over the limit, its beginning
+BLOCK_BYTES = 256 << 10  # of a read: small enough to divide among workers, large enough to be efficient
+# A Zstandard block of 4 bytes can hold 128 KiB, so a chunk of a hostile file becomes 32 MiB at most.
 ZSTANDARD_CHUNK_BYTES = 1 << 10
 
 
 class Line(NamedTuple):
-    """One line without its newline. `number` counts from 1. Over the limit, `content` is only how it begins."""
+    """One line without its newline; `number` counts from 1. Of a line over the limit, `content` is the beginning."""
 
     number: int
     content: bytes
@@ -29,9 +29,9 @@ class Line(NamedTuple):
 
 
 class LineBlock(NamedTuple):
-    """Whole lines, from `first_number` on. `size_bytes` is more than the content where this is one line over the limit.
+    """Complete lines from `first_number` on, not yet split.
 
-    As it was read: nobody looks at the single lines before the process that works on them.
+    `size_bytes` is more than the length of `content` if the block is the beginning of one line over the limit.
     """
 
     first_number: int
@@ -39,7 +39,7 @@ class LineBlock(NamedTuple):
     size_bytes: int
 
     def lines(self) -> Iterator[Line]:
-        """Each line."""
+        """Yield each line."""
         if self.size_bytes > len(self.content):
             yield Line(self.first_number, self.content, self.size_bytes)
             return
@@ -48,35 +48,32 @@ class LineBlock(NamedTuple):
 
 
 class LineReader:
-    """Reads the lines of one file; `.gz` and `.zst` are decompressed on the way.
-
-    Memory is bounded by the line limit, whatever the file holds.
-    """
+    """Reads the lines of one file; decompresses `.gz` and `.zst`. The line limit bounds the memory."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`. Raises DataError when it is missing, empty or no file."""
+        """Open `path`. Raises DataError when it is missing, empty or not a file."""
         self.path = path
         self.size_bytes = require_content(path)
         try:
             self._raw = path.open("rb")
         except OSError as error:
             raise DataError(
-                "the file cannot be opened", where=path, found=error.strerror, expected="a file that can be read"
+                "the file cannot be opened", where=path, found=error.strerror, expected="a readable file"
             ) from error
         self._lines = _decompress(path, self._raw)
         self._number = 0
 
     @property
     def position_bytes(self) -> int:
-        """How far the file, as it lies on the disk, has been read."""
+        """How many bytes of the file on the disk, which may be compressed, have been read."""
         return self._raw.tell()
 
     def __iter__(self) -> Iterator[Line]:
-        """Every line, in order. Raises DataError when the file cannot be read or decompressed to its end."""
+        """Yield every line. Raises DataError when the file cannot be read or decompressed to its end."""
         return chain.from_iterable(block.lines() for block in self.blocks())
 
     def blocks(self) -> Iterator[LineBlock]:
-        """The same lines, in blocks that reach over `BLOCK_BYTES` only to the end of a line."""
+        """The same lines in blocks of about `BLOCK_BYTES`; each block ends with a line."""
         while content := self._read(self._lines.read, BLOCK_BYTES):
             begin_of_last = content.rfind(b"\n") + 1
             begun_bytes = len(content) - begin_of_last
@@ -91,7 +88,7 @@ class LineReader:
             excerpt = content[begin_of_last:][:EXCERPT_BYTES]
             yield self._block(excerpt, last_bytes + self._skip_rest())
         if self._number == 0:
-            raise _empty(self.path, "no line within")
+            raise _empty(self.path, "no line")
 
     def __enter__(self) -> LineReader:
         return self
@@ -114,12 +111,12 @@ class LineReader:
                 "the file cannot be read to its end",
                 where=f"{self.path}:{self._number + 1}",
                 found=error,
-                expected="a whole file",
-                fix="the file is cut off or damaged: fetch it again",
+                expected="a complete file",
+                fix="the file is truncated or damaged: download it again",
             ) from error
 
     def _skip_rest(self) -> int:
-        """Read on to the end of the line, keeping nothing; how many bytes that was."""
+        """Skip the rest of the line; returns the number of bytes."""
         skipped_bytes = 0
         while part := self._read(self._lines.readline, 1 << 20):
             skipped_bytes += len(part.removesuffix(b"\n"))
@@ -129,7 +126,7 @@ class LineReader:
 
 
 def require_content(path: Path) -> int:
-    """The size of `path` in bytes. Raises DataError when it is missing, empty or no file."""
+    """The size of `path` in bytes. Raises DataError when it is missing, empty or not a file."""
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing at this path"
         raise DataError("there is no such file", where=path, found=found, expected="a file", fix="check the path")
@@ -141,7 +138,7 @@ def require_content(path: Path) -> int:
 
 def _empty(path: Path, found: str) -> DataError:
     return DataError(
-        "the file is empty", where=path, found=found, expected="one JSON object a line", fix="leave it out"
+        "the file is empty", where=path, found=found, expected="one JSON object per line", fix="remove it from the list"
     )
 
 
@@ -154,7 +151,7 @@ def _decompress(path: Path, raw: BinaryIO) -> BinaryIO:
 
 
 class _ZstandardReader(io.RawIOBase):
-    """Decompresses frame after frame, and notices a file that ends within one (the package's own reader does not)."""
+    """Decompresses all frames and detects a file that ends within one (zstandard's own reader does not)."""
 
     def __init__(self, raw: BinaryIO) -> None:
         try:
@@ -177,7 +174,7 @@ class _ZstandardReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill `buffer` as far as one chunk goes; 0 at the end. Raises OSError or EOFError."""
+        """Fill `buffer` with bytes of one chunk; returns 0 at the end. Raises OSError or EOFError."""
         while not self._pending:
             chunk = self._raw.read(ZSTANDARD_CHUNK_BYTES)
             if not chunk:

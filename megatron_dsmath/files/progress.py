@@ -1,4 +1,4 @@
-"""How far a long pass over files has come: a bar with rate and ETA on a terminal, plain lines elsewhere."""
+"""The progress of a long pass over files: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(NamedTuple):
-    """What was done so far. Bytes are those of the files as they lie on the disk, compressed or not."""
+    """The work done so far. Bytes are those of the files on the disk, which may be compressed."""
 
     documents: int
     tokens: int
@@ -25,7 +25,7 @@ Report = Callable[[Progress], None]
 
 @contextmanager
 def show_progress() -> Iterator[Report]:
-    """A function that shows the progress it is given, on stderr."""
+    """Yield a function that shows progress on standard error."""
     if not sys.stderr.isatty():
         yield _plain_lines()
         return

@@ -7,8 +7,8 @@ from math import lcm
 
 from megatron_dsmath.config.contradictions import RULES
 from megatron_dsmath.config.layout_contradictions import (
+    check_tensor_size,
     even_stages,
-    tensor_ranks_divide_the_model,
     world_contradictions,
 )
 from megatron_dsmath.config.sections import ParallelConfig, RunConfig
@@ -25,7 +25,7 @@ def tensor_sizes(run: RunConfig, ranks: int) -> tuple[int, ...]:
 
     def divides(size: int) -> bool:
         parallel = run.parallel.model_copy(update={"tensor": size})
-        return not list(tensor_ranks_divide_the_model(run.model_copy(update={"parallel": parallel})))
+        return not list(check_tensor_size(run.model_copy(update={"parallel": parallel})))
 
     return tuple(size for size in range(1, ranks + 1) if divides(size))
 

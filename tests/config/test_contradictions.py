@@ -28,7 +28,7 @@ CONTRADICTIONS: dict[str, tuple[Edits, str, str, str, str]] = {
         [("  attention_heads: 32", "  attention_heads: 4096"), ("key_value_heads: 32", "key_value_heads: 4096")],
         "model.attention_heads",
         "  attention_heads: 4096",
-        "1 channels a head",
+        "1 channels per head",
         "another model.attention_heads",
     ),
     "groups that do not divide the heads": (
@@ -63,7 +63,7 @@ CONTRADICTIONS: dict[str, tuple[Edits, str, str, str, str]] = {
         PIPELINE,
         "parallel.pipeline",
         "pipeline: 4",
-        "30 layers, 4 pieces",
+        "30 layers, 4 model chunks",
         "parallel.stage_layers: [7, 8, 8, 7]",
     ),
     "stages that hold too many layers": (

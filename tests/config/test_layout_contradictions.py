@@ -45,8 +45,8 @@ def test_thirty_layers_over_four_stages_are_7_8_8_7() -> None:
     assert load(PAPER_RUN, ["parallel.pipeline=4", "parallel.stage_layers=[7, 8, 8, 7]"], world_size=8)
 
 
-@pytest.mark.parametrize(("layers", "pieces"), [(30, 4), (30, 8), (7, 3), (2, 2), (31, 30)])
-def test_suggested_stages_hold_every_layer_and_differ_by_one_at_most(layers: int, pieces: int) -> None:
-    stages = even_stages(layers, pieces)
-    assert (sum(stages), len(stages)) == (layers, pieces)
+@pytest.mark.parametrize(("layers", "chunks"), [(30, 4), (30, 8), (7, 3), (2, 2), (31, 30)])
+def test_suggested_stages_hold_every_layer_and_differ_by_one_at_most(layers: int, chunks: int) -> None:
+    stages = even_stages(layers, chunks)
+    assert (sum(stages), len(stages)) == (layers, chunks)
     assert max(stages) - min(stages) <= 1

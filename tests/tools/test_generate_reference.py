@@ -80,7 +80,7 @@ def _rows_under(page: str, key: str) -> list[str]:
         ("data.corpora", "list of sections"),
         ("data.conversations", "section or `null`"),
         ("data.held_out_share", "number (0 or more, below 0.5)"),
-        ("data.corpora.max_epochs", "number (above 0) or `null`; may be left out"),
+        ("data.corpora.max_epochs", "number (above 0) or `null`; may be omitted"),
     ],
 )
 def test_the_reference_says_what_a_key_takes(key: str, takes: str) -> None:
