@@ -26,7 +26,6 @@ from megatron_dsmath.sandbox.pool import Sandbox
 
 TOOL_CALL = "```output"  # the model writes this to have its programs run
 _CODE_START, _FENCE = "```python", "```"
-NO_PROGRAM = "no program to run"
 
 
 class Program(NamedTuple):
@@ -177,7 +176,8 @@ def combined_program(text: str) -> str | None:
     blocks = [block for block in blocks if block]
     if not blocks:
         return None
-    kept = [line for block in blocks[:-1] for line in block.split("\n") if _is_kept(line)]
+    lines = [line for block in blocks[:-1] for line in block.split("\n")]
+    kept = [line for line in lines if "print(" not in line or line.startswith(("    ", "import", "def "))]
     return "\n".join([*kept, blocks[-1]])
 
 
@@ -206,14 +206,10 @@ def program_under_test(question: str, text: str, kind: Literal["continued", "who
 def tool_output(outcome: Outcome | None, limit_characters: int) -> str:
     """The content of an output block, with its middle left out beyond the limit; `outcome` None: no program."""
     if outcome is None:
-        return NO_PROGRAM
+        return "no program to run"
     if outcome.verdict == "ok":
         return _shorten(outcome.stdout.strip(), limit_characters) or "Runtime errors:"
     return f"Runtime errors: {_shorten(outcome.error or outcome.verdict, limit_characters)}".strip()
-
-
-def _is_kept(line: str) -> bool:
-    return "print(" not in line or line.startswith(("    ", "import", "def "))
 
 
 def _shorten(text: str, limit_characters: int) -> str:

@@ -34,7 +34,6 @@ Batch = Sequence[tuple[Problem, int]]
 """Problems with sample numbers. The composition of a batch can change the last digit of a logit."""
 
 _RECORDED_PACKAGES = ("torch", "transformers", "vllm", "tokenizers", "math-verify", "latex2sympy2_extended", "sympy")
-_PROTOCOL_OF_MODE = {"cot": "instruct-cot", "tool": "instruct-tool"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def protocol_name(protocol: str | None, mode: str | None) -> str:
             expected="one of the two",
             fix="--mode cot is short for --protocol instruct-cot, --mode tool for instruct-tool",
         )
-    return protocol or _PROTOCOL_OF_MODE[str(mode)]
+    return protocol or f"instruct-{mode}"
 
 
 def load_inputs(

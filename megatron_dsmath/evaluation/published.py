@@ -38,7 +38,7 @@ _DEEPSEEK_MATH = "deepseek-ai/DeepSeek-Math, evaluation/datasets"
 _CHOOSE = "What of the following is the right choice? Explain your answer."
 
 
-def _gsm8k(row: Mapping[str, Any]) -> RowContent:
+def _question_answer(row: Mapping[str, Any]) -> RowContent:
     return RowContent(row["question"], row["answer"])
 
 
@@ -68,10 +68,6 @@ def _mmlu_stem(row: Mapping[str, Any]) -> RowContent:
         f"({letter}) {str(option).strip()}" for letter, option in zip("ABCD", row["options"], strict=True)
     )
     return RowContent(f"{row['question'].strip()}\n{_CHOOSE}\n{options}", row["answer"], subject=row["topic"])
-
-
-def _gaokao_cloze(row: Mapping[str, Any]) -> RowContent:
-    return RowContent(row["question"], row["answer"])
 
 
 def _gaokao_mathqa(row: Mapping[str, Any]) -> RowContent:
@@ -105,7 +101,7 @@ PUBLISHED = {
         "fd32e8e549626b0dcce350eec7bbace9c463ddbcfa1c0303ba5abe9122450839",
         "en",
         f"{_DEEPSEEK_MATH}/gsm8k/test.jsonl",
-        _gsm8k,
+        _question_answer,
     ),
     "math": PublishedBenchmark(
         "math_test.jsonl",
@@ -161,7 +157,7 @@ PUBLISHED = {
         "088675c147794970a3ed25c7147a3bbc59715d6813837d5f483f46dcb1b5008d",
         "zh",
         f"{_DEEPSEEK_MATH}/agieval/gaokao-mathcloze.jsonl",
-        _gaokao_cloze,
+        _question_answer,
     ),
     "gaokao-mathqa": PublishedBenchmark(
         "gaokao_mathqa.jsonl",

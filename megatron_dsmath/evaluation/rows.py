@@ -14,10 +14,6 @@ from megatron_dsmath.evaluation.verdicts import Judgement
 from megatron_dsmath.files.atomic_files import replace_text, write_error
 
 Row = Mapping[str, Any]
-Key = tuple[int, int]
-"""The row of the benchmark, and the sample."""
-
-FOLDER = "outputs"
 
 
 def answer_row(answer: Answer, judgement: Judgement) -> Row:
@@ -53,13 +49,14 @@ def answer_row(answer: Answer, judgement: Judgement) -> Row:
 
 def rows_path(out: Path, task: str) -> Path:
     """The file with the rows of a task."""
-    return out / FOLDER / f"{task}.jsonl"
+    return out / "outputs" / f"{task}.jsonl"
 
 
-def read_rows(path: Path) -> dict[Key, Row]:
-    """The rows of a file; an incomplete last row, which an interrupted evaluation leaves, is removed from the file.
+def read_rows(path: Path) -> dict[tuple[int, int], Row]:
+    """The rows of a file, by row of the benchmark and sample.
 
-    Raises OutputError, with the line, for a row that no evaluation wrote.
+    An incomplete last row, which an interrupted evaluation leaves, is removed from the file. Raises OutputError, with
+    the line, for a row that no evaluation wrote.
     """
     if not path.is_file():
         return {}

@@ -14,8 +14,7 @@ from megatron_dsmath.grading.grade import Attempt, Grader, Verdict
 from megatron_dsmath.sandbox.outcome import Limits
 
 Judgement = Mapping[str, Any]
-"""The verdict fields of a row: those of `grading.grade.Verdict`. Without a verdict `correct` is None and `note` is
-"no verdict"."""
+"""The fields of `grading.grade.Verdict`; without a verdict `correct` is None and `note` is "no verdict"."""
 
 
 class AnswerGrader:
@@ -46,7 +45,11 @@ class AnswerGrader:
         return Attempt(answer.prediction, answer.problem.reference, answer.problem.task, is_few_shot)
 
     def _grade_by_tests(self, answers: Sequence[Answer]) -> list[Judgement]:
-        programs = [self._program(answer) for answer in answers]
+        programs = []
+        for answer in answers:
+            kind = self._protocol.prompt_of(answer.problem).program
+            assert kind == "continued" or kind == "whole"
+            programs.append(program_under_test(answer.problem.question, answer.prediction, kind))
         pairs = [
             (program, answer.problem.reference)
             for answer, program in zip(answers, programs, strict=True)
@@ -65,11 +68,6 @@ class AnswerGrader:
             verdict = Verdict(passed, answer.prediction, passed_as_the_paper, answer.prediction)
             judgements.append(verdict._asdict())
         return judgements
-
-    def _program(self, answer: Answer) -> str | None:
-        kind = self._protocol.prompt_of(answer.problem).program
-        assert kind == "continued" or kind == "whole"
-        return program_under_test(answer.problem.question, answer.prediction, kind)
 
     def _grade_by_checker(self, answers: Sequence[Answer]) -> list[Judgement]:
         proofs = self._protocol.proofs

@@ -12,7 +12,6 @@ from megatron_dsmath.evaluation.results.scores import comparison_table
 from megatron_dsmath.evaluation.rows import Row
 from megatron_dsmath.files.atomic_files import replace_text
 
-REPORT = "report.html"
 _STYLE = """
 :root { color-scheme: light dark; --line: light-dark(#ddd, #444); --soft: light-dark(#666, #aaa); }
 body { font: 16px/1.5 system-ui, "Noto Sans CJK SC", "PingFang SC", sans-serif; max-width: 60rem; margin: 2rem auto;
@@ -32,6 +31,9 @@ _COUNTS = (
     "problems", "no_answer", "cut_off", "tool_calls", "programs", "program_errors", "program_timeouts",
     "grader_timeouts", "grader_errors", "graders_disagree", "no_verdict", "new_tokens",
 )  # fmt: skip
+_VERDICT_FIELDS = (
+    "correct", "extracted", "correct_as_the_paper", "extracted_as_the_paper", "note", "checker_message", "end",
+)  # fmt: skip
 
 
 def write_pages(out: Path, results: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> None:
@@ -40,13 +42,12 @@ def write_pages(out: Path, results: Mapping[str, Any], rows: Mapping[str, Sequen
         title = f"{task}: {len(task_rows):,} answers, {results['protocol']}"
         replace_text(out / _page_of(task), _document(title, [_problem(row) for row in task_rows]), durable=True)
     page = _document(f"{results['model']}, {results['protocol']}", _report(results))
-    replace_text(out / REPORT, page, durable=True)
+    replace_text(out / "report.html", page, durable=True)
 
 
 def _report(results: Mapping[str, Any]) -> list[str]:
-    tasks = results["tasks"]
+    tasks, limit = results["tasks"], results["limit"]
     links = ", ".join(f'<a href="{escape(_page_of(task))}">{escape(task)}</a>' for task in tasks)
-    limit = results["limit"]
     limited = "" if limit is None else f" Only the first {limit:,} problems of each task were asked."
     parts = [
         f"<p>{escape(f'Percent correct, with 95% intervals.{limited}')} Every problem and answer: {links}.</p>",
@@ -65,7 +66,7 @@ def _report(results: Mapping[str, Any]) -> list[str]:
             parts += [f"<h2>{escape(task)}, {results['samples']} samples</h2>", _table(rows)]
         for part in ("level", "subject", "language"):
             if "accuracy" in scores and len(scores.get(f"by_{part}", {})) > 1:
-                parts += [f"<h2>{escape(task)} by {part}</h2>", _table(_by_part(scores[f"by_{part}"], part))]
+                parts += [f"<h2>{escape(task)} by {part}</h2>", _part_table(scores[f"by_{part}"], part)]
     settings = {key: value for key, value in results.items() if key != "tasks"}
     return [*parts, "<h2>Settings of the evaluation</h2>", _text(json.dumps(settings, ensure_ascii=False, indent=1))]
 
@@ -82,8 +83,8 @@ def _describe_shots(shots: Mapping[str, str]) -> str:
     return " ".join(sentences[author].format(names) for author, names in tasks.items() if names)
 
 
-def _by_part(scores: Mapping[str, Mapping[str, Any]], part: str) -> list[dict[str, str]]:
-    return [
+def _part_table(scores: Mapping[str, Mapping[str, Any]], part: str) -> str:
+    rows = [
         {
             part: name,
             "problems": f"{one['problems']:,}",
@@ -93,6 +94,7 @@ def _by_part(scores: Mapping[str, Mapping[str, Any]], part: str) -> list[dict[st
         }
         for name, one in scores.items()
     ]
+    return _table(rows)
 
 
 def _problem(row: Row) -> str:
@@ -104,21 +106,15 @@ def _problem(row: Row) -> str:
     parts = [
         _titled("Prompt", row["prompt"]),
         _titled("Output", row["output"]),
-        *(_titled(f"Program: {program['verdict']}", _run(program)) for program in row["programs"]),
+        *(
+            _titled(f"Program: {one['verdict']}", one["program"], "--- printed", one["stdout"], one["error"])
+            for one in row["programs"]
+        ),
         _titled("Reference", row["reference"]),
-        _titled("Verdict", _verdict(row)),
+        _titled("Verdict", *(f"{name}: {row[name]}" for name in _VERDICT_FIELDS if name in row)),
     ]
     summary = f'<summary><b class="{kind}">{escape(verdict)}</b> <span>{escape(title)}</span></summary>'
     return f"<details>{summary}{''.join(parts)}</details>"
-
-
-def _run(program: Mapping[str, str]) -> str:
-    return "\n".join(filter(None, (program["program"], "--- printed", program["stdout"], program["error"])))
-
-
-def _verdict(row: Row) -> str:
-    names = ("correct", "extracted", "correct_as_the_paper", "extracted_as_the_paper", "note", "checker_message", "end")
-    return "\n".join(f"{name}: {row[name]}" for name in names if name in row)
 
 
 def _document(title: str, parts: Sequence[str]) -> str:
@@ -138,8 +134,9 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
     return f"<div><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
 
 
-def _titled(title: str, text: str) -> str:
-    return f"<h3>{escape(title)}</h3>{_text(text)}"
+def _titled(title: str, *lines: str) -> str:
+    """A heading and preformatted text; empty lines are left out."""
+    return f"<h3>{escape(title)}</h3>{_text(chr(10).join(filter(None, lines)))}"
 
 
 def _text(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from itertools import groupby
 from math import comb, sqrt
 from pathlib import Path
@@ -14,7 +13,6 @@ from megatron_dsmath.evaluation.published import PUBLISHED
 from megatron_dsmath.evaluation.rows import Row
 from megatron_dsmath.grading.strict import is_correct
 
-_FILE = Path(__file__).with_name("paper_tables.json")
 _NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5th percentile
 LONGEST_COMPARED = 200  # characters: programs and proofs are answers too, and comparing two takes milliseconds
 _PARTS = ("level", "subject", "language")
@@ -111,15 +109,9 @@ def comparison_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def paper_table(protocol: str) -> Mapping[str, Mapping[str, float]]:
     """The paper's percentages by model and task for a shipped protocol; empty for another one."""
-    name = protocol.removesuffix("-paper")
-    table: Mapping[str, Mapping[str, float]] = _tables()["tables"].get(name, {"models": {}})["models"]
+    tables = json.loads(Path(__file__).with_name("paper_tables.json").read_text(encoding="utf-8"))["tables"]
+    table: Mapping[str, Mapping[str, float]] = tables.get(protocol.removesuffix("-paper"), {"models": {}})["models"]
     return table
-
-
-@lru_cache(maxsize=1)
-def _tables() -> Mapping[str, Any]:
-    tables: Mapping[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
-    return tables
 
 
 def _percent(scores: Mapping[str, Any], ending: str) -> str:
