@@ -45,7 +45,7 @@ read_command_line() {
 default_processes() {
     local gpus
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
-        gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -Ec '^[^-]' || true) # -1 stands for none
+        gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -Ec '^[^-]' || true) # -1 means none
     else
         gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
     fi

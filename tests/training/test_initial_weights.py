@@ -92,7 +92,10 @@ def test_a_run_that_continues_needs_its_initial_weights_no_more(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "weights of another shape": ({"intermediate_size": 96}, "error[conversion]: a tensor has another shape"),
+    "weights of another shape": (
+        {"intermediate_size": 96},
+        "error[conversion]: a tensor does not have the shape of the model",
+    ),
     "weights of another model": ({}, "error[checkpoint]: the weights belong to another model than the run's"),
 }
 

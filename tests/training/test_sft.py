@@ -223,7 +223,11 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Path], object], str]] = {
     "a file is missing": ({}, lambda folder: (folder / "set.targets").unlink(), "no set of conversations"),
     "no such set": ({}, lambda folder: (folder / "set.idx").unlink(), "set.idx"),
     "an example is longer": ({"data__sequence_length": 64}, lambda folder: None, "longer than a sequence"),
-    "a small vocabulary": ({"model__vocabulary_size": 256}, lambda folder: None, "more words than the model"),
+    "a small vocabulary": (
+        {"model__vocabulary_size": 256},
+        lambda folder: None,
+        "more tokens than the model",
+    ),
     "nothing is held out": ({"data__held_out_share": 0.001}, lambda folder: None, "conversations enough to hold"),
 }
 
