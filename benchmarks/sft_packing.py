@@ -1,8 +1,8 @@
-"""DeepSeekMath-Instruct's 776K examples: how long a set takes to build and an epoch to plan, and how it fills.
+"""The build time, planning time and fill of a set as large as DeepSeekMath-Instruct's: 776K examples.
 
-Rows of GSM8K, GSM-Hard, ToRA and TAL-SCQ5K are drawn with replacement, each made different by a number. Tokenizing
-alone is `dsmath data tokenize` on the same texts, so that what the rest costs shows. Processor seconds count all
-processes; elapsed seconds mean something on a machine that does nothing else.
+Rows are drawn with replacement from GSM8K, GSM-Hard, ToRA and TAL-SCQ5K, and a number makes each unique. The cost of
+tokenizing alone is that of `dsmath data tokenize` on the same texts. Processor seconds count all processes; elapsed
+seconds are meaningful on an otherwise idle machine.
 `python benchmarks/sft_packing.py`, or `make bench-data`; takes 2 GB of disk.
 """
 
@@ -40,7 +40,7 @@ NEXT_FIT_TOLERANCE, LEAST_BEST_FIT = 0.005, 0.995
 
 
 def write_conversations(data: Path, folder: Path, count: int) -> list[Path]:
-    """`count` rows drawn from the real ones, from each file in its proportion, and the same texts as documents."""
+    """Write `count` rows drawn from each file in proportion, and the same texts as documents; return the files."""
     draw = random.Random(0)
     rows = {name: (data / "sft" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in FILES}
     total = sum(map(len, rows.values()))
@@ -64,7 +64,7 @@ def write_conversations(data: Path, folder: Path, count: int) -> list[Path]:
 
 
 class Cost:
-    """Elapsed and processor seconds, and the most bytes resident in all processes together."""
+    """Elapsed and processor seconds, and the peak of resident bytes in all processes together."""
 
     elapsed_seconds = processor_seconds = resident_bytes = 0.0
 
@@ -99,12 +99,12 @@ def _resident_bytes() -> float:
         try:
             total += process.memory_full_info().pss
         except psutil.Error:
-            continue  # it has just ended
+            continue  # it has ended
     return total
 
 
 def next_fit(lengths: list[int]) -> int:
-    """How many sequences a random concatenation needs, example by example."""
+    """The number of sequences of a next-fit simulated example by example."""
     sequences, filled = 1, 0
     for length in lengths:
         if filled + length > SEQUENCE_LENGTH:
@@ -114,7 +114,7 @@ def next_fit(lengths: list[int]) -> int:
 
 
 def plan_epochs(lengths: np.ndarray, judge: Callable[[str, bool], None]) -> None:
-    """Plan an epoch by each policy."""
+    """Plan an epoch with each policy, and judge time and fill."""
     shuffled = lengths.tolist()
     random.Random(1).shuffle(shuffled)
     simulated = sum(shuffled) / SEQUENCE_LENGTH / next_fit(shuffled)
@@ -126,9 +126,9 @@ def plan_epochs(lengths: np.ndarray, judge: Callable[[str, bool], None]) -> None
             packing = pack(lengths, np.arange(len(lengths)), SEQUENCE_LENGTH, policy, 0, epoch)
             seconds.append(time.process_time() - started)
         fill = lengths.sum() / SEQUENCE_LENGTH / packing.sequence_count
-        print(f"{policy:<19} fill {fill:.4%}  {packing.sequence_count:,} sequences  {max(seconds):.3f} s an epoch")
+        print(f"{policy:<19} fill {fill:.4%}  {packing.sequence_count:,} sequences  {max(seconds):.3f} s per epoch")
         tokens = np.bincount(packing.examples, packing.token_counts, len(lengths))
-        judge(f"{policy}: no example lost or doubled", bool((tokens == lengths).all()))
+        judge(f"{policy}: no example is lost or repeated", bool((tokens == lengths).all()))
         judge(f"{policy}: an epoch is planned in {MOST_PLAN_SECONDS} s", max(seconds) <= MOST_PLAN_SECONDS)
         if policy == "next-fit":
             judge("next-fit: within half a point of the simulation", abs(fill - simulated) <= NEXT_FIT_TOLERANCE)
@@ -137,7 +137,7 @@ def plan_epochs(lengths: np.ndarray, judge: Callable[[str, bool], None]) -> None
 
 
 def main() -> int:
-    """Build, plan, and say which bars hold; exit 1 when one does not."""
+    """Build, plan, and print which limits hold; return 1 where one does not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=EXAMPLES)
     parser.add_argument("--workers", type=int, default=2)

@@ -18,7 +18,7 @@ OPERATIONS = {
 
 
 def value(text: str, **variables: int | Fraction) -> Fraction:
-    """The exact value of an expression; a letter stands for one of `variables`."""
+    """The exact value of an expression; letters are the names of `variables`."""
     return _value(ast.parse(_as_python(text), mode="eval").body, variables)
 
 

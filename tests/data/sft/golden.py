@@ -1,6 +1,6 @@
 """The hand-written conversations of tests/golden, and their tokens as the `tokenizers` library alone gives them.
 
-`python -m tests.data.sft.golden TOKENIZER_FOLDER` writes tests/golden/conversations.tokens.txt anew.
+`python -m tests.data.sft.golden TOKENIZER_FOLDER` writes tests/golden/conversations.tokens.txt again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ conversations.txt and the vocabulary of DeepSeek LLM, with nothing of this packa
 
 
 class Written(NamedTuple):
-    """One conversation as it was written: a row, and the text that is read, with its marks."""
+    """One conversation of the file: a row, and its text with marks."""
 
     title: str
     row: dict[str, Any]
@@ -34,32 +34,32 @@ class Written(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A text, or a special token by its sign, and whether it is learned."""
+    """A text, or a special token by its sign, and whether its tokens are targets."""
 
     text: str
-    is_learned: bool
+    is_target: bool
 
 
 def conversations() -> list[Written]:
-    """All of them."""
+    """All conversations of the file."""
     _, *entries = re.split(r"^=== ", WRITTEN.read_bytes().decode(), flags=re.MULTILINE)
     return [_entry(entry) for entry in entries]
 
 
 def parts(marked: str) -> Iterator[Part]:
-    """What stands between marks, and the special tokens."""
-    is_learned = False
+    """The texts between the marks, and the special tokens."""
+    is_target = False
     for word in re.split(f"([⟦⟧]|{BEGIN}|{END})", marked):
         if word in ("⟦", "⟧"):
-            is_learned = word == "⟦"
+            is_target = word == "⟦"
         elif word:
-            yield Part(word, is_learned)
+            yield Part(word, is_target)
 
 
 def expected_tokens(marked: str, engine: tokenizers.Tokenizer) -> list[tuple[int, bool]]:
-    """Each token and whether it is learned; `engine` must take literals of special tokens for text."""
+    """Each token and whether it is a target. `engine` must encode literals of special tokens as text."""
     return [
-        (identifier, part.is_learned)
+        (identifier, part.is_target)
         for part in parts(marked)
         for identifier in (
             [engine.token_to_id(DEEPSEEK[part.text])]
@@ -70,22 +70,22 @@ def expected_tokens(marked: str, engine: tokenizers.Tokenizer) -> list[tuple[int
 
 
 def shown(tokens: list[tuple[int, bool]], engine: tokenizers.Tokenizer) -> str:
-    """The tokens as tests/golden has them."""
+    """The tokens in the form of tests/golden."""
     signs = {engine.token_to_id(name): sign for sign, name in DEEPSEEK.items()}
     line = ""
-    was_learned = False
-    for identifier, is_learned in tokens:
-        if is_learned != was_learned:
-            line += "⟦" if is_learned else "⟧"
+    was_target = False
+    for identifier, is_target in tokens:
+        if is_target != was_target:
+            line += "⟦" if is_target else "⟧"
         elif line:
             line += "|"
         line += signs.get(identifier) or _text(engine.id_to_token(identifier))
-        was_learned = is_learned
-    return line + "⟧" * was_learned
+        was_target = is_target
+    return line + "⟧" * was_target
 
 
 def token_file(engine: tokenizers.Tokenizer) -> str:
-    """The whole of tests/golden/conversations.tokens.txt."""
+    """The content of tests/golden/conversations.tokens.txt."""
     entries = [f"=== {one.title}\n{shown(expected_tokens(one.marked, engine), engine)}\n" for one in conversations()]
     return HEADER + "\n" + "".join(entries)
 

@@ -20,7 +20,7 @@ TOOL = "```python\nprint({0})\n```\n```output\n{0}\n```\nIt is {0}."
 
 
 def rows(count: int) -> list[dict[str, Any]]:
-    """Conversations of all kinds and of many lengths, each told from the others by its number."""
+    """Conversations of all kinds and of many lengths, each with its number."""
     texts = ["x" * (7 * number % 60) + f" {number}" for number in range(count)]
     return [
         {
@@ -53,7 +53,7 @@ def small_set(folder: Path, count: int = 60, *, passes: tuple[float, ...] = (1.0
 def open_set(
     examples: Examples, sequence_length: int, seed: int, held_out_share: float = 0.0, packing: Policy = "next-fit"
 ) -> PackedBatches:
-    """The set as a run reads it."""
+    """The batches of a run from the set."""
     config = DataConfig(
         tokenizer="tokenizer",
         sequence_length=sequence_length,

@@ -66,13 +66,13 @@ def test_each_target_belongs_to_the_kind_language_and_source_of_its_example(
                 assert names == ([] if owner == PADDING else labels)
 
 
-def test_what_is_learned_always_belongs_to_an_example(batches: PackedBatches) -> None:
+def test_every_target_belongs_to_an_example(batches: PackedBatches) -> None:
     for one in batches.step_batches(0, 16, 4, 0, 1):
         assert (one.groups[one.loss_mask] != PADDING).all()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_validation_reads_the_held_out_once_whatever_the_ranks(batches: PackedBatches, ranks: int) -> None:
+def test_validation_reads_held_out_sequences_once_on_any_number_of_ranks(batches: PackedBatches, ranks: int) -> None:
     assert batches.validation_set is not None
     count = batches.validation_set.plan(0).sequence_count
     parts = [batches.validation_batches(1000, 2, rank, ranks) for rank in range(ranks)]
@@ -85,7 +85,7 @@ def test_validation_reads_the_held_out_once_whatever_the_ranks(batches: PackedBa
     assert len(joined(batches.validation_batches(1, 1, 0, 1))) == 1
 
 
-def test_nothing_held_out_is_no_validation(examples: Examples) -> None:
+def test_there_is_no_validation_without_held_out_examples(examples: Examples) -> None:
     assert opened(examples, held_out_share=0.0).validation_batches(8, 2, 0, 1) == []
 
 

@@ -1,4 +1,4 @@
-"""Conversations written out by hand, with marks around what is learned: tests/golden/conversations.txt."""
+"""Conversations written out by hand, with marks around the targets: tests/golden/conversations.txt."""
 
 from __future__ import annotations
 
@@ -53,24 +53,22 @@ def test_there_are_at_least_60_in_both_languages_and_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("written", CONVERSATIONS, ids=lambda written: written.title)
-def test_what_is_learned_is_what_stands_between_the_marks(written: golden.Written, small: Tokenizer) -> None:
+def test_the_targets_are_the_text_between_the_marks(written: golden.Written, small: Tokenizer) -> None:
     signs = {small.begin_of_document: golden.BEGIN, small.end_of_document: golden.END}
     marked = ""
-    for (is_learned, is_special), run in groupby(
-        tokens_of(written, small), lambda token: (token[1], token[0] in signs)
-    ):
+    for (is_target, is_special), run in groupby(tokens_of(written, small), lambda token: (token[1], token[0] in signs)):
         ids = [identifier for identifier, _ in run]
         text = "".join(signs[identifier] for identifier in ids) if is_special else small.decode(ids)
-        marked += f"⟦{text}⟧" if is_learned else text
+        marked += f"⟦{text}⟧" if is_target else text
     assert marked.replace("⟧⟦", "") == written.marked
 
 
 @pytest.mark.parametrize("written", CONVERSATIONS, ids=lambda written: written.title)
-def test_tokens_and_mask_are_those_of_the_library_between_the_marks(
+def test_tokens_and_mask_are_those_of_the_tokenizers_library(
     written: golden.Written, deepseek: Tokenizer, library: tokenizers.Tokenizer
 ) -> None:
     assert tokens_of(written, deepseek) == golden.expected_tokens(written.marked, library)
 
 
-def test_the_tokens_written_out_are_up_to_date(library: tokenizers.Tokenizer) -> None:
+def test_the_golden_tokens_are_up_to_date(library: tokenizers.Tokenizer) -> None:
     assert golden.TOKENS.read_bytes().decode() == golden.token_file(library)

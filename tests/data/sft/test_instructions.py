@@ -16,12 +16,12 @@ def test_the_instructions_are_those_of_the_authors(shared_data: Path) -> None:
     }
 
 
-def test_it_follows_the_first_question_after_one_newline() -> None:
+def test_the_instruction_is_after_the_first_question() -> None:
     first, *others = add_instruction(ASKED, "cot", "zh")[1:]
     assert first == Message("user", "q\n请通过逐步推理来解答问题，并把最终答案放置于\\boxed{}中。")
     assert tuple(others) == ASKED[2:]
 
 
-def test_it_is_not_written_twice() -> None:
+def test_the_instruction_is_not_added_twice() -> None:
     once = add_instruction(ASKED, "tool", "en")
     assert add_instruction(once, "tool", "en") == once != ASKED

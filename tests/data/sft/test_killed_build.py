@@ -1,4 +1,4 @@
-"""A build begins anew after a kill, and ends with the same bytes: there is no journal, and nothing to clean up."""
+"""A build that was killed is started again from scratch and writes the same bytes. There is no journal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 
 class Build:
-    """The command line of a build of 6,000 rows, and what an undisturbed one wrote in how many seconds."""
+    """The command line of a build of 6,000 rows, with the files and the seconds of an undisturbed one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,8 +58,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return Build(tmp_path_factory.mktemp("build"))
 
 
-def test_a_killed_build_leaves_no_set_and_the_next_one_is_as_if_undisturbed(build: Build) -> None:
-    """Killed while it writes, with a quarantine that the next build does not have."""
+def test_a_killed_build_leaves_no_set_and_the_next_one_has_the_same_bytes(build: Build) -> None:
+    """It is killed while it writes, with a quarantine file that the next build does not have."""
     partial = Path(f"{build.prefix('once')}.bin.partial")
     with subprocess.Popen(build.command("once", "skip")) as process:
         deadline = time.monotonic() + 60
@@ -75,7 +75,7 @@ def test_a_killed_build_leaves_no_set_and_the_next_one_is_as_if_undisturbed(buil
 
 @pytest.mark.long
 def test_a_build_killed_at_any_of_25_random_moments_is_built_again_to_the_same_bytes(build: Build) -> None:
-    """Half of them over a set that is there: what a kill leaves of two sets is never taken for one."""
+    """Half of them overwrite a set: no reader takes the files of two builds for one set."""
     moments = random.Random(1)
     unfinished = 0
     for number in range(25):

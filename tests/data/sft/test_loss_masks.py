@@ -60,7 +60,7 @@ def test_tool_outputs_are_the_spans_that_are_not_targets() -> None:
         assert mask_tool_output("".join(span.text for span in spans)) == spans
 
     check()
-    assert sum(count >= 4 for count in counts) > len(counts) / 2  # most turns have two outputs or more
+    assert sum(count >= 3 for count in counts) > len(counts) / 2  # most have text after an output
 
 
 @given(st.text(st.characters(exclude_characters="`", exclude_categories=["Cs"])))

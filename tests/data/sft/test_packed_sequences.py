@@ -45,7 +45,7 @@ def test_every_document_begins_with_the_token_that_begins_a_document(examples: E
     assert set(sequence.tokens[sequence.document_starts].tolist()) == {begin}
 
 
-def test_split_examples_lose_no_target_where_they_are_cut(examples: Examples) -> None:
+def test_examples_that_are_split_keep_all_targets(examples: Examples) -> None:
     """The token after a cut is a target of the sequence before it, which has all that comes before."""
     packed = PackedExamples(examples, 100, 3, "split")
     sequences = [packed.read(number) for number in range(packed.plan(0).sequence_count)]
@@ -57,14 +57,14 @@ def test_split_examples_lose_no_target_where_they_are_cut(examples: Examples) ->
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_sequences_are_numbered_on_through_the_epochs(examples: Examples, policy: str) -> None:
+def test_sequences_are_numbered_through_all_epochs(examples: Examples, policy: str) -> None:
     packed = PackedExamples(examples, LENGTH, 3, policy)
     counts = [packed.plan(epoch).sequence_count for epoch in range(4)]
-    places = [(epoch, number) for epoch, count in enumerate(counts) for number in range(count)]
+    located = [(epoch, number) for epoch, count in enumerate(counts) for number in range(count)]
     fresh = PackedExamples(examples, LENGTH, 3, policy)
-    assert [fresh.locate(number) for number in range(len(places))] == places
+    assert [fresh.locate(number) for number in range(len(located))] == located
     late = PackedExamples(examples, LENGTH, 3, policy)  # resuming asks for a late number first
-    last = len(places) - 1
+    last = len(located) - 1
     assert late.read(last).tokens.tolist() == fresh.read(last).tokens.tolist()
     assert late.read(0).tokens.tolist() == fresh.read(0).tokens.tolist()
 
@@ -89,7 +89,7 @@ def test_an_epoch_has_every_example_once(examples: Examples) -> None:
         assert sorted(packed.plan(epoch).examples.tolist()) == list(range(len(examples)))
 
 
-def test_passes_per_epoch_read_a_source_so_often_and_its_examples_evenly(tmp_path: Path) -> None:
+def test_passes_per_epoch_read_the_examples_of_a_source_evenly(tmp_path: Path) -> None:
     examples = small_set(tmp_path, passes=(0.5, 2.5))
     packed = PackedExamples(examples, LENGTH, 3, "next-fit")
     sources = examples.column("source")
@@ -103,7 +103,7 @@ def test_passes_per_epoch_read_a_source_so_often_and_its_examples_evenly(tmp_pat
     assert {both[number] for number in np.flatnonzero(sources == 1).tolist()} == {5}
 
 
-def test_what_is_held_out_is_a_share_of_each_source_and_never_trained_on(examples: Examples) -> None:
+def test_held_out_examples_are_a_share_of_each_source_and_not_for_training(examples: Examples) -> None:
     training, held_out = split_held_out(examples, 0.1, seed=3)
     assert sorted([*training.tolist(), *held_out.tolist()]) == list(range(len(examples)))
     assert np.bincount(examples.column("source")[held_out]).tolist() == [6, 2]
@@ -112,8 +112,8 @@ def test_what_is_held_out_is_a_share_of_each_source_and_never_trained_on(example
     assert split_held_out(examples, 0.1, seed=4)[1].tolist() != held_out.tolist()
 
 
-def test_padding_is_never_the_token_that_ends_an_answer(tmp_path: Path) -> None:
-    """A vocabulary may have its end of document at 0; padding is told by its place, and looks like something else."""
+def test_padding_is_not_the_end_of_an_answer(tmp_path: Path) -> None:
+    """A vocabulary may have its end of document at 0; padding is known by its position, and has another token."""
     examples = small_set(tmp_path)
     examples.sidecar["tokenizer"]["end_of_document"] = 0  # type: ignore[index]
     sequence = PackedExamples(examples, LENGTH, 3, "next-fit").read(0)

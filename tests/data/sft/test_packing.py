@@ -27,7 +27,7 @@ def fills(packing: Packing) -> list[int]:
 
 
 def next_fit(lengths: list[int], capacity: int) -> list[int]:
-    """Sequences filled in order, by the words of the paper."""
+    """Sequences filled in order, as the paper describes it."""
     filled = [0]
     for length in lengths:
         if filled[-1] + length > capacity:
@@ -37,7 +37,7 @@ def next_fit(lengths: list[int], capacity: int) -> list[int]:
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> int:
-    """How many sequences the textbook's algorithm needs."""
+    """The number of sequences of the textbook algorithm."""
     rooms: list[int] = []
     count = 0
     for length in sorted(lengths, reverse=True):
@@ -103,14 +103,14 @@ def test_best_fit_fills_99_and_a_half_percent() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_an_epoch_is_the_same_for_the_same_label_and_another_for_another(policy: str) -> None:
+def test_an_epoch_depends_only_on_its_label(policy: str) -> None:
     first, again, other = (packed(LENGTHS, policy, 4096, "seed", epoch) for epoch in (0, 0, 1))
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert first.examples[:500].tolist() != other.examples[:500].tolist()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_neighbours_are_drawn_anew_each_epoch(policy: str) -> None:
+def test_each_epoch_has_other_neighbours(policy: str) -> None:
     """Two examples of 20,000 meet again in under 1% of cases; best fit has few partners for the longest."""
 
     def pairs(epoch: int) -> set[tuple[int, int]]:
@@ -127,7 +127,7 @@ def test_neighbours_are_drawn_anew_each_epoch(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_sequences_come_in_no_order_of_size(policy: str) -> None:
+def test_sequences_are_not_sorted_by_size(policy: str) -> None:
     packing = packed(LENGTHS, policy)
     pieces = np.diff(packing.bounds)
     half = len(pieces) // 2
@@ -136,7 +136,7 @@ def test_sequences_come_in_no_order_of_size(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_an_example_may_stand_in_an_epoch_twice(policy: str) -> None:
+def test_an_example_may_be_in_an_epoch_twice(policy: str) -> None:
     packing = pack(np.array([3, 5], np.int32), np.array([0, 0, 1]), 8, policy, "seed")
     assert packing.token_counts.sum() == 11
 

@@ -1,4 +1,4 @@
-"""The rows of ToRA, GSM-Hard, GSM8K and TAL-SCQ5K: exactly the tokens that are learned, decoded."""
+"""The rows of ToRA, GSM-Hard, GSM8K and TAL-SCQ5K: exactly their target tokens, decoded."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def examples(shared_data: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.T
 
 def rows_of(examples: Examples, source: str, shared_data: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = (shared_data / "sft" / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()
-    places = examples.names("source").index(source) == examples.column("source")
-    for number in places.nonzero()[0].tolist():
+    is_of_source = examples.names("source").index(source) == examples.column("source")
+    for number in is_of_source.nonzero()[0].tolist():
         yield number, json.loads(lines[examples.column("line")[number] - 1])
 
 
@@ -46,8 +46,8 @@ def runs(examples: Examples, number: int, tokenizer: Tokenizer) -> list[tuple[st
     tokens, is_target = examples.read(number)
     pairs = zip(tokens.tolist(), is_target.tolist(), strict=True)
     return [
-        (tokenizer.decode([token for token, _ in run]), is_learned)
-        for is_learned, run in groupby(pairs, lambda pair: pair[1])
+        (tokenizer.decode([token for token, _ in run]), is_target)
+        for is_target, run in groupby(pairs, lambda pair: pair[1])
     ]
 
 
@@ -57,21 +57,21 @@ def as_decoded(text: str) -> str:
 
 
 def test_every_row_is_an_example(examples: Examples) -> None:
-    assert [int((examples.column("source") == place).sum()) for place in range(4)] == [30, 1319, 7473, 3000]
+    assert [int((examples.column("source") == index).sum()) for index in range(4)] == [30, 1319, 7473, 3000]
 
 
-def test_tora_learns_each_call_of_the_tool_and_nothing_it_says(
+def test_calls_of_the_tool_in_tora_are_targets_and_its_outputs_are_not(
     examples: Examples, tokenizer: Tokenizer, shared_data: Path
 ) -> None:
     """By the text alone: an output block is "```output\\n", what has no fence in it, "\\n```\\n"."""
     calls = 0
     for number, row in rows_of(examples, "tora_corpus_examples", shared_data):
         question, answer = (message["content"] for message in row["messages"])
-        said = re.split(r"(?<=```output)(\n(?:(?!```).*\n)*```\n)", f" {answer}{END}")
-        assert len(said) == 2 * answer.count("```output") + 1
+        parts = re.split(r"(?<=```output)(\n(?:(?!```).*\n)*```\n)", f" {answer}{END}")
+        assert len(parts) == 2 * answer.count("```output") + 1
         calls += answer.count("```output")
         expected = [(f"<｜begin▁of▁sentence｜>User: {question}\n\nAssistant:", False)]
-        expected += [(text, place % 2 == 0) for place, text in enumerate(said)]
+        expected += [(text, index % 2 == 0) for index, text in enumerate(parts)]
         assert runs(examples, number, tokenizer) == expected
     assert calls == 25
 
@@ -79,16 +79,16 @@ def test_tora_learns_each_call_of_the_tool_and_nothing_it_says(
 @pytest.mark.parametrize(
     ("source", "question", "answer"), [("gsm_hard_pot", "input", "code"), ("gsm8k_train", "question", "answer")]
 )
-def test_programs_and_chains_of_thought_are_learned_whole_and_questions_not_at_all(
+def test_programs_and_chains_of_thought_are_targets_and_questions_are_not(
     examples: Examples, tokenizer: Tokenizer, shared_data: Path, source: str, question: str, answer: str
 ) -> None:
     for number, row in rows_of(examples, source, shared_data):
-        learned = f" {row[answer]}{END}"
+        answered = f" {row[answer]}{END}"
         asked = f"<｜begin▁of▁sentence｜>User: {row[question]}\n\nAssistant:"
-        assert runs(examples, number, tokenizer) == [(as_decoded(asked), False), (as_decoded(learned), True)]
+        assert runs(examples, number, tokenizer) == [(as_decoded(asked), False), (as_decoded(answered), True)]
 
 
-def test_chinese_analyses_are_learned_whole_and_questions_not_at_all(
+def test_chinese_analyses_are_targets_and_questions_are_not(
     examples: Examples, tokenizer: Tokenizer, shared_data: Path
 ) -> None:
     for number, row in rows_of(examples, "tal_scq5k_cn_train", shared_data):
@@ -99,7 +99,7 @@ def test_chinese_analyses_are_learned_whole_and_questions_not_at_all(
         assert answered.endswith(f"\\boxed{{{row['answer_value']}}}。{END}")
 
 
-def test_every_end_of_an_answer_is_learned(examples: Examples, tokenizer: Tokenizer) -> None:
+def test_every_end_of_an_answer_is_a_target(examples: Examples, tokenizer: Tokenizer) -> None:
     for number in range(len(examples)):
         tokens, is_target = examples.read(number)
         ends = tokens == tokenizer.end_of_document

@@ -46,7 +46,7 @@ def test_parquet_gives_the_examples_of_jsonl(tmp_path: Path, content: list[dict[
     assert from_parquet.labels.tolist() == jsonl.labels.tolist()
 
 
-def test_rows_are_numbered_on_and_bytes_counted_to_the_end(tmp_path: Path) -> None:
+def test_rows_are_numbered_and_bytes_counted_to_the_end(tmp_path: Path) -> None:
     paths = [write_rows(tmp_path / "a.jsonl", TURNS), write_parquet(tmp_path / "b.parquet", TURNS)]
     batches = list(conversation_row_batches(paths))
     numbers = [line.number for batch in batches for line in batch.rows if batch.path == paths[1]]
@@ -108,7 +108,7 @@ def test_a_text_longer_than_a_line_may_be_is_refused(tmp_path: Path, monkeypatch
     assert caught.value.found == "6 bytes"
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", TURNS)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="cannot be read") as caught:
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     assert str(path) in str(caught.value.where)
 
 
-def test_without_the_package_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyarrow_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "a.parquet", TURNS)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DependencyError, match="pyarrow"):

@@ -23,7 +23,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
 
 
 @pytest.mark.parametrize("index", [0, 7, 40])
-def test_tokens_mask_and_starts_stand_at_the_same_places(examples: Examples, index: int) -> None:
+def test_tokens_mask_and_starts_are_those_of_the_examples(examples: Examples, index: int) -> None:
     shown = load_sequence(examples.prefix, index)
     assert len(shown.tokens) == len(shown.loss_mask) == LENGTH
     assert shown.document_starts[0] == 0
@@ -36,7 +36,7 @@ def test_tokens_mask_and_starts_stand_at_the_same_places(examples: Examples, ind
     assert not any(shown.loss_mask[shown.token_count :])
 
 
-def test_it_is_the_sequence_that_training_reads(examples: Examples) -> None:
+def test_the_sequence_is_that_of_training(examples: Examples) -> None:
     packed = PackedExamples(examples, LENGTH, seed=0, policy="next-fit")
     index = packed.plan(0).sequence_count + 2
     shown, read = load_sequence(examples.prefix, index), packed.read(index)
@@ -45,7 +45,7 @@ def test_it_is_the_sequence_that_training_reads(examples: Examples) -> None:
     assert shown.loss_mask[1:] == read.loss_mask[:-1].astype(int).tolist()
 
 
-def test_json_has_what_the_interface_says(examples: Examples, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_tokens_mask_and_document_starts(examples: Examples, capsys: pytest.CaptureFixture[str]) -> None:
     print_sequence(load_sequence(examples.prefix, 1), None, True)
     printed = json.loads(capsys.readouterr().out)
     assert {"tokens", "loss_mask", "document_starts"} <= printed.keys()
@@ -53,7 +53,7 @@ def test_json_has_what_the_interface_says(examples: Examples, capsys: pytest.Cap
     assert set(printed["loss_mask"]) == {0, 1}
 
 
-def test_a_pipe_shows_what_is_target_between_marks(examples: Examples, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_shows_targets_between_marks(examples: Examples, capsys: pytest.CaptureFixture[str]) -> None:
     shown = load_sequence(examples.prefix, 0)
     print_sequence(shown, None, False)
     printed = capsys.readouterr().out
@@ -91,14 +91,14 @@ def test_a_page_has_every_token_once_with_its_colour(examples: Examples, tmp_pat
     assert tokens == list(zip(shown.tokens, mask, strict=True))[: shown.token_count]
 
 
-def test_what_people_write_is_no_markup(tmp_path: Path) -> None:
-    """Questions hold angle brackets; the page shows them."""
+def test_markup_in_texts_is_escaped(tmp_path: Path) -> None:
+    """Texts contain angle brackets."""
     examples = small_set(tmp_path)
     page = write_page(load_sequence(examples.prefix, 0), None, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "</s>" not in page and "&lt;/s&gt;" in page
 
 
-def test_a_sequence_before_the_first_is_refused(examples: Examples) -> None:
+def test_a_negative_index_is_refused(examples: Examples) -> None:
     with pytest.raises(UsageError, match="no such sequence"):
         load_sequence(examples.prefix, -1)
 

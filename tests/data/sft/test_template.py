@@ -49,7 +49,7 @@ def jinja(source: str, tokenizer: Tokenizer) -> JinjaTemplate:
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_ours_is_the_template_of_the_authors(name: str, tokenizer: Tokenizer) -> None:
+def test_our_template_is_that_of_the_authors(name: str, tokenizer: Tokenizer) -> None:
     theirs = jinja(DEEPSEEK, tokenizer).spans(CONVERSATIONS[name])
     assert theirs == DeepSeekMathTemplate(tokenizer).spans(CONVERSATIONS[name])
 
@@ -72,7 +72,7 @@ def test_the_text_is_what_transformers_renders(name: str, shared_data: Path) -> 
     assert tokenizer.decode(encoder.encode([CONVERSATIONS[name]]).tokens.tolist()) == theirs
 
 
-def test_chatml_learns_the_answer_and_the_token_that_ends_it_but_not_the_line_after(tokenizer: Tokenizer) -> None:
+def test_in_chatml_the_answer_and_its_end_are_targets_but_not_the_line_after(tokenizer: Tokenizer) -> None:
     begin, end = tokenizer.begin_of_document, tokenizer.end_of_document
     assert jinja(CHATML, tokenizer).spans([Message("user", " 1? "), Message("assistant", " 1\n")]) == [
         Span("", False, begin),
@@ -89,7 +89,7 @@ def test_chatml_learns_the_answer_and_the_token_that_ends_it_but_not_the_line_af
 
 @pytest.mark.parametrize("source", [None, DEEPSEEK, CHATML])
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_a_prompt_is_how_the_example_begins(source: str | None, name: str, tokenizer: Tokenizer) -> None:
+def test_the_prompt_is_the_beginning_of_the_example(source: str | None, name: str, tokenizer: Tokenizer) -> None:
     messages = CONVERSATIONS[name]
     template: Template = DeepSeekMathTemplate(tokenizer) if source is None else jinja(source, tokenizer)
     prompt, whole = prompt_spans(template, messages[:-1]), template.spans(messages)
@@ -100,26 +100,26 @@ def test_a_prompt_is_how_the_example_begins(source: str | None, name: str, token
     assert encoder.encode([messages]).tokens[: len(tokens)].tolist() == tokens
 
 
-def test_the_prompt_ends_with_the_colon_and_no_blank(tokenizer: Tokenizer) -> None:
+def test_the_prompt_ends_with_the_colon(tokenizer: Tokenizer) -> None:
     prompt = prompt_spans(DeepSeekMathTemplate(tokenizer), [Message("user", "1?")])
     assert prompt == [Span("", False, tokenizer.begin_of_document), Span("User: 1?\n\nAssistant:", False)]
 
 
-def test_what_a_harness_appends_after_a_tool_has_the_tokens_of_training(tokenizer: Tokenizer) -> None:
+def test_the_tokens_of_inference_with_a_tool_are_those_of_training(tokenizer: Tokenizer) -> None:
     """At inference: the prompt, what the model writes up to the word, and "\\n{result}\\n```\\n" from the harness."""
     messages = [Message("user", "1+1?"), Message("assistant", TOOL_ANSWER)]
     encoder = ConversationEncoder(DeepSeekMathTemplate(tokenizer), tokenizer)
-    called, said, concluded = " ```python\nprint(2)\n```\n```output", "\n2\n```\n", "Two."
+    call, output, conclusion = " ```python\nprint(2)\n```\n```output", "\n2\n```\n", "Two."
     expected = [
         *encoder.encode_prompt(messages[:1]),
-        *(token for text in (called, said, concluded) for token in encoder.encode_continuation(text)),
+        *(token for text in (call, output, conclusion) for token in encoder.encode_continuation(text)),
         tokenizer.end_of_document,
     ]
     assert encoder.encode([messages]).tokens.tolist() == expected
 
 
-def test_a_tokenizer_that_marks_beginnings_does_not_mark_seams(shared_data: Path) -> None:
-    """SentencePiece writes a blank before a text: at a seam that blank would stand within the answer."""
+def test_no_space_is_added_at_the_start_of_a_span(shared_data: Path) -> None:
+    """SentencePiece adds a space to every text, which would be inside the answer."""
     tokenizer = load_tokenizer(shared_data / "tokenizer" / "sentencepiece" / "test_unigram_1000.model")
     encoder = ConversationEncoder(DeepSeekMathTemplate(tokenizer), tokenizer)
     assert tokenizer.decode(tokenizer.encode("x") + tokenizer.encode("then")) == "x then"
@@ -153,14 +153,14 @@ def test_a_tokenizer_that_marks_beginnings_does_not_mark_seams(shared_data: Path
         ("{{ messages.append(1) }}", "fails on a conversation"),
     ],
 )
-def test_a_template_that_cannot_be_followed_is_refused(source: str, what: str, tokenizer: Tokenizer) -> None:
+def test_an_unusable_template_is_refused(source: str, what: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(TokenizerError, match=what) as caught:
         jinja(source, tokenizer).spans([Message("user", "1?"), Message("assistant", "1")])
     assert str(caught.value.where) == "chat_template.jinja"
 
 
-def test_the_sandbox_hands_out_no_python(tokenizer: Tokenizer) -> None:
-    """Names with underscores are undefined in it, and what is undefined is written as nothing."""
+def test_the_sandbox_gives_no_access_to_python(tokenizer: Tokenizer) -> None:
+    """Names with underscores are undefined in it, and undefined names are written as nothing."""
     source = "{{ messages.__class__ }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     assert jinja(source, tokenizer).spans([Message("user", "1?"), Message("assistant", "1")])[0].text == "1?"
 
@@ -182,7 +182,7 @@ def test_a_template_comes_from_the_tokenizer_or_a_file(tmp_path: Path, tokenizer
         open_template(str(tmp_path / "missing.jinja"), tokenizer)
 
 
-def test_a_tokenizer_that_names_no_special_token_has_no_template_of_its_own(shared_data: Path) -> None:
+def test_a_tokenizer_without_named_special_tokens_is_refused(shared_data: Path) -> None:
     tokenizer = load_tokenizer(shared_data / "tokenizer" / "sentencepiece" / "internlm_bpe_103168.model")
     with pytest.raises(TokenizerError, match="does not name its special tokens"):
         jinja(DEEPSEEK, tokenizer)
