@@ -1,4 +1,4 @@
-"""What a model reads, what of its text counts, and its programs: by a model that answers from a script."""
+"""Prompts, stop texts, tool calls and programs, with a model that answers from a script."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_tools_output_replaces_the_models_guess(tmp_path: Path) -> None:
 
 
 def asks_read_as_training_writes(folder: Path, model: Model) -> None:
-    """What the model reads and writes in the second round is its whole turn as SFT encodes it, token by token."""
+    """The tokens after the second round equal the tokens of the same turn in SFT."""
     write_problems(folder / "problems.jsonl", SUMS[3:4])
     evaluate_model(evaluation_of(folder, "instruct-tool"), model)
     assert isinstance(model.backend, ScriptedBackend)
@@ -129,7 +129,7 @@ def test_the_model_reads_an_error_and_the_rounds_end(tmp_path: Path) -> None:
 
 @needs_sandbox
 def test_a_cut_off_output_continues_in_the_next_round(tmp_path: Path) -> None:
-    """As in the paper's harness, where only an end of text is an end."""
+    """As in the paper's harness, where only the end-of-text token ends an answer."""
     protocol = own_protocol(tmp_path, "instruct-tool", "en", "en")
     protocol.write_text(
         protocol.read_text(encoding="utf-8").replace("new_tokens: 1024", "new_tokens: 8"), encoding="utf-8"

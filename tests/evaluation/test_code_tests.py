@@ -1,4 +1,4 @@
-"""Programs and their tests: what passes, and what only seems to."""
+"""Programs that pass their tests, and programs that only claim to."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_failing_program_cannot_claim_to_pass(name: str, run_all: RunAll) -> N
     tested, after = run_all([(FAILING[name], TESTS), (RIGHT, TESTS)])
     assert not tested.passed and not tested.passed_as_the_paper
     assert tested.outcome.verdict != "ok" and tested.outcome.error
-    assert after.passed, "the next program is none the wiser"
+    assert after.passed, "the next program is not affected"
 
 
 def test_a_missing_import_passes_only_as_in_deepseeks_harness(run_all: RunAll) -> None:
@@ -93,7 +93,7 @@ def test_outcomes_do_not_contain_the_token(run_all: RunAll) -> None:
 
 
 def test_an_object_that_equals_everything_passes(run_all: RunAll) -> None:
-    """A limit of tests that docs/evaluation.md names; should it fall, the page must say so."""
+    """A known limit: docs/evaluation.md lists it, and must be changed with this test."""
     anything = "class Anything:\n    def __eq__(self, other):\n        return True\n"
     (tested,) = run_all([(f"{anything}def square(n):\n    return Anything()\n", "assert square(3) == 9")])
     assert tested.passed
@@ -107,7 +107,7 @@ def test_a_builtins_name_is_tested_only_if_no_other_name_is(run_all: RunAll) -> 
 
 
 def canonical(folder: Path, task: str) -> list[tuple[str, str]]:
-    """The benchmark's own solutions, with its tests."""
+    """The benchmark's reference solutions with its tests."""
     (benchmark,) = load_benchmarks(folder, [task])
     rows = [json.loads(line) for line in (folder / benchmark.file).read_text(encoding="utf-8").splitlines()]
     if task == "humaneval":

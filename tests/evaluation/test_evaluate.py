@@ -61,7 +61,7 @@ def test_samples_are_voted_on_and_printed_as_json(
 
 
 class Record:
-    """What `wandb.init` gives, as far as it is used."""
+    """The part of a W&B run that is used."""
 
     def __init__(self) -> None:
         self.logged: dict[str, Any] = {}

@@ -101,7 +101,10 @@ def test_a_file_that_is_missing_or_holds_no_text_is_refused(tmp_path: Path, cont
     if content is not None:
         file.parent.mkdir()
         file.write_text(content)
-    with pytest.raises(DataError, match=r"pal_gsm_8_shot\.py(.|\n)*deepseek-ai/DeepSeek-Math on GitHub \(MIT\)"):
+    with pytest.raises(
+        DataError,
+        match=r"pal_gsm_8_shot\.py(.|\n)*sha256 [0-9a-f]{64}(.|\n)*github.com/deepseek-ai/DeepSeek-Math \(MIT\)",
+    ):
         load_protocol("base-program-paper", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Proofs and their checker: what counts as proved, and what becomes of a checker that fails."""
+"""Proof checking: accepted and refused proofs, and checkers that fail."""
 
 from __future__ import annotations
 

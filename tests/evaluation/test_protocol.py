@@ -116,7 +116,7 @@ def test_the_shipped_protocols_decode_as_the_paper() -> None:
 
 def test_the_hash_covers_all_values_and_every_prompt(tmp_path: Path) -> None:
     shipped = load_shipped("instruct-cot")
-    assert load_shipped(copy_of(tmp_path, "instruct-cot", "# Zero", "# Another remark; zero")).sha256 == shipped.sha256
+    assert load_shipped(copy_of(tmp_path, "instruct-cot", "# Zero", "# Another comment; zero")).sha256 == shipped.sha256
     assert load_shipped(copy_of(tmp_path, "instruct-cot", "seed: 0", "seed: 1")).sha256 != shipped.sha256
     (tmp_path / "mine.txt").write_text("{question}\nPut your final answer within \\boxed{}.\n")
     named = f"{FOLDER}/prompts/instruct_cot_en.txt"

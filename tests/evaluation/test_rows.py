@@ -1,4 +1,4 @@
-"""An evaluation from problems to results, by a model that answers from a script."""
+"""An evaluation from problems to results, with a model that answers from a script."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_accuracy_counts_and_levels_equal_those_of_the_script(tmp_path: Path) ->
 
 
 class Killed(Exception):
-    """A kill, as far as the evaluation can tell."""
+    """Ends the evaluation as a kill would."""
 
 
 def test_a_killed_evaluation_resumes_to_the_same_results(tmp_path: Path) -> None:

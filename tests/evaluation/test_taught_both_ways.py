@@ -1,4 +1,4 @@
-"""A small model taught products in words and with programs, by the commands a user would type: what tools add."""
+"""A small model trained on products in words and with programs, with the commands of a user: what tools add."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Pair = tuple[int, int]
 
 
 class Lesson(NamedTuple):
-    """What is taught, what is asked, and for how long."""
+    """The training problems, the test problems, and the length of training."""
 
     taught: list[Pair]
     asked: list[Pair]
     too_much: int
-    """What the lesson's words add to each product; its programs are right."""
+    """The error that the training words add to each product; the programs are correct."""
     settings: dict[str, Any]
-    """Of the run."""
+    """Overrides of the run file."""
 
 
 def question(pair: Pair) -> str:
@@ -58,7 +58,7 @@ def conversation(pair: Pair, mode: str, too_much: int) -> dict[str, str]:
 
 
 def write_tokenizer(folder: Path, texts: Sequence[str]) -> None:
-    """Byte-level BPE in which every digit is a word of its own, as in the paper's tokenizer."""
+    """Byte-level BPE in which every digit is one token, as in the paper's tokenizer."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -84,7 +84,7 @@ def run_command(*arguments: object) -> None:
 
 
 def write_lesson(folder: Path, lesson: Lesson) -> Path:
-    """The files of a lesson; returns the recipe's."""
+    """Write the files of a lesson; returns the recipe's path."""
     sources = []
     for mode in MODES:
         file = write_problems(
@@ -104,7 +104,7 @@ def write_lesson(folder: Path, lesson: Lesson) -> Path:
 
 
 def figures_by_mode(folder: Path, lesson: Lesson) -> dict[str, dict[str, Any]]:
-    """Teach both ways in one run, ask both ways: the figures of results.json."""
+    """Train on both forms in one run, evaluate both modes: the scores of results.json."""
     recipe, tokenizer, run = write_lesson(folder, lesson), folder / "tokenizer", folder / "run"
     run_command(
         *("sft", "build", "--recipe", recipe, "--tokenizer", tokenizer, "--out", folder / "set"),
@@ -146,7 +146,7 @@ def assert_tools_help(figures: dict[str, dict[str, Any]], asked: int) -> None:
     assert figures["cot"]["problems"] == figures["tool"]["problems"] == asked
     assert figures["cot"]["interval_95"][1] < figures["tool"]["interval_95"][0]
     assert figures["cot"]["tool_calls"] == figures["cot"]["programs"] == 0
-    # The model knows no products: whatever is right was computed.
+    # The model knows no products: correct answers were computed.
     assert figures["tool"]["tool_calls"] >= figures["tool"]["accuracy"] * asked
 
 

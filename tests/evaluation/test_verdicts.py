@@ -1,4 +1,4 @@
-"""Programs with tests and proofs from problems to results, by a model that answers from a script."""
+"""Programs with tests and proofs from problems to results, with a model that answers from a script."""
 
 from __future__ import annotations
 

@@ -74,10 +74,10 @@ def _report(results: Mapping[str, Any]) -> list[str]:
 def _describe_shots(shots: Mapping[str, str]) -> str:
     """For each author of shots: the tasks, and whether they are comparable to the paper's tables."""
     sentences = {
-        "none": "{} asked without shots.",
-        "paper": "{} asked with the paper's own shots.",
-        "project": "{} asked with shots written for this project: not comparable to the paper's tables.",
-        "custom": "{} asked with custom shots: not comparable to the paper's tables.",
+        "none": "Without shots: {}.",
+        "paper": "With the paper's own shots: {}.",
+        "project": "With shots written for this project, not comparable to the paper's tables: {}.",
+        "custom": "With custom shots, not comparable to the paper's tables: {}.",
     }
     tasks = {author: ", ".join(task for task in shots if shots[task] == author) for author in sentences}
     return " ".join(sentences[author].format(names) for author, names in tasks.items() if names)

@@ -1,4 +1,4 @@
-"""The backends on a small random LLaMA: what each writes is what transformers' own `generate` writes."""
+"""The backends on a small random LLaMA: their tokens equal those of transformers' own `generate`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROMPTS = ("a", "the quick brown fox jumps over", "数学是科学", "x^2 + y^2 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six heads on two of keys and values, fp32: odd enough to show a mix-up."""
+    """Six query heads and two key-value heads in fp32: unequal sizes reveal a mix-up."""
     return write_llama_with_tokenizer(tmp_path_factory.mktemp("model") / "hf")
 
 
@@ -42,7 +42,7 @@ def asked(model: Model, prompts: Sequence[str], settings: GenerationSettings) ->
 
 
 def transformers_ids(folder: Path, ids: Sequence[int], new_tokens: int) -> list[int]:
-    """What transformers' own loop writes behind one prompt, without padding."""
+    """The tokens of transformers' own loop after one prompt, without padding."""
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The adapter to vLLM, against a stand-in with the fields of its documentation: no GPU has run it here."""
+"""The adapter to vLLM, with a stand-in that has the fields of its documentation: it was not run with a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ END = 1
 
 
 class StandIn:
-    """Answers with the outputs it was given, and keeps what it was asked."""
+    """Returns given outputs and records the requests."""
 
     asked: tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
