@@ -31,7 +31,7 @@ def facts(run: RunRecord) -> Facts:
 
 
 def goodput(run: RunRecord) -> Facts:
-    """(label, value) rows on the use of the time since the first start, including restarts (`supervision.goodput`)."""
+    """(label, value) rows on the use of the time since the first start, including restarts (`training.goodput`)."""
     save_seconds = _latest(run, "save_seconds")
     return [
         ("Time in useful steps", format_share(_latest(run, "goodput"))),
