@@ -197,7 +197,7 @@ def data_audit(options: argparse.Namespace) -> int:
 
 def data_show(options: argparse.Namespace) -> int:
     """Print the text of a training step, one document after the other."""
-    from megatron_dsmath.data.audit.stored_samples import print_passages, read_step
+    from megatron_dsmath.data.audit.show_step import print_passages, read_step
 
     print_passages(read_step(options.run, options.step), options.json)
     return EXIT_DONE

@@ -17,7 +17,7 @@ from megatron_dsmath.checkpoint.store import newest_checkpoint
 from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.data.audit.audit import audit
-from megatron_dsmath.data.audit.stored_samples import read_step
+from megatron_dsmath.data.audit.show_step import read_step
 from megatron_dsmath.data.sft.conversation_batches import GROUPS, PackedBatches
 from megatron_dsmath.data.sft.examples import Examples
 from megatron_dsmath.errors import ConfigError, DataError, DsmathError

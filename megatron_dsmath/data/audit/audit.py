@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from functools import cache
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,10 @@ import numpy as np
 from megatron_dsmath.config import load
 from megatron_dsmath.data.audit.ledger import Ledger, LedgerRow, differing_sample, sample_hashes, step_hash
 from megatron_dsmath.data.audit.ledger_totals import GroupUsage, LedgerTotals, count_groups, count_ledger
-from megatron_dsmath.data.audit.stored_samples import (
-    StoredConversations,
-    StoredSamples,
-    describe_location,
-    open_stored_samples,
-)
+from megatron_dsmath.data.audit.run_batches import RunBatches, open_recorded_batches
 from megatron_dsmath.data.indexed.inspection import verify
 from megatron_dsmath.data.mixture.permutation import IntArray, Words
+from megatron_dsmath.data.sft.conversation_batches import PackedBatches
 from megatron_dsmath.errors import DataError, DsmathError, IndexedDatasetError
 
 SAMPLES_AT_ONCE = 256
@@ -76,40 +72,40 @@ def audit(run: Path, first_step: int = 1, last_step: int | None = None) -> Audit
     selected = [row for row in rows if first_step <= row.step <= (last_step or row.step)]
     groups: tuple[GroupUsage, ...] = ()
     try:
-        stored = open_stored_samples(plan, None, vocabulary_size)
-        if isinstance(stored, StoredConversations):
-            groups = count_groups(stored.batches, rows)
-        faults: list[DsmathError] = list(islice(_wrong_steps(stored, selected), MOST_FAULTS))
+        batches = open_recorded_batches(plan, None, vocabulary_size)
+        if isinstance(batches, PackedBatches):
+            groups = count_groups(batches, rows)
+        faults: list[DsmathError] = list(islice(_wrong_steps(batches, selected), MOST_FAULTS))
     except DsmathError as error:  # a file cannot be opened
         faults = [error]
     return Audit(len(rows), len(plan.versions), totals, groups, (*totals.faults[:MOST_FAULTS], *faults))
 
 
-def _wrong_steps(stored: StoredSamples, rows: Sequence[LedgerRow]) -> Iterator[DsmathError]:
+def _wrong_steps(batches: RunBatches, rows: Sequence[LedgerRow]) -> Iterator[DsmathError]:
     """Yield one fault per row whose hash differs from that of its samples on disk."""
-    unchanged: dict[Path, bool] = {}
+    is_unchanged = cache(_is_unchanged)
     for row in _with_progress(rows):
         samples = np.arange(row.first_sample, row.end_sample)
         try:
-            hashes = _hashes(stored, samples, samples)
+            hashes = _hashes(batches, samples, samples)
         except IndexedDatasetError as error:  # a token beyond the vocabulary, with file and document
             yield error
             continue
         if step_hash(hashes, samples) != row.hash:
-            yield _difference(stored, row, hashes, samples, partial(_changed_files, stored, unchanged))
+            yield _difference(batches, row, hashes, samples, is_unchanged)
 
 
-def _hashes(stored: StoredSamples, read: IntArray, samples: IntArray) -> Words:
+def _hashes(batches: RunBatches, read: IntArray, samples: IntArray) -> Words:
     """Return the hashes of the tokens of samples `read` with the numbers `samples`, both int64 [n]: uint64 [n]."""
     blocks = []
     for first in range(0, len(read), SAMPLES_AT_ONCE):
         part = slice(first, first + SAMPLES_AT_ONCE)
-        blocks.append(sample_hashes(stored.tokens(read[part]), samples[part]))
+        blocks.append(sample_hashes(batches.tokens(read[part]), samples[part]))
     return np.concatenate(blocks)
 
 
 def _difference(
-    stored: StoredSamples, row: LedgerRow, hashes: Words, samples: IntArray, changed_files: Callable[[IntArray], str]
+    batches: RunBatches, row: LedgerRow, hashes: Words, samples: IntArray, is_unchanged: Callable[[Path], bool]
 ) -> DataError:
     """Return the most precise fault that explains the hash: one sample, the previous step, or several samples.
 
@@ -120,14 +116,14 @@ def _difference(
     if index is not None:
         return DataError(
             "a sample on disk differs from what was trained on",
-            where=f"step {row.step}, sample {samples[index]:,}: {describe_location(stored, int(samples[index]))}",
-            found=changed_files(samples[[index]]) or f"other tokens, and {NO_CHANGED_FILE}",
+            where=f"step {row.step}, sample {samples[index]:,}: {_location(batches, int(samples[index]))}",
+            found=_changed_files(batches, samples[[index]], is_unchanged) or f"other tokens, and {NO_CHANGED_FILE}",
             expected="the tokens that entered the forward pass",
             fix="restore the original file",
         )
     before = samples - row.samples
-    version = stored.plan.versions[stored.plan.version_at(row.first_sample)]
-    if before[0] >= version.first_sample and step_hash(_hashes(stored, before, samples), samples) == row.hash:
+    version = batches.plan.versions[batches.plan.version_at(row.first_sample)]
+    if before[0] >= version.first_sample and step_hash(_hashes(batches, before, samples), samples) == row.hash:
         return DataError(
             "a step was trained on the samples of the previous step",
             where=f"step {row.step}",
@@ -137,23 +133,39 @@ def _difference(
     return DataError(
         "two or more samples on disk differ from what was trained on",
         where=f"step {row.step}, samples {samples[0]:,} to {samples[-1]:,}",
-        found=changed_files(samples) or f"hash {row.total}, and {NO_CHANGED_FILE}",
+        found=_changed_files(batches, samples, is_unchanged) or f"hash {row.total}, and {NO_CHANGED_FILE}",
         expected=f"hash {step_hash(hashes, samples).total:016x}",
         fix="restore the original file",
     )
 
 
-def _changed_files(stored: StoredSamples, unchanged: dict[Path, bool], samples: IntArray) -> str:
-    """List the files of these samples that differ from their sidecars; `unchanged` caches the comparisons."""
+def _location(batches: RunBatches, sample: int) -> str:
+    """Describe where a sample is on disk: "corpus math: data/math_0.bin documents 3 to 5"."""
+    passages = list(batches.read_passages(sample))
+    if isinstance(batches, PackedBatches):
+        examples = ", ".join(str(passage.document) for _, passage in passages)
+        return f"conversations: {batches.examples.prefix}.bin examples {examples}"
+    files = []
+    for prefix, part in groupby((passage for _, passage in passages), key=lambda passage: passage.prefix):
+        first, *others = [passage.document for passage in part]
+        documents = f"documents {first:,} to {others[-1]:,}" if others else f"document {first:,}"
+        files.append(f"{prefix}.bin {documents}")
+    return f"corpus {passages[0][0]}: {', '.join(files)}"
+
+
+def _changed_files(batches: RunBatches, samples: IntArray, is_unchanged: Callable[[Path], bool]) -> str:
+    """List the files of these samples that differ from their sidecars."""
     changed: dict[str, list[int]] = {}
     for sample in samples.tolist():
-        for name, prefix in dict.fromkeys((passage.name, passage.prefix) for passage in stored.passages(sample)):
-            if prefix not in unchanged:
-                print(f"comparing {prefix}.bin with its sidecar", file=sys.stderr, flush=True)
-                unchanged[prefix] = verify(prefix).holds
-            if not unchanged[prefix]:
+        for name, prefix in dict.fromkeys((name, passage.prefix) for name, passage in batches.read_passages(sample)):
+            if not is_unchanged(prefix):
                 changed.setdefault(f"{prefix}.bin (corpus {name}) was changed", []).append(sample)
     return "; ".join(f"{file}, which contains {_listed(contained)}" for file, contained in changed.items())
+
+
+def _is_unchanged(prefix: Path) -> bool:
+    print(f"comparing {prefix}.bin with its sidecar", file=sys.stderr, flush=True)
+    return verify(prefix).holds
 
 
 def _listed(samples: Sequence[int]) -> str:

@@ -8,16 +8,19 @@ from typing import Annotated, Any, Protocol
 from pydantic import Discriminator, Tag, TypeAdapter
 
 from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.data.indexed.sidecar import sha256_of
 from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.data.mixture.microbatch import Microbatch
 from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
 from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
 from megatron_dsmath.data.mixture.mixture_planning import plan_run
+from megatron_dsmath.data.mixture.permutation import IntArray
 from megatron_dsmath.data.mixture.run_plan import RunPlan
+from megatron_dsmath.data.mixture.samples import Passage
 from megatron_dsmath.data.sft.conversation_batches import PackedBatches
-from megatron_dsmath.data.sft.conversation_plan import ConversationPlan, plan_conversations
-from megatron_dsmath.data.sft.examples import Examples
-from megatron_dsmath.errors import ConfigError
+from megatron_dsmath.data.sft.conversation_plan import ConversationPlan, plan_conversations, require_same_set
+from megatron_dsmath.data.sft.examples import Examples, labels_path, targets_path
+from megatron_dsmath.errors import ConfigError, DataError
 
 
 class RunBatches(Protocol):
@@ -53,6 +56,15 @@ class RunBatches(Protocol):
     def passages(self, sample: int) -> Iterator[dict[str, Any]]:
         """Yield the contents of a sample and their locations, for reports."""
 
+    def read_passages(self, sample: int) -> Iterator[tuple[str, Passage]]:
+        """Yield the corpus or source of each document or example of a sample, and its tokens there, in order."""
+
+    def tokens(self, samples: IntArray) -> IntArray:
+        """Read the tokens of samples of one version, int64 [n]: int64 [n, sequence_length + 1].
+
+        Raises IndexedDatasetError for a token beyond the vocabulary.
+        """
+
 
 def open_batches(
     run: RunConfig, fingerprint: str, end_sample: int, earlier: RunPlan | None, next_sample: int
@@ -77,6 +89,32 @@ def open_batches(
     return MixtureBatches(
         plan_run(run.data, run.seed, shards, end_sample, earlier, next_sample), shards, vocabulary_size
     )
+
+
+def open_recorded_batches(plan: RunPlan, fingerprint: str | None, vocabulary_size: int) -> RunBatches:
+    """Open the data of a recorded plan. The data must be of the tokenizer `fingerprint`; None accepts any.
+
+    Raises as `Shards.open_planned` and `Examples`, and DataError if the conversations were changed.
+    """
+    shards = Shards(fingerprint)
+    if isinstance(plan, MixturePlan):
+        return MixtureBatches(plan, shards, vocabulary_size)
+    assert isinstance(plan, ConversationPlan)
+    shards.open(plan.prefix)
+    examples = Examples(plan.prefix)
+    require_same_set(plan, examples)
+    # Masks and labels; the hashes of the steps check the tokens.
+    recorded = {targets_path(plan.prefix): plan.sha256.targets, labels_path(plan.prefix): plan.sha256.labels}
+    for path, expected in recorded.items():
+        if (found := sha256_of(path)) != expected:
+            raise DataError(
+                "a file was changed since the run read it",
+                where=path,
+                found=f"sha256 {found}",
+                expected=f"sha256 {expected}",
+                fix="restore the original file",
+            )
+    return PackedBatches(plan, examples, vocabulary_size)
 
 
 def _kind_of_plan(facts: Any) -> str:

@@ -78,14 +78,27 @@ class MixtureBatches:
 
     def passages(self, sample: int) -> Iterator[dict[str, Any]]:
         """Yield the location of each passage of a sample, document by document."""
-        for corpus, passage in self.mixture(self.plan.version_at(sample)).passages(sample):
+        for corpus, passage in self.read_passages(sample):
             yield {
                 "corpus": corpus,
-                "shard": str(passage.shard.prefix),
+                "shard": str(passage.prefix),
                 "document": passage.document,
                 "first_token": passage.first,
                 "end_token": passage.end,
             }
+
+    def read_passages(self, sample: int) -> Iterator[tuple[str, Passage]]:
+        """Yield the name of the corpus and each passage of a sample, document by document."""
+        mixture = self.mixture(self.plan.version_at(sample))
+        corpus, epoch, start = (int(column[0]) for column in mixture.locate(np.array([sample])))
+        for passage in mixture.training[corpus].window_passages(epoch, start):
+            yield mixture.names[corpus], passage
+
+    def tokens(self, samples: IntArray) -> IntArray:
+        """See `RunBatches`; all samples are drawn from the version that is valid at the first one."""
+        mixture = self.mixture(self.plan.version_at(int(samples[0])))
+        locations = zip(*(column.tolist() for column in mixture.locate(samples)), strict=True)
+        return np.stack([mixture.training[corpus].window_tokens(epoch, start) for corpus, epoch, start in locations])
 
     def mixture(self, version: int) -> Mixture:
         """Return a version of the plan, opened once."""
@@ -160,12 +173,6 @@ class Mixture:
             np.concatenate([window.epoch for window in windows]),
             np.concatenate([window.start for window in windows]),
         )
-
-    def passages(self, sample: int) -> Iterator[tuple[str, Passage]]:
-        """Yield the corpus' name and each passage of a sample of the run, document by document."""
-        corpus, epoch, start = (int(column[0]) for column in self.locate(np.array([sample])))
-        for passage in self.training[corpus].window_passages(epoch, start):
-            yield self.names[corpus], passage
 
     def training_shards(self, corpus: int) -> list[IndexedDataset]:
         """Return the training shards of the corpus with this index in `names`, in order."""

@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ class Segment(NamedTuple):
 class Passage(NamedTuple):
     """The tokens [first, end) of one document, counted within the document."""
 
-    shard: IndexedDataset
+    prefix: Path
     document: int
     first: int
     end: int
@@ -95,10 +96,10 @@ class TokenStream:
         for shard, first, count in self._parts(start, token_count):
             while count:
                 document = documents_before(shard, first + 1) - 1
-                document_first = document_start(shard, document)
+                position = first - document_start(shard, document)
                 passage_count = min(count, document_start(shard, document + 1) - first)
                 tokens = shard.tokens[first : first + passage_count].astype(np.int64)
-                yield Passage(shard, document, first - document_first, first - document_first + passage_count, tokens)
+                yield Passage(shard.prefix, document, position, position + passage_count, tokens)
                 first, count = first + passage_count, count - passage_count
 
     def _parts(self, start: int, token_count: int) -> Iterator[Segment]:

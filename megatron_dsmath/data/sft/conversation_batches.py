@@ -17,6 +17,7 @@ from megatron_dsmath.data.indexed.dataset import bin_path
 from megatron_dsmath.data.mixture.microbatch import PADDING, Microbatch
 from megatron_dsmath.data.mixture.mixture_batches import require_whole_microbatches
 from megatron_dsmath.data.mixture.permutation import IntArray
+from megatron_dsmath.data.mixture.samples import Passage
 from megatron_dsmath.data.sft.conversation_plan import ConversationPlan
 from megatron_dsmath.data.sft.examples import Examples
 from megatron_dsmath.data.sft.packing import PackedExamples, PackedSequence, split_held_out
@@ -112,6 +113,17 @@ class PackedBatches:
                 **{name: self.examples.names(name)[index] for name, index in labels.items()},
                 "line": int(self.examples.column("line")[example]),
             }
+
+    def read_passages(self, sample: int) -> Iterator[tuple[str, Passage]]:
+        """The name of the source and the tokens of each example of a sequence."""
+        for example, first, count in self.training.parts(sample):
+            source = self.examples.names("source")[self.examples.column("source")[example]]
+            tokens = self.examples.read(example, first, count)[0].astype(np.int64)
+            yield source, Passage(self.examples.prefix, example, first, first + count, tokens)
+
+    def tokens(self, samples: IntArray) -> IntArray:
+        """See `RunBatches`."""
+        return np.stack([self.read(sample).tokens for sample in samples.tolist()])
 
     def read(self, sample: int) -> PackedSequence:
         """Read a sequence of the run. Raises IndexedDatasetError for a token beyond the vocabulary."""

@@ -157,27 +157,27 @@ def test_a_row_under_another_version_is_found(data: Path, run: RecordedRun) -> N
 def test_a_changed_token_is_found_with_its_corpus_and_document(data: Path, run: RecordedRun) -> None:
     run.train(config(data), steps=8)
     batches = opened(run.ledger.read_plan())
-    name, passage = next(batches.mixture(0).passages(40))
-    change(Path(f"{passage.shard.prefix}.bin"), 10 * passage.document + passage.first)
+    name, passage = next(batches.read_passages(40))
+    change(Path(f"{passage.prefix}.bin"), 10 * passage.document + passage.first)
     fault = first_fault(run)
     assert fault.what == "a sample on disk differs from what was trained on"
     where = str(fault.where)
     assert "sample 40" in where
     assert where.startswith("step 4,")
-    assert f"corpus {name}: {passage.shard.prefix}.bin documents {passage.document} to" in where
-    assert fault.found == f"{passage.shard.prefix}.bin (corpus {name}) was changed, which contains sample 40"
+    assert f"corpus {name}: {passage.prefix}.bin documents {passage.document} to" in where
+    assert fault.found == f"{passage.prefix}.bin (corpus {name}) was changed, which contains sample 40"
 
 
 def test_two_changed_samples_of_a_step_are_named_with_their_files(data: Path, run: RecordedRun) -> None:
     """The step has one sample in each changed file."""
     run.train(config(data, 10.0, 1.0, 1.0), steps=8)
-    mixture = opened(run.ledger.read_plan()).mixture(0)
+    batches = opened(run.ledger.read_plan())
     step = range(3 * SAMPLES, 4 * SAMPLES)
-    changed = {name: sample for sample in step for name, _ in mixture.passages(sample) if name != "math"}
+    changed = {name: sample for sample in step for name, _ in batches.read_passages(sample) if name != "math"}
     assert set(changed) == {"code", "prose"}
     for sample in changed.values():
-        _, passage = next(mixture.passages(sample))
-        change(Path(f"{passage.shard.prefix}.bin"), 10 * passage.document + passage.first)
+        _, passage = next(batches.read_passages(sample))
+        change(Path(f"{passage.prefix}.bin"), 10 * passage.document + passage.first)
     (fault,) = (fault for fault in audit(run.folder).faults if str(fault.where).startswith("step 4,"))
     assert fault.what == "two or more samples on disk differ from what was trained on"
     for name, sample in changed.items():
@@ -222,8 +222,8 @@ def test_windows_that_are_shifted_by_a_token_are_found(data: Path, run: Recorded
 
 def test_only_the_selected_steps_are_read(data: Path, run: RecordedRun) -> None:
     run.train(config(data), steps=8)
-    _, passage = next(opened(run.ledger.read_plan()).mixture(0).passages(40))
-    change(Path(f"{passage.shard.prefix}.bin"), 10 * passage.document + passage.first)
+    _, passage = next(opened(run.ledger.read_plan()).read_passages(40))
+    change(Path(f"{passage.prefix}.bin"), 10 * passage.document + passage.first)
     holds = [audit(run.folder, first_step=step, last_step=step).holds for step in range(1, 9)]
     assert holds[40 // SAMPLES] is False
     assert audit(run.folder, last_step=40 // SAMPLES).holds is all(holds[: 40 // SAMPLES])

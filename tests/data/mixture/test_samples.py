@@ -154,11 +154,11 @@ def test_a_corpus_continues_at_its_position(write: Write) -> None:
 def test_passages_are_the_sample_document_by_document(write: Write) -> None:
     shards = [write([[1, 2, 3], [], [4]]), write([]), write([[5, 6, 7, 8, 9]])]
     passages = list(stream(*shards).passages(1, 11))  # 2 3 | 4 | 5 6 7 8 9 | 1 2 3
-    assert [(passage.shard, passage.document, passage.first, passage.end) for passage in passages] == [
-        (shards[0], 0, 1, 3),
-        (shards[0], 2, 0, 1),
-        (shards[2], 0, 0, 5),
-        (shards[0], 0, 0, 3),
+    assert [(passage.prefix, passage.document, passage.first, passage.end) for passage in passages] == [
+        (shards[0].prefix, 0, 1, 3),
+        (shards[0].prefix, 2, 0, 1),
+        (shards[2].prefix, 0, 0, 5),
+        (shards[0].prefix, 0, 0, 3),
     ]
     assert [passage.tokens.tolist() for passage in passages] == [[2, 3], [4], [5, 6, 7, 8, 9], [1, 2, 3]]
 

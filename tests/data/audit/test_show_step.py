@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dsmath.data.audit.stored_samples import print_passages, read_step
+from megatron_dsmath.data.audit.show_step import print_passages, read_step
 from megatron_dsmath.data.tokenizing.tokenizer import load_tokenizer
 from megatron_dsmath.errors import UsageError
 from tests.support.corpora import write_inputs
