@@ -138,11 +138,12 @@ def show_workers(corpus: Path, nothing: Path, folder: Path) -> None:
 def _run(corpus: Path, folder: Path, workers: int) -> tuple[float, float, float]:
     """Return wall seconds, CPU seconds of this process, and CPU seconds of its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.process_time()
-    wall_seconds = decontaminate([corpus], BENCHMARKS, folder / "out", workers=workers).seconds
+    started, cpu_started = time.monotonic(), time.process_time()
+    decontaminate([corpus], BENCHMARKS, folder / "out", workers=workers)
+    wall_seconds = time.monotonic() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     children = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall_seconds, time.process_time() - started, children
+    return wall_seconds, time.process_time() - cpu_started, children
 
 
 def cpu_seconds_of(corpus: Path, folder: Path) -> float:

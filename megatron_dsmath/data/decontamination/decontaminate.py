@@ -6,10 +6,10 @@ DeepSeekMath, section 2.1.1. What the paper leaves open: docs/decisions/0011-dec
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +21,7 @@ from megatron_dsmath.data.decontamination.decontamination_report import (
     benchmark_reports,
 )
 from megatron_dsmath.data.decontamination.ngrams import NGRAM_UNITS, SHORTEST_UNITS
-from megatron_dsmath.data.decontamination.screening import (
-    DroppedDocument,
-    Match,
-    Screen,
-    ScreenedBatch,
-    select_compression,
-)
+from megatron_dsmath.data.decontamination.screening import Screen, ScreenedBatch, select_compression
 from megatron_dsmath.data.text.document_batches import line_batches, require_separate_outputs, require_valid_options
 from megatron_dsmath.data.text.documents import quarantine_row
 from megatron_dsmath.errors import DataError, UsageError
@@ -63,7 +57,6 @@ def decontaminate(
     and DependencyError, and then removes the unfinished outputs. A killed call starts again from the beginning, so
     call it once per file of a large corpus.
     """
-    started = time.monotonic()
     paths, benchmark_paths = [Path(file) for file in files], [Path(file) for file in benchmarks]
     _require_usable(paths, benchmark_paths, workers, bad_lines)
     clean, dropped, quarantine, report_file = (
@@ -90,17 +83,14 @@ def decontaminate(
                     report_progress(Progress(writer.documents, writer.units, screened.read_bytes, input_bytes))
         if not outputs.files[0].size_bytes:
             outputs.files[0].write(compress(b""))  # an empty .gz or .zst file still has a header
-        names = [str(path) for path in benchmark_paths]
-        counts = writer.drop_counter.counts(names, writer.read_dropped())
         report = DecontaminationReport(
             out=clean,
             sha256=outputs.files[0].sha256,
             dropped_documents=dropped,
             quarantine=quarantine if quarantines else None,
             input_bytes=input_bytes,
-            seconds=time.monotonic() - started,
             files=tuple(writer.files.values()),
-            benchmarks=benchmark_reports(texts, screen.ngrams, counts, writer.documents),
+            benchmarks=benchmark_reports(texts, screen.ngrams, writer.drop_counter, writer.documents),
         )
         outputs.files[-1].write(report.to_json().encode())
         outputs.publish()
@@ -161,12 +151,7 @@ class OutputWriter:
             self._quarantine.write(quarantine_row(bad.path, bad.line, bad.error))
         for document in batch.dropped:
             self.drop_counter.add(document)
-            row = {
-                "file": document.file,
-                "line": document.line,
-                "matches": [vars(match) for match in document.matches],
-            }
-            self._dropped.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            self._dropped.write((json.dumps(asdict(document), ensure_ascii=False) + "\n").encode())
         self._kept.write(batch.kept)
         file.bad_lines += len(batch.bad_lines)
         file.dropped += len(batch.dropped)
@@ -175,10 +160,3 @@ class OutputWriter:
         file.kept_bytes += batch.kept_bytes
         self.documents += batch.kept_count + len(batch.dropped)
         self.units += batch.unit_count
-
-    def read_dropped(self) -> Iterator[DroppedDocument]:
-        """Read the dropped documents back from their file."""
-        self._dropped.sync()
-        with self._dropped.partial.open("rb") as rows:
-            for row in map(json.loads, rows):
-                yield DroppedDocument(row["file"], row["line"], [Match(**match) for match in row["matches"]])

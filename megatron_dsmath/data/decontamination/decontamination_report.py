@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +20,6 @@ from megatron_dsmath.data.decontamination.screening import DroppedDocument, Matc
 
 LISTED = 20  # most frequent n-grams per benchmark
 PASSAGE_CLASSES = {50: "50 or more", 20: "20 to 49", 13: "13 to 19", 10: "10 to 12", 3: "3 to 9"}
-
-Key = tuple[str, str]  # a benchmark and one of its n-grams
 
 
 @dataclass
@@ -46,7 +44,7 @@ class FieldTexts:
     too_short: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class FrequentMatch:
     """An n-gram or short question, the number of `documents` it dropped, and its match in the first of them."""
 
@@ -58,18 +56,8 @@ class FrequentMatch:
 
 
 @dataclass(frozen=True)
-class DropCounts:
-    """The documents that one benchmark dropped; each counts once in `documents_by_longest_passage_units`."""
-
-    documents: int
-    documents_by_longest_passage_units: Mapping[str, int]
-    frequent_ngrams: tuple[FrequentMatch, ...]
-    frequent_short_texts: tuple[FrequentMatch, ...]
-
-
-@dataclass(frozen=True)
 class BenchmarkReport:
-    """What one benchmark file contains and what it dropped, see `DropCounts`.
+    """What one benchmark file contains, and the documents that it dropped; each counts in one class of lengths.
 
     `ngrams` counts distinct 10-grams. `rows_without_text` counts, per field, the rows that gave no text.
     """
@@ -99,7 +87,6 @@ class DecontaminationReport:
     dropped_documents: Path
     quarantine: Path | None
     input_bytes: int
-    seconds: float
     files: tuple[FileReport, ...]
     benchmarks: tuple[BenchmarkReport, ...]
 
@@ -137,33 +124,37 @@ class DecontaminationReport:
         }
 
     def to_json(self) -> str:
-        """Everything except the seconds, so that the text is the same for any number of workers."""
-        values = asdict(self)
-        values = self.totals() | {"files": values["files"], "benchmarks": values["benchmarks"]}
-        return json.dumps(values, default=str, indent=2, ensure_ascii=False) + "\n"
+        """Everything; the text is the same for any number of workers."""
+        tables = {
+            "files": [asdict(file) for file in self.files],
+            "benchmarks": [asdict(benchmark) for benchmark in self.benchmarks],
+        }
+        return json.dumps(self.totals() | tables, default=str, indent=2, ensure_ascii=False) + "\n"
 
 
 def benchmark_reports(
-    benchmarks: Sequence[Benchmark], ngrams: BenchmarkNgrams, counts: Mapping[str, DropCounts], documents: int
+    benchmarks: Sequence[Benchmark], ngrams: BenchmarkNgrams, counter: DropCounter, documents: int
 ) -> tuple[BenchmarkReport, ...]:
-    """Return one report per benchmark.
-
-    `ngrams` are those of the texts of `benchmarks`, `counts` is keyed by path, `documents` is the size of the input.
-    """
+    """Return one report per benchmark. `ngrams` are those of their texts, `documents` is the size of the input."""
     unit_counts = iter(np.diff(ngrams.units.firsts).tolist())
     ngram_counts = np.bincount(ngrams.tables[NGRAM_UNITS].benchmarks, minlength=len(benchmarks))
-    return tuple(
-        BenchmarkReport(
+    reports = []
+    for benchmark, ngram_count in zip(benchmarks, ngram_counts.tolist(), strict=True):
+        passages = counter.passages[str(benchmark.path)]
+        report = BenchmarkReport(
             file=benchmark.path,
             rows=benchmark.rows,
             fields=_field_texts(benchmark, unit_counts),
             rows_without_text=dict(benchmark.rows_without_text),
-            ngrams=int(ngram_count),
-            drop_rate=counts[str(benchmark.path)].documents / max(1, documents),
-            **vars(counts[str(benchmark.path)]),
+            ngrams=ngram_count,
+            documents=passages.total(),
+            drop_rate=passages.total() / max(1, documents),
+            documents_by_longest_passage_units={name: passages[name] for name in PASSAGE_CLASSES.values()},
+            frequent_ngrams=counter.most_frequent(str(benchmark.path), short=False),
+            frequent_short_texts=counter.most_frequent(str(benchmark.path), short=True),
         )
-        for benchmark, ngram_count in zip(benchmarks, ngram_counts, strict=True)
-    )
+        reports.append(report)
+    return tuple(reports)
 
 
 def _field_texts(benchmark: Benchmark, unit_counts: Iterator[int]) -> dict[str, FieldTexts]:
@@ -181,27 +172,23 @@ def _field_texts(benchmark: Benchmark, unit_counts: Iterator[int]) -> dict[str, 
     return dict(by_field)
 
 
-@dataclass
-class _NgramCounts:
-    units: int
-    documents: int = 0
-    longest_passage_units: int = 0
-
-
 class DropCounter:
-    """Counts dropped documents by benchmark and n-gram; memory grows with the n-grams, not with the documents."""
+    """Counts dropped documents by benchmark and n-gram; memory grows with the n-grams, not with the documents.
+
+    `passages` counts the documents that each benchmark dropped, by the class of their longest passage.
+    """
 
     def __init__(self) -> None:
-        self._ngrams: dict[Key, _NgramCounts] = {}
-        self._passages: dict[str, Counter[str]] = defaultdict(Counter)  # by benchmark and passage class
+        self.passages: dict[str, Counter[str]] = defaultdict(Counter)
+        self._ngrams: dict[tuple[str, str], FrequentMatch] = {}  # by benchmark and n-gram
 
     def add(self, document: DroppedDocument) -> None:
         """Count a document."""
-        longest_of_ngram: dict[Key, int] = defaultdict(int)
+        longest_of_ngram: dict[tuple[str, str], int] = defaultdict(int)
         longest_of_benchmark: dict[str, int] = defaultdict(int)
         for match in document.matches:
             key = (match.benchmark, match.ngram)
-            self._ngrams.setdefault(key, _NgramCounts(match.units))
+            self._ngrams.setdefault(key, FrequentMatch(0, 0, document.file, document.line, match))
             longest_of_ngram[key] = max(longest_of_ngram[key], match.passage_units)
             longest_of_benchmark[match.benchmark] = max(longest_of_benchmark[match.benchmark], match.passage_units)
         for key, longest in longest_of_ngram.items():
@@ -210,39 +197,13 @@ class DropCounter:
             ngram.longest_passage_units = max(ngram.longest_passage_units, longest)
         for benchmark, longest in longest_of_benchmark.items():
             name = next(name for units, name in PASSAGE_CLASSES.items() if longest >= units)
-            self._passages[benchmark][name] += 1
+            self.passages[benchmark][name] += 1
 
-    def counts(self, benchmarks: Sequence[str], dropped: Iterable[DroppedDocument]) -> dict[str, DropCounts]:
-        """The counts of each of `benchmarks`; `dropped` are the added documents again, in the same order."""
-        listed = self._most_frequent()
-        examples: dict[Key, FrequentMatch] = {}
-        for document in dropped:
-            for match in document.matches:
-                key = (match.benchmark, match.ngram)
-                if key in listed and key not in examples:
-                    ngram = self._ngrams[key]
-                    examples[key] = FrequentMatch(
-                        ngram.documents, ngram.longest_passage_units, document.file, document.line, match
-                    )
-        counts = {}
-        for benchmark in benchmarks:
-            frequent = [examples[key] for key in listed if key[0] == benchmark]
-            passages = self._passages[benchmark]
-            counts[benchmark] = DropCounts(
-                documents=passages.total(),
-                documents_by_longest_passage_units={name: passages[name] for name in PASSAGE_CLASSES.values()},
-                frequent_ngrams=tuple(example for example in frequent if example.match.units == NGRAM_UNITS),
-                frequent_short_texts=tuple(example for example in frequent if example.match.units < NGRAM_UNITS),
-            )
-        return counts
-
-    def _most_frequent(self) -> list[Key]:
-        """The LISTED n-grams and the LISTED short questions of each benchmark that dropped the most documents."""
-        listed = []
-        counts: Counter[tuple[str, bool]] = Counter()
-        for key, ngram in sorted(self._ngrams.items(), key=lambda item: (-item[1].documents, item[0])):
-            kind = (key[0], ngram.units < NGRAM_UNITS)
-            counts[kind] += 1
-            if counts[kind] <= LISTED:
-                listed.append(key)
-        return listed
+    def most_frequent(self, benchmark: str, *, short: bool) -> tuple[FrequentMatch, ...]:
+        """Return the LISTED n-grams, or short questions, of a benchmark that dropped the most documents."""
+        found = [
+            ngram
+            for (name, _), ngram in self._ngrams.items()
+            if name == benchmark and (ngram.match.units < NGRAM_UNITS) == short
+        ]
+        return tuple(sorted(found, key=lambda ngram: (-ngram.documents, ngram.match.ngram))[:LISTED])
