@@ -67,10 +67,10 @@ def test_contractions_converge_to_their_limit(sections: list[str]) -> None:
 
 def test_quadratic_forms_keep_their_bound(sections: list[str]) -> None:
     pattern = r"we have \$(.+?) \\ge (\d+)\$.+x = (\d+)\$\..+at \$x = (-?\d+)\$ the left side equals \$(\d+)\$"
-    for form, bound, argument, place, result in found(sections, pattern):
+    for form, bound, argument, point, result in found(sections, pattern):
         assert value(form, x=int(argument)) == int(bound)
         assert min(value(form, x=x) for x in range(-30, 40)) == int(bound)
-        assert value(form, x=int(place)) == int(result)
+        assert value(form, x=int(point)) == int(result)
 
 
 def test_roots_called_irrational_are(sections: list[str]) -> None:

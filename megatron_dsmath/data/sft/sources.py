@@ -68,26 +68,26 @@ def load_recipe(path: str | Path) -> Recipe:
     except ValidationError as error:
         found += validation_errors(error, source, Recipe, f"{EXAMPLE} is a complete recipe")
     else:
-        found += _names_twice(recipe, source)
+        found += _repeated_names(recipe, source)
     raise_all(found)
     return recipe
 
 
-def _names_twice(recipe: Recipe, source: SourceText) -> list[ConfigError]:
+def _repeated_names(recipe: Recipe, source: SourceText) -> list[ConfigError]:
     first: dict[str, int] = {}
     found = []
-    for place, entry in enumerate(recipe.sources):
+    for index, entry in enumerate(recipe.sources):
         if entry.name in first:
             found.append(
                 ConfigError(
                     "two sources have the same name",
-                    where=source.where(f"sources.{place}.name"),
+                    where=source.where(f"sources.{index}.name"),
                     found=f"{entry.name!r}, first at {source.where(f'sources.{first[entry.name]}.name')}",
                     expected="a different name for each source",
                     fix="rename one, or give both files to one source",
                 )
             )
-        first.setdefault(entry.name, place)
+        first.setdefault(entry.name, index)
     return found
 
 

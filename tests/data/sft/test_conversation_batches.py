@@ -60,7 +60,7 @@ def test_each_target_belongs_to_the_kind_language_and_source_of_its_example(
         for row, number in enumerate(one.samples.tolist()):
             owners = batches.training.read(number).example_of_target()
             for position, owner in enumerate(owners.tolist()):
-                names = [batches.group_names[place] for place in one.groups[row, position].tolist() if place != PADDING]
+                names = [batches.group_names[group] for group in one.groups[row, position].tolist() if group != PADDING]
                 columns = ("kind", "language", "source")
                 labels = [f"{name}/{examples.names(name)[examples.column(name)[owner]]}" for name in columns]
                 assert names == ([] if owner == PADDING else labels)

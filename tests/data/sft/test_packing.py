@@ -41,12 +41,12 @@ def best_fit_decreasing(lengths: list[int], capacity: int) -> int:
     rooms: list[int] = []
     count = 0
     for length in sorted(lengths, reverse=True):
-        place = bisect_left(rooms, length)
-        if place == len(rooms):
+        index = bisect_left(rooms, length)
+        if index == len(rooms):
             count += 1
             room = capacity
         else:
-            room = rooms.pop(place)
+            room = rooms.pop(index)
         insort(rooms, room - length)
     return count
 
@@ -57,8 +57,8 @@ def best_fit_decreasing(lengths: list[int], capacity: int) -> int:
 def test_no_token_of_any_example_is_lost_or_doubled(policy: str, lengths: np.ndarray, seed: int) -> None:
     packing = packed(lengths, policy, 64, seed)
     seen = np.zeros((len(lengths), 64), np.int64)
-    pieces = zip(packing.examples, packing.first_tokens, packing.token_counts, strict=True)
-    for example, first, count in pieces:
+    parts = zip(packing.examples, packing.first_tokens, packing.token_counts, strict=True)
+    for example, first, count in parts:
         assert count > 0
         seen[example, first : first + count] += 1
     assert (seen == (np.arange(64) < lengths[:, None])).all()
@@ -129,10 +129,10 @@ def test_each_epoch_has_other_neighbours(policy: str) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_sequences_are_not_sorted_by_size(policy: str) -> None:
     packing = packed(LENGTHS, policy)
-    pieces = np.diff(packing.bounds)
-    half = len(pieces) // 2
-    spread = pieces.std() / half**0.5  # of the mean of half of them
-    assert abs(pieces[:half].mean() - pieces[half:].mean()) < 6 * spread
+    parts = np.diff(packing.bounds)
+    half = len(parts) // 2
+    spread = parts.std() / half**0.5  # of the mean of half of them
+    assert abs(parts[:half].mean() - parts[half:].mean()) < 6 * spread
 
 
 @pytest.mark.parametrize("policy", POLICIES)
