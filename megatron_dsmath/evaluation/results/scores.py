@@ -96,10 +96,8 @@ def comparison_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
         {"model": "this model, the paper's grader", **{task: _percent(tasks[task], "_as_the_paper") for task in tasks}},
         {"model": "this model, strict grader", **{task: _percent(tasks[task], "") for task in tasks}},
     ]
-    is_whole = results["limit"] is None
-    comparable = [
-        task for task in tasks if is_whole and task in PUBLISHED and results["shots"][task] in ("none", "paper")
-    ]
+    whole = [task for task in tasks if task in PUBLISHED and results["limit"] is None]
+    comparable = [task for task in whole if results["shots"][task] in ("none", "paper")]
     for model, figures in paper_table(results["protocol"]).items():
         if any(task in figures for task in comparable):
             cells = {task: f"{figures[task]:.1f}" if task in comparable and task in figures else "" for task in tasks}
