@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from megatron_dsmath.files.atomic_files import AtomicFiles, OutputFile
+from megatron_dsmath.files.atomic_files import AtomicFiles
 from megatron_dsmath.quickstart import formal, papers, standard_library, web_pages
 
 README = """\
@@ -57,7 +57,7 @@ TITLES = ("{place}的一天", "我和{person}", "{time}的{place}", "一次难�
 
 
 def _algebraic_stack(draw: Random) -> Iterator[str]:
-    """Yield sessions without end, with a mathematical module after every SESSIONS_PER_MODULE while there are any."""
+    """Yield sessions without end, and each mathematical module once, after SESSIONS_PER_MODULE further sessions."""
     sessions = formal.generate_sessions(draw)
     for module in standard_library.mathematical_modules():
         yield from islice(sessions, SESSIONS_PER_MODULE)
@@ -108,19 +108,15 @@ def write_corpora(folder: Path, seed: int, megabytes: float = 6.0) -> dict[str, 
 
     `megabytes`: about the size of all files together, divided as the paper's mixture. A corpus that is read from the
     interpreter may end earlier. The same seed and version of Python give the same bytes. All files appear, or none.
-    Raises OutputError, and DataError where Python's sources are missing.
+    Raises OutputError, and DataError if Python's sources are missing.
     """
     paths = {name: folder / f"{name}.jsonl" for name in CORPORA}
     with AtomicFiles(folder / "README.md", *paths.values()) as (readme, *files):
         readme.write(README.encode())
         for file, (name, (share, documents)) in zip(files, CORPORA.items(), strict=True):
             draw = Random(f"{seed}/{name}")  # noqa: S311 - it draws texts, not secrets
-            _write(file, documents(draw), int(megabytes * share * 1e6))
+            for text in documents(draw):
+                file.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
+                if file.size_bytes >= int(megabytes * share * 1e6):
+                    break
     return paths
-
-
-def _write(file: OutputFile, documents: Iterator[str], size_bytes: int) -> None:
-    for text in documents:
-        file.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
-        if file.size_bytes >= size_bytes:
-            return

@@ -24,14 +24,6 @@ def format_polynomial(coefficients: Sequence[int], variable: str = "x") -> str:
     return "-" + text[3:] if text.startswith(" - ") else text[3:]
 
 
-def evaluate_polynomial(coefficients: Sequence[int], at: int) -> int:
-    """The value of the polynomial at `at`, by Horner's rule."""
-    result = 0
-    for coefficient in coefficients:
-        result = result * at + coefficient
-    return result
-
-
 def format_fraction(number: Fraction) -> str:
     """A rational number in lowest terms as LaTeX."""
     sign = "-" if number < 0 else ""
@@ -204,7 +196,7 @@ def derivative(draw: Random) -> Bilingual:
     """The slope of a parabola at a point."""
     a, b, c, at = (draw.randint(1, 9), draw.randint(-9, 9), draw.randint(-12, 12), draw.randint(1, 6))
     function, slope = format_polynomial((a, b, c)), format_polynomial((2 * a, b))
-    result = evaluate_polynomial((2 * a, b), at)
+    result = 2 * a * at + b
     work = f"{2 * a} \\times {at}" + ("" if b == 0 else f" {'+' if b > 0 else '-'} {abs(b)}")
     return _bilingual(
         f"{result}",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from random import Random
 
-from megatron_dsmath.quickstart.exercises import evaluate_polynomial, format_polynomial
+from megatron_dsmath.quickstart.exercises import format_polynomial
 
 
 def generate_sessions(draw: Random) -> Iterator[str]:
@@ -111,7 +111,7 @@ def _sympy(draw: Random) -> str:
                 (f"factor({_sympy_text(wide)})", factors),
                 (f"diff({_sympy_text(cubic)}, x)", _sympy_text((12 * top, 0, -2 * s))),
                 (f"integrate({_sympy_text((3 * top, 2 * r, s))}, x)", _sympy_text((top, r, s, 0))),
-                (f"({_sympy_text(wide)}).subs(x, {top})", str(evaluate_polynomial(wide, top))),
+                (f"({_sympy_text(wide)}).subs(x, {top})", str((top + r) * (top + s))),
             )
         )
         lines += [f">>> {command}", result]
@@ -125,35 +125,25 @@ def _sympy_text(coefficients: tuple[int, ...]) -> str:
 
 
 def _newton(draw: Random) -> str:
-    number, x, steps = draw.randint(2, 500), float(draw.randint(1, 20)), draw.randint(4, 8)
-    lines = [
-        f"# Newton's method for the square root of {number}",
-        f"x = {x}",
-        f"for step in range({steps}):",
-        f"    x = (x + {number} / x) / 2",
-        "    print(step, x)",
-        "",
-        "# output",
-    ]
+    number, start, steps = draw.randint(2, 500), float(draw.randint(1, 20)), draw.randint(4, 8)
+    x, output = start, []
     for step in range(steps):
         x = (x + number / x) / 2
-        lines.append(f"{step} {x}")
-    return "\n".join(lines)
+        output.append(f"{step} {x}")
+    title = f"Newton's method for the square root of {number}"
+    return _program(title, start, f"(x + {number} / x) / 2", "step, x", output)
 
 
 def _recurrence(draw: Random) -> str:
-    a, b, modulus, x = draw.randint(2, 9), draw.randint(0, 30), draw.randint(20, 200), draw.randint(1, 19)
-    steps = draw.randint(6, 16)
-    lines = [
-        f"# The orbit of {x} under x -> ({a} x + {b}) mod {modulus}",
-        f"x = {x}",
-        f"for step in range({steps}):",
-        f"    x = ({a} * x + {b}) % {modulus}",
-        "    print(x)",
-        "",
-        "# output",
-    ]
-    for _ in range(steps):
+    a, b, modulus, start = draw.randint(2, 9), draw.randint(0, 30), draw.randint(20, 200), draw.randint(1, 19)
+    x, output = start, []
+    for _ in range(draw.randint(6, 16)):
         x = (a * x + b) % modulus
-        lines.append(str(x))
-    return "\n".join(lines)
+        output.append(str(x))
+    title = f"The orbit of {start} under x -> ({a} x + {b}) mod {modulus}"
+    return _program(title, start, f"({a} * x + {b}) % {modulus}", "x", output)
+
+
+def _program(title: str, start: float, update: str, printed: str, output: list[str]) -> str:
+    loop = [f"for step in range({len(output)}):", f"    x = {update}", f"    print({printed})"]
+    return "\n".join([f"# {title}", f"x = {start}", *loop, "", "# output", *output])

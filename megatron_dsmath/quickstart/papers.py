@@ -57,18 +57,11 @@ def _format_section(draw: Random, number: int, section: Section) -> str:
         )
     )
     link = draw.choice(("As an illustration of", "To see how one applies", "Here is a case of"))
-    return "\n".join(
-        (
-            f"\\section{{{section.title}}}",
-            lead,
-            f"\\begin{{theorem}}\\label{{{label}}}",
-            section.theorem,
-            "\\end{theorem}",
-            "\\begin{proof}",
-            section.proof,
-            "\\end{proof}",
-            f"{link} Theorem~\\ref{{{label}}}, {section.example}",
-        )
+    return (
+        f"\\section{{{section.title}}}\n{lead}\n"
+        f"\\begin{{theorem}}\\label{{{label}}}\n{section.theorem}\n\\end{{theorem}}\n"
+        f"\\begin{{proof}}\n{section.proof}\n\\end{{proof}}\n"
+        f"{link} Theorem~\\ref{{{label}}}, {section.example}"
     )
 
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -32,15 +31,14 @@ LARGEST_DIFFERENCE = 1e-4  # relative, of two fp32 forward passes that add in di
 PROMPT = "Example 1. Solve $3x + 5 = 20$ for $x$.\nSolution."
 NEW_TOKENS = 48
 Rows = list[tuple[str, str]]
-WriteReport = Callable[[Path, Rows], Path]
 
 
-def run_quickstart(out: Path, write_report: WriteReport) -> Path:
+def run_quickstart(out: Path, write_report: Callable[[Path, Rows], Path]) -> Path:
     """Make the data, train, kill, resume, export and report under `out`; return the path of the report.
 
-    A rerun continues where this one stopped. `write_report` writes the page of a run's directory, with (label, value)
-    rows of the quickstart on it, and returns its path. Raises InternalError when the exported model computes another
-    validation loss than the trained one.
+    A rerun continues where this one stopped. `write_report` writes the page of a run's directory, with the (label,
+    value) rows of the quickstart, and returns its path. Raises InternalError if the validation losses of the exported
+    and the trained model differ.
     """
     started = time.monotonic()
     overrides = _overrides(out)
@@ -51,8 +49,8 @@ def run_quickstart(out: Path, write_report: WriteReport) -> Path:
         _train_and_kill(directory, overrides, after_step=run.schedule.steps * 5 // 8)
     if directory.state() != "done":
         _train(overrides)
-    exported = _export(out, run, overrides)
-    rows = _rows(out, directory, exported, time.monotonic() - started)
+    rows = [*_killed(directory), *_export(out / "model", directory, overrides)]
+    rows.append(("Wall time of this command", f"{time.monotonic() - started:.0f} s"))
     page = write_report(directory.root, rows)
     for label, value in rows:
         _print(f"{label}: {value}")
@@ -109,35 +107,43 @@ def _train(overrides: Sequence[str]) -> None:
         raise InternalError("training failed", found=f"exit code {code}", fix="see the messages above, run it again")
 
 
-class ExportedModel(NamedTuple):
-    """The validation loss of the exported model in nats per token, and its most likely continuation of PROMPT."""
+def _killed(directory: RunDirectory) -> Rows:
+    step = directory.killed_after()
+    killed = f"{step}, then continued from its newest checkpoint"
+    return [] if step is None else [("Killed with SIGKILL after step", killed)]
 
-    validation_loss: float
-    continuation: str
 
-
-def _export(out: Path, run: RunConfig, overrides: Sequence[str]) -> ExportedModel:
+def _export(model: Path, directory: RunDirectory, overrides: Sequence[str]) -> Rows:
     """Export the trained model, load the export into one process, and compare the validation losses of both."""
-    model = out / "model"
     if model.exists():
         shutil.rmtree(model)
-    export(Path(run.output), model)
+    export(directory.root, model)
     _print(f"exported a Hugging Face folder, {model}; loading it into one process")
     alone = [f"model.initial_weights={json.dumps(str(model))}", "parallel.tensor=1", "parallel.sequence=false"]
-    exported = _evaluate(load(RUN_FILE, [*overrides, *alone]))
-    trained = _validation_loss(RunDirectory(Path(run.output)))
-    if abs(exported.validation_loss / trained - 1) > LARGEST_DIFFERENCE:
+    exported, continuation = _evaluate(load(RUN_FILE, [*overrides, *alone]))
+    last_row = json.loads(directory.metrics.read_text(encoding="utf-8").splitlines()[-1])
+    trained = float(last_row["validation_loss"])
+    if abs(exported / trained - 1) > LARGEST_DIFFERENCE:
         raise InternalError(
             "the exported model computes another validation loss than the trained one",
             where=model,
-            found=f"{exported.validation_loss:.6f}",
+            found=f"{exported:.6f}",
             expected=f"{trained:.6f}, as in metrics.jsonl",
         )
-    return exported
+    return [
+        ("Validation loss, two tensor-parallel processes", f"{trained:.6f} nats per token"),
+        ("Validation loss of the export, one process", f"{exported:.6f} nats per token"),
+        ("Hugging Face folder", str(model)),
+        ("Prompt", PROMPT),
+        ("Continuation", continuation),
+    ]
 
 
-def _evaluate(run: RunConfig) -> ExportedModel:
-    """Load `model.initial_weights` of a run of one process, validate, and continue PROMPT."""
+def _evaluate(run: RunConfig) -> tuple[float, str]:
+    """The validation loss (nats per token) of `model.initial_weights` on one process, and its continuation of PROMPT.
+
+    Each token of the continuation is the most likely one.
+    """
     job = open_job(run, initialize_topology(run.parallel, run.seed))
     loss = validate(job)["validation_loss"]
     model, tokens = job.model_chunks[0].eval(), job.tokenizer.encode(PROMPT)
@@ -148,26 +154,7 @@ def _evaluate(run: RunConfig) -> ExportedModel:
         if tokens[-1] == job.tokenizer.end_of_document:
             break
     destroy_topology()
-    return ExportedModel(loss, job.tokenizer.decode(tokens)[len(PROMPT) :])
-
-
-def _validation_loss(directory: RunDirectory) -> float:
-    last = directory.metrics.read_text(encoding="utf-8").splitlines()[-1]
-    return float(json.loads(last)["validation_loss"])
-
-
-def _rows(out: Path, directory: RunDirectory, exported: ExportedModel, seconds: float) -> Rows:
-    killed_after = directory.killed_after()
-    killed = f"{killed_after}, then continued from its newest checkpoint"
-    return [
-        *([("Killed with SIGKILL after step", killed)] if killed_after is not None else []),
-        ("Validation loss, two tensor-parallel processes", f"{_validation_loss(directory):.6f} nats per token"),
-        ("Validation loss of the export, one process", f"{exported.validation_loss:.6f} nats per token"),
-        ("Hugging Face folder", str(out / "model")),
-        ("Prompt", PROMPT),
-        ("Continuation", exported.continuation),
-        ("Wall time of this command", f"{seconds:.0f} s"),
-    ]
+    return loss, job.tokenizer.decode(tokens)[len(PROMPT) :]
 
 
 def _print(line: str) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_dsmath.data.sft.template import DEEPSEEKMATH_JINJA
 from megatron_dsmath.data.text.documents import read_documents
 from megatron_dsmath.files.atomic_files import AtomicFiles
-
-if TYPE_CHECKING:
-    from tokenizers.pre_tokenizers import PreTokenizer
 
 BEGIN_OF_SENTENCE = "<｜begin▁of▁sentence｜>"
 END_OF_SENTENCE = "<｜end▁of▁sentence｜>"
@@ -47,40 +43,29 @@ def train_tokenizer(files: Sequence[Path], folder: Path, vocabulary_size: int = 
     tokens. The same texts in the same order give the same bytes. transformers' AutoTokenizer loads the folder. Raises
     OutputError, and DataError for a file that is missing or not JSONL.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = _pre_tokenizer()
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS]
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size - 2,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # every byte, so that every text can be encoded
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(files), trainer=trainer)
+    texts = (document.texts[0] for file in files for document in read_documents(file, ["text"]))
+    tokenizer.train_from_iterator(texts, trainer=trainer)
     special = [AddedToken(name, normalized=False, special=True) for name in (BEGIN_OF_SENTENCE, END_OF_SENTENCE)]
     tokenizer.add_special_tokens(special)
-    begin = (BEGIN_OF_SENTENCE, tokenizer.token_to_id(BEGIN_OF_SENTENCE))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN_OF_SENTENCE} $A",
         pair=f"{BEGIN_OF_SENTENCE} $A {BEGIN_OF_SENTENCE}:1 $B:1",
-        special_tokens=[begin],
+        special_tokens=[(BEGIN_OF_SENTENCE, tokenizer.token_to_id(BEGIN_OF_SENTENCE))],
     )
     with AtomicFiles(folder / "tokenizer_config.json", folder / "tokenizer.json") as (config, vocabulary):
         config.write((json.dumps(CONFIG, indent=2, ensure_ascii=False) + "\n").encode())
         vocabulary.write(tokenizer.to_str(pretty=True).encode())
     return folder
-
-
-def _pre_tokenizer() -> PreTokenizer:
-    from tokenizers import Regex, pre_tokenizers
-
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS]
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    return pre_tokenizers.Sequence([*splits, digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _texts(files: Sequence[Path]) -> Iterator[str]:
-    for file in files:
-        for document in read_documents(file, ["text"]):
-            yield document.texts[0]

@@ -64,15 +64,15 @@ def library() -> Path:
 def source_files() -> list[Path]:
     """The library's modules in the order of their names, without tests and packages installed beside them."""
     known = sys.stdlib_module_names.difference(LEFT_OUT)
-    found = [
-        path for name in sorted(known) for path in (library() / f"{name}.py", *sorted((library() / name).rglob("*.py")))
-    ]
-    return [path for path in found if _is_used(path)]
+    found: list[Path] = []
+    for name in sorted(known):
+        found += [library() / f"{name}.py", *sorted((library() / name).rglob("*.py"))]
+    return [path for path in found if path.is_file() and _is_used(path)]
 
 
 def _is_used(path: Path) -> bool:
-    tests = {"test", "tests", "idle_test", "__pycache__"}.intersection(path.relative_to(library()).parts)
-    return not tests and path.is_file() and SMALLEST_BYTES < path.stat().st_size < LARGEST_BYTES
+    is_test = {"test", "tests", "idle_test", "__pycache__"}.intersection(path.relative_to(library()).parts)
+    return not is_test and SMALLEST_BYTES < path.stat().st_size < LARGEST_BYTES
 
 
 def _text(path: Path) -> Iterator[str]:

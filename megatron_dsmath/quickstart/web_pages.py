@@ -60,10 +60,7 @@ TOPICS = (
     ),
     Topic(
         ("The theorem of Pythagoras", "勾股定理"),
-        (
-            "The squares over the legs make up the square over the hypotenuse.",
-            "两条直角边的平方和等于斜边的平方。",
-        ),
+        ("The squares over the legs make up the square over the hypotenuse.", "两条直角边的平方和等于斜边的平方。"),
         exercises.right_triangle,
     ),
     Topic(

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from megatron_dsmath.quickstart.exercises import evaluate_polynomial, format_fraction, format_polynomial
+from megatron_dsmath.quickstart.exercises import format_fraction, format_polynomial
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,3 @@ def test_polynomials_are_written_as_by_hand(coefficients: tuple[int, ...], text:
 )
 def test_fractions_are_written_in_lowest_terms(number: Fraction, text: str) -> None:
     assert format_fraction(number) == text
-
-
-def test_the_value_of_a_polynomial_is_the_sum_of_its_terms() -> None:
-    assert evaluate_polynomial((2, -3, 5), 7) == 2 * 7**2 - 3 * 7 + 5
