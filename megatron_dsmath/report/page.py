@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 from megatron_dsmath.errors import UsageError
 from megatron_dsmath.files.atomic_files import AtomicFiles
@@ -23,40 +22,26 @@ class Section:
     """A part that a caller adds below the summary. Its texts are escaped when they are written."""
 
     title: str
-    rows: Sequence[tuple[str, str]] = ()
-    """The (label, value) rows of a table."""
-    text: str = ""
-    """Shown above the table, with its line breaks."""
-
-
-class Figure(NamedTuple):
-    """A figure of the report: the function that draws it, the metric it needs, and its caption."""
-
-    draw: Callable[[Runs], bytes]
-    metric: str
-    caption: str
+    rows: Sequence[tuple[str, str]] = ()  # (label, value) rows of a table
+    text: str = ""  # shown above the table, with its line breaks
 
 
 STEPS = "Faint: each step. Strong: mean over the last {window} steps"
-FIGURES = {  # by file name
-    "loss": Figure(plots.draw_loss, "loss", f"{STEPS}; the first may be outside. Circles: validation."),
-    "loss_by_corpus": Figure(
-        plots.draw_loss_by_corpus,
-        "loss_by_corpus",
-        "Smoothed as above, over the steps in which a corpus occurs. Circles: validation.",
-    ),
-    "learning_rate": Figure(
-        plots.draw_learning_rate, "learning_rate", "Dots: the first step at the peak and after each drop."
-    ),
-    "mixture": Figure(
-        plots.draw_mixture, "tokens_by_corpus", "Bars: share of the tokens so far. Lines: configured weight."
-    ),
-    "throughput": Figure(
-        plots.draw_throughput,
-        "tokens_per_second",
-        "Dots: each step; much slower ones may be outside. Lines: medians.",
-    ),
-    "gradient_norm": Figure(plots.draw_gradient_norm, "grad_norm", f"Before clipping. {STEPS}."),
+FIGURES: dict[str, tuple[Callable[[Runs], bytes], str]] = {  # by file name: its function, the metric it needs
+    "loss": (plots.draw_loss, "loss"),
+    "loss_by_corpus": (plots.draw_loss_by_corpus, "loss_by_corpus"),
+    "learning_rate": (plots.draw_learning_rate, "learning_rate"),
+    "mixture": (plots.draw_mixture, "tokens_by_corpus"),
+    "throughput": (plots.draw_throughput, "tokens_per_second"),
+    "gradient_norm": (plots.draw_gradient_norm, "grad_norm"),
+}
+CAPTIONS = {  # by file name
+    "loss": f"{STEPS}; the first may be outside. Circles: validation.",
+    "loss_by_corpus": "Smoothed as above, over the steps in which a corpus occurs. Circles: validation.",
+    "learning_rate": "Dots: the first step at the peak and after each drop.",
+    "mixture": "Bars: share of the tokens so far. Lines: configured weight.",
+    "throughput": "Dots: each step; much slower ones may be outside. Lines: medians.",
+    "gradient_norm": f"Before clipping. {STEPS}.",
 }
 
 
@@ -64,12 +49,12 @@ def write_report(run_dirs: Sequence[Path], sections: Sequence[Section] = ()) -> 
     """Write `report.html` and `report/*.png` into the first of `run_dirs`; return the path of the page.
 
     Several runs are drawn on the same axes. The page has no scripts and loads nothing. All files appear, or none.
-    Raises ConfigError for a folder that is not a run's, DataError for one without metrics, OutputError.
+    Raises ConfigError for a folder that is not a run's directory, DataError for one without metrics, OutputError.
     """
     if not run_dirs:
         raise UsageError("no run to report on", expected="at least one run's directory", fix="dsmath report RUN_DIR")
     runs = _named([read_run(folder) for folder in run_dirs])
-    pictures = {name: one.draw(runs) for name, one in FIGURES.items() if _measured(runs, one.metric)}
+    pictures = {name: draw(runs) for name, (draw, metric) in FIGURES.items() if _measured(runs, metric)}
     page = run_dirs[0] / "report.html"
     contents = [*pictures.values(), _page(runs, pictures, sections)]
     with AtomicFiles(*(run_dirs[0] / "report" / f"{name}.png" for name in pictures), page) as files:
@@ -88,11 +73,10 @@ def _named(records: Sequence[RunRecord]) -> Runs:
 
 
 def _measured(runs: Runs, metric: str) -> bool:
-    by_corpus = metric.endswith("_by_corpus")
     return any(
         run.last(metric, corpus) is not None
         for run in runs.values()
-        for corpus in (run.corpora() if by_corpus else [None])
+        for corpus in (run.corpora() if metric.endswith("_by_corpus") else [None])
     )
 
 
@@ -113,7 +97,8 @@ def _page(runs: Runs, pictures: dict[str, bytes], sections: Sequence[Section]) -
         of_run = f" of {name}" if len(runs) > 1 else ""
         parts += [_heading(f"Corpora{of_run}"), _corpora(run)]
         parts += [_heading(f"Checkpoints{of_run}"), _checkpoints(run)]
-        parts += [_heading(f"Settings{of_run}"), _folded("run.yaml, with all defaults", run.settings_text)]
+        settings = f"<summary>run.yaml, with all defaults</summary><pre>{escape(run.settings_text)}</pre>"
+        parts += [_heading(f"Settings{of_run}"), f"<details>{settings}</details>"]
     return _document(f"Training report: {', '.join(runs)}", parts).encode("utf-8", errors="replace")
 
 
@@ -128,7 +113,7 @@ def _figure(runs: Runs, name: str, png: bytes) -> str:
     description = f"{name.replace('_', ' ')} over the steps of {', '.join(runs)}"
     return (
         f'<figure><img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(description)}">'
-        f"<figcaption>{escape(FIGURES[name].caption.format(window=window))}</figcaption></figure>"
+        f"<figcaption>{escape(CAPTIONS[name].format(window=window))}</figcaption></figure>"
     )
 
 
@@ -149,13 +134,8 @@ def _corpora(run: RunRecord) -> str:
 
 
 def _checkpoints(run: RunRecord) -> str:
-    rows = [
-        (
-            f"step {saved.step:,}",
-            f"{format_bytes(saved.size_bytes)}, {'complete' if saved.whole else 'incomplete: no readable manifest'}",
-        )
-        for saved in run.checkpoints
-    ]
+    states = {True: "complete", False: "incomplete: no readable manifest"}
+    rows = [(f"step {one.step:,}", f"{format_bytes(one.size_bytes)}, {states[one.whole]}") for one in run.checkpoints]
     return _table(rows) if rows else _paragraph("None yet.")
 
 
@@ -200,12 +180,10 @@ def _document(title: str, parts: Iterable[str]) -> str:
 
 
 def _heading(text: str) -> str:
-    """The heading of a part."""
     return f"<h2>{escape(text)}</h2>"
 
 
 def _paragraph(text: str, kind: str = "text") -> str:
-    """A paragraph with the line breaks of `text`."""
     return f'<p class="{kind}">{escape(text)}</p>'
 
 
@@ -218,8 +196,3 @@ def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), numbers: b
     )
     kind = ' class="numbers"' if numbers else ""
     return f'<div class="wide"><table{kind}>{head}\n<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _folded(title: str, text: str) -> str:
-    """Preformatted text that a reader can open."""
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,16 +43,14 @@ def draw_loss_by_corpus(runs: Runs) -> bytes:
     else:
         panels = {printable_name(corpus): [(name, run, corpus) for name, run in runs.items()] for corpus in corpora}
     with style.figure(height_inches=3.6 if len(runs) == 1 else 2.0 * len(panels)) as figure:
-        every_axes = list(np.atleast_1d(figure.subplots(len(panels), sharex=True)))
+        every_axes = np.atleast_1d(figure.subplots(len(panels), sharex=True))
         for axes, (title, curves) in zip(every_axes, panels.items(), strict=True):
             labels, drawn = [], []
             for index, (label, run, corpus) in enumerate(curves):
-                series = run.series("loss_by_corpus", corpus)
-                labels += _curve(axes, series, colour(index), printable_name(label), raw=False)
+                drawn.append(run.series("loss_by_corpus", corpus))
+                labels += _curve(axes, drawn[-1], colour(index), printable_name(label), raw=False)
                 _circles(axes, run.series("validation_loss_by_corpus", corpus), colour(index))
-                drawn.append(series)
             _finish(axes, title, "nats per token", labels, drawn)
-        _label_steps_once(every_axes)
         return style.png(figure)
 
 
@@ -71,7 +69,7 @@ def draw_learning_rate(runs: Runs) -> bytes:
             else:
                 _annotate_corners(axes, rate)
         axes.set_ylim(bottom=0)
-        style.format_axis(axes, format_rate)
+        style.format_axis(axes.yaxis, format_rate)
         _finish(axes, "Learning rate", "", labels)
         return style.png(figure)
 
@@ -138,14 +136,13 @@ def draw_throughput(runs: Runs) -> bytes:
     """Tokens per second and seconds per step, with their medians."""
     with style.figure(height_inches=4.4) as figure:
         upper, lower = figure.subplots(2, sharex=True)
-        _medians(upper, runs, "tokens_per_second", "Tokens per second", format_short)
-        _medians(lower, runs, "step_seconds", "Seconds per step", format_short)
-        _label_steps_once([upper, lower])
+        _medians(upper, runs, "tokens_per_second", "Tokens per second")
+        _medians(lower, runs, "step_seconds", "Seconds per step")
         return style.png(figure)
 
 
-def _medians(axes: Axes, runs: Runs, metric: str, title: str, form: Callable[[float], str]) -> None:
-    labels, drawn = [], []
+def _medians(axes: Axes, runs: Runs, metric: str, title: str) -> None:
+    labels, highest = [], 0.0
     for index, (name, run) in enumerate(runs.items()):
         series = run.series(metric)
         if len(series.values):
@@ -153,12 +150,11 @@ def _medians(axes: Axes, runs: Runs, metric: str, title: str, form: Callable[[fl
             axes.plot(series.steps, series.values, ".", color=colour(index), markersize=2.5, alpha=0.5)
             axes.axhline(median, color=colour(index), linewidth=1.2)
             label = "median" if len(runs) == 1 else printable_name(name)
-            labels.append(Label(median, f"{label} {form(median)}", colour(index)))
-            drawn.append(series)
+            labels.append(Label(median, f"{label} {format_short(median)}", colour(index)))
+            highest = max(highest, float(np.percentile(series.values, 98)))
     # The first step of a process is far slower than the others, and may be outside the limits.
-    highest = max((float(np.percentile(series.values, 98)) for series in drawn), default=1.0)
-    axes.set_ylim(0, 1.3 * highest)
-    style.format_axis(axes, form)
+    axes.set_ylim(0, 1.3 * (highest or 1.0))
+    style.format_axis(axes.yaxis, format_short)
     _finish(axes, title, "", labels)
 
 
@@ -177,7 +173,7 @@ def draw_gradient_norm(runs: Runs) -> bytes:
             if len(runs) == 1 and limit:
                 axes.axhline(limit, color=style.FAINT, linestyle=":", linewidth=1.4)
                 labels.append(Label(limit, f"clipped at {limit:g}", style.FAINT))
-        style.format_axis(axes, format_short)
+        style.format_axis(axes.yaxis, format_short)
         _finish(axes, "Gradient norm", "", labels)
         return style.png(figure)
 
@@ -206,17 +202,13 @@ def _finish(axes: Axes, title: str, unit: str, labels: Sequence[Label], within: 
     axes.set_title(title)
     axes.set_ylabel(unit)
     axes.set_xlabel("step")
+    axes.label_outer()  # of several axes above each other, only the lowest has the label
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    style.format_axis(axes, format_short, "x")
+    style.format_axis(axes.xaxis, format_short)
     heights = np.concatenate([series.smoothed() for series in within]) if within else np.array([])
     if len(heights):
         low, high = float(heights.min()), float(np.percentile(heights, 99.5))
         margin = 0.06 * (high - low) or 0.1
         axes.set_ylim(low - margin, high + margin)
     style.label_ends(axes, labels)
-
-
-def _label_steps_once(every_axes: Sequence[Axes]) -> None:
-    for axes in every_axes[:-1]:
-        axes.set_xlabel("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,22 +53,16 @@ class RunRecord:
     """The record of one run so far."""
 
     folder: Path
-    settings: Row
-    """run.yaml as Python values."""
-    settings_text: str
-    """run.yaml as text."""
-    rows: list[Row]
-    """metrics.jsonl, with ascending steps and at least one row."""
-    unfinished_row: bool
-    """The last line of metrics.jsonl has no end yet, and is not in `rows`."""
-    status: Row
-    """STATUS.json; empty where there is none."""
-    starts: list[Row]
-    """logs/starts.jsonl: time, host and number of processes of each start."""
+    settings: Row  # run.yaml as Python values
+    settings_text: str  # run.yaml as text
+    rows: list[Row]  # metrics.jsonl, with ascending steps and at least one row
+    unfinished_row: bool  # the last line of metrics.jsonl has no end yet, and is not in `rows`
+    status: Row  # STATUS.json; empty if there is none
+    starts: list[Row]  # logs/starts.jsonl: time, host and number of processes of each start
     checkpoints: list[Checkpoint]
 
     def setting(self, key: str) -> Any:
-        """The value of a dotted key of run.yaml, such as `schedule.steps`; None where it is missing."""
+        """The value of a dotted key of run.yaml, such as `schedule.steps`; None if it is missing."""
         value: Any = self.settings
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -91,27 +86,26 @@ class RunRecord:
         return Series(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
 
     def last(self, metric: str, corpus: str | None = None) -> float | None:
-        """The last finite value of a metric; None where there is none."""
+        """The last finite value of a metric; None if there is none."""
         newest_first = (_measured(row, metric, corpus) for row in reversed(self.rows))
         return next((value for value in newest_first if value is not None), None)
 
     def tokens_by_corpus(self) -> dict[str, int]:
-        """The tokens read of each corpus so far; empty where the run does not count them."""
+        """The tokens read of each corpus so far; empty if the run does not count them."""
         counts = {corpus: self.last("tokens_by_corpus", corpus) for corpus in self.corpora()}
         return {corpus: int(tokens) for corpus, tokens in counts.items() if tokens is not None}
 
     def achieved_shares(self) -> dict[str, float]:
-        """Each corpus' share of the tokens so far; they add up to 1. Empty where the run does not count them.
+        """Each corpus' share of the tokens so far; they add up to 1. Empty if the run does not count them.
 
         For conversations, the shares of each grouping (`kind/...`, `language/...`, `source/...`) add up to 1.
         """
         tokens = self.tokens_by_corpus()
-        totals: dict[str, int] = {}
+        groupings = {corpus: corpus.rpartition("/")[0] for corpus in tokens}
+        totals = Counter[str]()
         for corpus, count in tokens.items():
-            grouping = corpus.rpartition("/")[0]
-            totals[grouping] = totals.get(grouping, 0) + count
-        shares = {corpus: (count, totals[corpus.rpartition("/")[0]]) for corpus, count in tokens.items()}
-        return {corpus: count / total for corpus, (count, total) in shares.items() if total}
+            totals[groupings[corpus]] += count
+        return {corpus: count / total for corpus, count in tokens.items() if (total := totals[groupings[corpus]])}
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -126,6 +120,8 @@ def read_run(folder: Path) -> RunRecord:
             fix="name the `output` folder of a run",
         )
     rows, unfinished_row = _read_metrics(folder / "metrics.jsonl")
+    starts = folder / "logs" / "starts.jsonl"
+    lines = starts.read_bytes().splitlines() if starts.is_file() else []
     return RunRecord(
         folder=folder,
         settings=read(settings).tree,
@@ -133,23 +129,21 @@ def read_run(folder: Path) -> RunRecord:
         rows=rows,
         unfinished_row=unfinished_row,
         status=_read_json(folder / "STATUS.json") or {},
-        starts=_read_starts(folder / "logs" / "starts.jsonl"),
+        starts=[start for line in lines if (start := _object(line)) is not None],
         checkpoints=sorted(_checkpoints(folder / "checkpoints"), key=lambda checkpoint: checkpoint.step),
     )
 
 
 def _read_metrics(path: Path) -> tuple[list[Row], bool]:
-    if not path.is_file():
-        raise DataError("the run has no metrics", where=path, found="no such file", fix="let it finish its first step")
-    rows: list[Row] = []
-    *complete_lines, rest = path.read_bytes().split(b"\n")
+    exists, rows = path.is_file(), list[Row]()
+    *complete_lines, rest = (path.read_bytes() if exists else b"").split(b"\n")
     for number, line in enumerate(complete_lines, 1):
         rows.append(_row(line, f"{path}:{number}", rows[-1]["step"] if rows else 0))
     if not rows:
         raise DataError(
             "the run has no metrics",
             where=path,
-            found=f"{len(rest)} bytes without the end of a line",
+            found=f"{len(rest)} bytes without the end of a line" if exists else "no such file",
             expected="one line per step",
             fix="let it finish its first step",
         )
@@ -157,9 +151,9 @@ def _read_metrics(path: Path) -> tuple[list[Row], bool]:
 
 
 def _row(line: bytes, where: str, previous_step: int) -> Row:
-    row = _object(line)
-    step = row.get("step") if row else None
-    if row is None or not isinstance(step, int) or step <= previous_step:
+    row = _object(line) or {}
+    step = row.get("step")
+    if not isinstance(step, int) or step <= previous_step:
         raise DataError(
             "a line of the metrics is not the row of a step",
             where=where,
@@ -168,11 +162,6 @@ def _row(line: bytes, where: str, previous_step: int) -> Row:
             fix="remove the line, or restore the file",
         )
     return row
-
-
-def _read_starts(path: Path) -> list[Row]:
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    return [start for line in lines if (start := _object(line)) is not None]
 
 
 def _read_json(path: Path) -> Row | None:
@@ -205,7 +194,7 @@ def _measured(row: Row, metric: str, corpus: str | None) -> float | None:
 
 
 def number(value: object) -> float | None:
-    """The value as a float; None where it is not a number, or not finite."""
+    """The value as a float; None if it is not a number, or not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)

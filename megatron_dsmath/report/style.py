@@ -12,6 +12,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 WIDTH_INCHES, PIXELS_PER_INCH = 6.0, 200
@@ -87,13 +88,10 @@ def png(drawn: Figure) -> bytes:
     return file.getvalue()
 
 
-def format_axis(axes: Axes, form: Callable[[float], str], which: str = "y") -> None:
+def format_axis(axis: Axis, form: Callable[[float], str]) -> None:
     """Format the numbers of an axis with `form`."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_major_formatter(FuncFormatter(lambda number, _: form(number)))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(lambda number, _: form(number))
+    axis.set_minor_formatter("")
 
 
 def label_ends(axes: Axes, labels: Sequence[Label]) -> None:

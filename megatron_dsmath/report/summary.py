@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.report.number_formats import format_count, format_duration, format_loss, format_share
-from megatron_dsmath.report.record import RunRecord, number, smoothing_window
+from megatron_dsmath.report.record import RunRecord, Series, number, smoothing_window
 
 Facts = list[tuple[str, str]]
 
@@ -22,7 +22,7 @@ def facts(run: RunRecord) -> Facts:
         ("Steps", f"{format_count(run.rows[-1]['step'])} of {format_count(number(run.setting('schedule.steps')))}"),
         ("Tokens", f"{format_count(run.last('consumed_tokens'))} of {format_count(_planned_tokens(run))}"),
         ("Training loss", _training_loss(run)),
-        ("Validation loss", _validation_loss(run)),
+        ("Validation loss", _last_loss(run.series("validation_loss"), "–")),
         ("Throughput", _throughput(run)),
         ("Time", _time(run)),
         ("State", _state(run)),
@@ -76,16 +76,13 @@ def _planned_tokens(run: RunRecord) -> float | None:
 
 def _training_loss(run: RunRecord) -> str:
     series = run.series("loss")
-    if not len(series.values):
-        return "no finite value"
     window = smoothing_window(len(series.values))
     mean = f"; mean of the last {window} steps {format_loss(series.smoothed()[-1])}" if window > 1 else ""
-    return f"{format_loss(series.values[-1])} at step {series.steps[-1]:,}{mean}"
+    return f"{_last_loss(series, 'no finite value')}{mean}"
 
 
-def _validation_loss(run: RunRecord) -> str:
-    series = run.series("validation_loss")
-    return f"{format_loss(series.values[-1])} at step {series.steps[-1]:,}" if len(series.values) else "–"
+def _last_loss(series: Series, missing: str) -> str:
+    return f"{format_loss(series.values[-1])} at step {series.steps[-1]:,}" if len(series.values) else missing
 
 
 def _throughput(run: RunRecord) -> str:
@@ -106,9 +103,9 @@ def _time(run: RunRecord) -> str:
 
 
 def _state(run: RunRecord) -> str:
-    reported = [str(run.status[key]) for key in ("state", "message") if run.status.get(key)] or ["no STATUS.json yet"]
-    unfinished = ["the last line of metrics.jsonl is unfinished and left out"] if run.unfinished_row else []
-    return "; ".join(reported + unfinished)
+    parts = [str(run.status[key]) for key in ("state", "message") if run.status.get(key)] or ["no STATUS.json yet"]
+    parts += ["the last line of metrics.jsonl is unfinished and left out"] if run.unfinished_row else []
+    return "; ".join(parts)
 
 
 def _checkpoints(run: RunRecord) -> str:
