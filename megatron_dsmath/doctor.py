@@ -23,12 +23,12 @@ from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, DsmathError
 Verdict = Literal["green", "yellow", "red"]
 
 GIB = 1024**3
+SLOWER = "its faster kernels are not used"
 TORCH_VERSIONS = ((2, 11), (2, 13))  # oldest and newest, as in setup.py
+INSTALL_TORCH = "pip install 'torch>=2.11,<2.14'"
 MEGATRON_CORE_VERSION = "0.16.1"
 DEVICES = Path("/dev")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # nothing is written there
-_POINT_COLUMNS = ("point", "state of the run")
-_KIND_COLUMNS = ("kind", "effect")
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,11 @@ def examine() -> list[Finding]:
     try:
         import torch
     except Exception as error:  # a broken installation raises OSError, ImportError or what its libraries choose
-        broken = [_python(), _broken_torch(error), *_packages(on_gpu=False)]
-        return [*broken, *_machine(), _sandbox(), _weights_and_biases()]
-    on_gpu = torch.cuda.is_available()
-    return [
-        *(_python(), _torch_version(torch.__version__), *_devices(torch), _backends(torch.distributed, on_gpu)),
-        *(*_packages(on_gpu), *_machine(), _sandbox(), _weights_and_biases()),
-    ]
+        on_gpu, of_torch = False, [_broken_torch(error)]
+    else:
+        on_gpu = torch.cuda.is_available()
+        of_torch = [_torch_version(torch.__version__), *_devices(torch), _backends(torch.distributed, on_gpu)]
+    return [_python(), *of_torch, *_packages(on_gpu), *_machine(), _sandbox(), _weights_and_biases()]
 
 
 def show(findings: Sequence[Finding], as_json: bool = False) -> int:
@@ -79,8 +77,8 @@ def show_fault_points(as_json: bool = False) -> int:
     if as_json:
         print(json.dumps({"variable": VARIABLE, "points": POINTS, "kinds": KINDS}, indent=1))
         return EXIT_DONE
-    print_table([{"point": point, "state of the run": fact} for point, fact in POINTS.items()], _POINT_COLUMNS, False)
-    print_table([{"kind": kind, "effect": fact} for kind, fact in KINDS.items()], _KIND_COLUMNS, False)
+    for table, columns in ((POINTS, ("point", "state of the run")), (KINDS, ("kind", "effect"))):
+        print_table([dict(zip(columns, row, strict=True)) for row in table.items()], columns, False)
     print(f"{VARIABLE}=KIND:POINT, optionally with :rank=N, :step=N, :count=N; see docs/faults.md")
     return EXIT_DONE
 
@@ -102,16 +100,15 @@ def _version(distribution: str) -> str | None:
 def _broken_torch(error: Exception) -> Finding:
     installed = _version("torch")
     if installed is None:
-        return Finding("torch", "red", "not installed", "pip install 'torch>=2.11,<2.14'")
+        return Finding("torch", "red", "not installed", INSTALL_TORCH)
     return Finding("torch", "red", f"{installed} does not import: {error}", "pip install --force-reinstall torch")
 
 
 def _torch_version(version: str) -> Finding:
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    oldest, newest = TORCH_VERSIONS
-    if numbers and oldest <= (int(numbers[1]), int(numbers[2])) <= newest:
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if TORCH_VERSIONS[0] <= numbers <= TORCH_VERSIONS[1]:
         return Finding("torch", "green", version)
-    return Finding("torch", "yellow", f"{version}, not tested", "pip install 'torch>=2.11,<2.14'")
+    return Finding("torch", "yellow", f"{version}, not tested", INSTALL_TORCH)
 
 
 def _devices(torch: Any) -> Iterator[Finding]:
@@ -127,25 +124,17 @@ def _devices(torch: Any) -> Iterator[Finding]:
             yield Finding(f"gpu {index}", "yellow", f"{found}: no bf16", "train with precision: fp32")
 
 
-def _without_gpu(cuda: str | None) -> Finding:
-    """`cuda`: the CUDA version of the torch build, or None."""
+def _without_gpu(cuda: str | None) -> Finding:  # `cuda`: the CUDA version of the torch build
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{cores} CPU cores, bf16 {'in hardware' if _cpu_multiplies_bf16() else 'emulated'}"
+    flags = {flag for line in _lines("/proc/cpuinfo") for flag in line.split()}
+    in_hardware = flags & {"avx512_bf16", "amx_bf16", "bf16"}  # Linux' names on x86-64 (AVX-512, AMX) and Arm
+    found = f"{cores} CPU cores, bf16 {'in hardware' if in_hardware else 'emulated'}"
     if not any(DEVICES.glob("nvidia[0-9]*")):
         return Finding("devices", "green", f"no GPU; {found}")
     remedy = f"check CUDA_VISIBLE_DEVICES, and nvidia-smi's CUDA version against torch's {cuda}"
     if cuda is None:
         remedy = "this torch is built for CPUs: install the CUDA build (pytorch.org/get-started)"
     return Finding("devices", "yellow", f"this machine has a GPU that torch cannot use; {found}", remedy)
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether Linux lists a bf16 instruction of x86-64 (AVX-512, AMX) or Arm."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return False
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _backends(distributed: Any, on_gpu: bool) -> Finding:
@@ -160,20 +149,23 @@ def _backends(distributed: Any, on_gpu: bool) -> Finding:
 def _packages(on_gpu: bool) -> Iterator[Finding]:
     yield _megatron_core()
     yield _apex(on_gpu)
-    yield _kernels("transformer-engine", on_gpu, "pip install 'megatron_dsmath[gpu]'")
-    yield _kernels("flash-attn", missed=False)  # torch's scaled_dot_product_attention has its own flash kernel
+    yield _package("transformer-engine", "yellow", SLOWER, "pip install 'megatron_dsmath[gpu]'", needed=on_gpu)
+    yield _package("flash-attn", "yellow", SLOWER, "", needed=False)  # torch's attention has its own flash kernel
     yield _package("sentencepiece", "red", "SentencePiece tokenizers cannot be read", "pip install sentencepiece")
     yield _package("tokenizers", "red", "tokenizer.json files cannot be read", "pip install tokenizers")
     yield _package("psutil", "red", "megatron-core's checkpoint writer hangs without it", "pip install psutil")
-    lost = "no comparison with its models"
-    yield _package("transformers", "yellow", lost, "pip install 'megatron_dsmath[hf]'")
+    yield _package("transformers", "yellow", "no comparison with its models", "pip install 'megatron_dsmath[hf]'")
 
 
-def _package(name: str, verdict: Verdict, lost: str, remedy: str) -> Finding:
+def _package(name: str, verdict: Verdict, lost: str, remedy: str, needed: bool = True) -> Finding:
     version = _version(name)
-    return (
-        Finding(name, verdict, f"not installed: {lost}", remedy) if version is None else Finding(name, "green", version)
-    )
+    return _absent(name, verdict, lost, remedy, needed) if version is None else Finding(name, "green", version)
+
+
+def _absent(name: str, verdict: Verdict, lost: str, remedy: str, needed: bool) -> Finding:
+    if needed:
+        return Finding(name, verdict, f"not installed: {lost}", remedy)
+    return Finding(name, "green", "not installed, not needed here")
 
 
 def _megatron_core() -> Finding:
@@ -189,24 +181,13 @@ def _apex(on_gpu: bool) -> Finding:
     spec = importlib.util.find_spec("apex")  # does not import it
     source = "build NVIDIA's apex from github.com/NVIDIA/apex with its CUDA extensions, or use NVIDIA's container"
     if spec is None:
-        return _absent("apex", on_gpu, source)
+        return _absent("apex", "yellow", SLOWER, source, needed=on_gpu)
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     if not any((folder / "optimizers").is_dir() for folder in folders):
         return Finding("apex", "yellow", "PyPI's apex, an unrelated package", f"pip uninstall apex; {source}")
     if importlib.util.find_spec("amp_C") is None:
         return Finding("apex", "yellow", "NVIDIA's, built without its CUDA extensions (amp_C)", source)
     return Finding("apex", "green", f"NVIDIA's, {_version('apex') or 'version unknown'}")
-
-
-def _kernels(name: str, missed: bool, remedy: str | None = None) -> Finding:
-    version = _version(name)
-    return _absent(name, missed, remedy) if version is None else Finding(name, "green", version)
-
-
-def _absent(name: str, missed: bool, remedy: str | None) -> Finding:
-    if missed:
-        return Finding(name, "yellow", "not installed: its faster kernels are not used", remedy)
-    return Finding(name, "green", "not installed, not needed here")
 
 
 def _machine() -> Iterator[Finding]:
@@ -250,8 +231,10 @@ def _open_files() -> Finding:
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit == resource.RLIM_INFINITY or limit >= 4096:
-        return Finding("open files", "green", "no limit" if limit == resource.RLIM_INFINITY else f"{limit} per process")
+    if limit == resource.RLIM_INFINITY:
+        return Finding("open files", "green", "no limit")
+    if limit >= 4096:
+        return Finding("open files", "green", f"{limit} per process")
     return Finding("open files", "yellow", f"{limit} per process: few for many ranks and corpora", "ulimit -n 65536")
 
 
@@ -264,9 +247,8 @@ def _sandbox() -> Finding:
         with Sandbox(workers=1, modules=()) as sandbox:
             outcome, isolation = sandbox.run("import os\nos.fork()"), sandbox.isolation
     except DsmathError as error:
-        return Finding(
-            "sandbox", "yellow", f"evaluation with tools cannot run: {error.what}, {error.found}", error.fix or ""
-        )
+        found = f"evaluation with tools cannot run: {error.what}, {error.found}"
+        return Finding("sandbox", "yellow", found, error.fix or "")
     if outcome.verdict != "denied":
         return Finding("sandbox", "red", f"a program that forks got the verdict {outcome.verdict}", "report this")
     return Finding("sandbox", "green", f"{isolation} (Landlock version {landlock.version()})")
@@ -278,11 +260,9 @@ def _weights_and_biases() -> Finding:
 
     version = _version("wandb")
     if version is None:
-        return Finding(
-            "wandb", "yellow", "not installed: metrics are written only to metrics.jsonl", "pip install wandb"
-        )
+        found = "not installed: metrics are written only to metrics.jsonl"
+        return Finding("wandb", "yellow", found, "pip install wandb")
     if wandb_mode("auto") == "online":
         return Finding("wandb", "green", f"{version}, online: an API key was found")
-    return Finding(
-        "wandb", "green", f"{version}, offline: no API key; `wandb sync RUN_DIR/wandb/*` uploads a run later"
-    )
+    found = f"{version}, offline: no API key; `wandb sync RUN_DIR/wandb/*` uploads a run later"
+    return Finding("wandb", "green", found)

@@ -242,6 +242,7 @@ def test_dockers_64_mib_of_shared_memory_are_few(machine: Machine, tmp_path: Pat
 
 def test_a_containers_limit_counts_as_the_machines_memory(machine: Machine) -> None:
     files = {
+        "/proc/cpuinfo": [],
         "/proc/meminfo": ["MemTotal: 99 kB", "MemAvailable:   67108864 kB"],
         "/sys/fs/cgroup/memory.max": [str(4 * GIB)],
         "/sys/fs/cgroup/memory.current": [str(GIB)],
