@@ -42,6 +42,5 @@ def add_verb(verbs: Verbs, name: str, function: Verb, example: str, *, table: bo
 
 def add_overrides(verb: Parser) -> None:
     """Add `--set`, which changes keys of the run file."""
-    verb.add_argument(
-        "--set", action="append", default=[], metavar="a.b=c", help="change a key of the run file; repeatable"
-    )
+    purpose = "change a key of the run file; repeatable"
+    verb.add_argument("--set", action="append", default=[], metavar="a.b=c", help=purpose)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from megatron_dsmath.cli.arguments import Verbs, add_group, add_verb
 from megatron_dsmath.errors import EXIT_DONE
+from megatron_dsmath.files.progress import show_progress
+from megatron_dsmath.tables import print_facts, print_table
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -17,20 +19,12 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("files", nargs="*", metavar="FILE", help="conversations in JSONL (plain, .gz or .zst) or Parquet")
     verb.add_argument("--recipe", type=Path, metavar="YAML", help="a file that lists the sources; replaces FILE")
     verb.add_argument("--tokenizer", required=True, help="a folder, a tokenizer.json or a SentencePiece .model")
-    verb.add_argument(
-        "--out",
-        required=True,
-        metavar="PREFIX",
-        help="writes PREFIX.bin, .idx, .targets and other files",
-    )
+    outputs = "writes PREFIX.bin, .idx, .targets and other files"
+    verb.add_argument("--out", required=True, metavar="PREFIX", help=outputs)
     verb.add_argument("--sequence-length", type=int, default=4096, metavar="N", help="tokens per sequence (4096)")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the packing (0)")
-    verb.add_argument(
-        "--packing",
-        choices=("next-fit", "best-fit", "split"),
-        default="next-fit",
-        help="packing rule (next-fit)",
-    )
+    rules = ("next-fit", "best-fit", "split")
+    verb.add_argument("--packing", choices=rules, default="next-fit", help="packing rule (next-fit)")
     verb.add_argument("--format", metavar="NAME", help="messages, sharegpt, ... (default: detected from the rows)")
     verb.add_argument("--instruction", choices=("cot", "tool"), help="append the paper's instruction to each question")
     verb.add_argument("--template", default="deepseekmath", help="deepseekmath (default), tokenizer, or a Jinja file")
@@ -50,8 +44,6 @@ def sft_build(options: argparse.Namespace) -> int:
     from megatron_dsmath.data.sft.build_set import build
     from megatron_dsmath.data.sft.example_encoder import Options
     from megatron_dsmath.data.sft.sources import select_sources
-    from megatron_dsmath.files.progress import show_progress
-    from megatron_dsmath.tables import print_facts, print_table
 
     named = select_sources(options.files, options.recipe, options.format, options.instruction)
     settings = Options(

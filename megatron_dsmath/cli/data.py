@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_dsmath.cli.arguments import Verbs, add_group, add_overrides, add_verb
 from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, UsageError, show
+from megatron_dsmath.files.progress import show_progress
+from megatron_dsmath.tables import print_facts, print_table
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -35,9 +38,8 @@ def add_verbs(verbs: Verbs) -> None:
     verb = add_verb(data, "merge", data_merge, "dsmath data merge data/a data/b --out data/both", table=True)
     verb.add_argument("prefixes", nargs="+", metavar="PREFIX", help="prefixes of the datasets")
     verb.add_argument("--out", required=True, metavar="PREFIX", help="prefix of the output")
-    verb = add_verb(
-        data, "blend", data_blend, "dsmath data blend configs/pretrain/deepseekmath_base_7b.yaml", table=True
-    )
+    example = "dsmath data blend configs/pretrain/deepseekmath_base_7b.yaml"
+    verb = add_verb(data, "blend", data_blend, example, table=True)
     verb.add_argument("run", metavar="RUN.yaml", help="a run file")
     add_overrides(verb)
 
@@ -62,8 +64,6 @@ def add_verbs(verbs: Verbs) -> None:
 def data_tokenize(options: argparse.Namespace) -> int:
     """Tokenize JSONL into PREFIX.bin and PREFIX.idx. All files appear, or none."""
     from megatron_dsmath.data.tokenizing.tokenize import tokenize
-    from megatron_dsmath.files.progress import show_progress
-    from megatron_dsmath.tables import print_facts
 
     fields = options.field or ["text"]
     with show_progress() as progress:
@@ -88,7 +88,6 @@ def data_tokenize(options: argparse.Namespace) -> int:
 def data_inspect(options: argparse.Namespace) -> int:
     """Print the contents of a dataset: documents, tokens, lengths."""
     from megatron_dsmath.data.indexed.inspection import inspect
-    from megatron_dsmath.tables import print_facts
 
     print_facts(inspect(options.prefix), options.json)
     return EXIT_DONE
@@ -97,7 +96,6 @@ def data_inspect(options: argparse.Namespace) -> int:
 def data_verify(options: argparse.Namespace) -> int:
     """Check that a dataset is complete and that its token ids are within the vocabulary."""
     from megatron_dsmath.data.indexed.inspection import verify
-    from megatron_dsmath.tables import print_facts
 
     verification = verify(options.prefix, options.vocabulary_size)
     for fault in verification.faults:
@@ -109,7 +107,6 @@ def data_verify(options: argparse.Namespace) -> int:
 def data_merge(options: argparse.Namespace) -> int:
     """Write the documents of several datasets into one dataset."""
     from megatron_dsmath.data.indexed.merging import merge
-    from megatron_dsmath.tables import print_facts
 
     print_facts(merge(options.prefixes, options.out), options.json)
     return EXIT_DONE
@@ -121,7 +118,6 @@ def data_blend(options: argparse.Namespace) -> int:
     from megatron_dsmath.config import load
     from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
     from megatron_dsmath.data.mixture.planned_corpora import planned_corpora
-    from megatron_dsmath.tables import print_table
     from megatron_dsmath.training.inputs import open_inputs
 
     run = load(options.run, options.set)
@@ -146,8 +142,6 @@ def data_blend(options: argparse.Namespace) -> int:
 def data_decontaminate(options: argparse.Namespace) -> int:
     """Write the lines that share no 10-gram with a benchmark, and a report of the others."""
     from megatron_dsmath.data.decontamination.decontaminate import decontaminate
-    from megatron_dsmath.files.progress import show_progress
-    from megatron_dsmath.tables import print_facts, print_table
 
     with show_progress() as progress:
         report = decontaminate(
@@ -170,27 +164,20 @@ def data_decontaminate(options: argparse.Namespace) -> int:
 
 def data_audit(options: argparse.Namespace) -> int:
     """Check from a run's ledger which data it read: mixture, repeats, gaps, and the hash of every step."""
-    from dataclasses import asdict
-
     from megatron_dsmath.data.audit.audit import audit
-    from megatron_dsmath.tables import print_facts, print_table
 
     found = audit(options.run, options.first_step, options.last_step)
     for fault in found.faults:
         show(fault)
     if options.json:
-        tables = {
-            "corpora": [asdict(corpus) for corpus in found.totals.corpora],
-            "groups": [asdict(group) for group in found.groups],
-        }
-        print_facts({**found.facts(), **tables, "faults": [fault.text() for fault in found.faults]}, True)
+        corpora, groups = [[asdict(row) for row in rows] for rows in (found.totals.corpora, found.groups)]
+        faults = [fault.text() for fault in found.faults]
+        print_facts({**found.facts(), "corpora": corpora, "groups": groups, "faults": faults}, True)
     else:
-        if found.groups:
-            shown = ("group", "name", "examples", "target_tokens", "share", "planned_share", "passes")
-            print_table(found.groups, shown, False)
-        else:
-            columns = ("name", "tokens", "share", "planned_share", "largest_deviation_samples", "epochs")
-            print_table(found.totals.corpora, columns, False)
+        corpus_columns = ("name", "tokens", "share", "planned_share", "largest_deviation_samples", "epochs")
+        group_columns = ("group", "name", "examples", "target_tokens", "share", "planned_share", "passes")
+        rows, columns = (found.groups, group_columns) if found.groups else (found.totals.corpora, corpus_columns)
+        print_table(rows, columns, False)
         print_facts(found.facts(), False)
     return EXIT_DONE if found.holds else EXIT_ANSWER_IS_NO
 

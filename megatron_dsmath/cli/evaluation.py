@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_dsmath.cli.arguments import Verbs, add_verb
 from megatron_dsmath.errors import EXIT_DONE
+from megatron_dsmath.tables import print_facts, print_table
 
 if TYPE_CHECKING:
     from megatron_dsmath.evaluation.evaluate import EvaluationSettings
@@ -26,12 +27,10 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--protocol", metavar="NAME", help=protocols)
     verb.add_argument("--mode", choices=("cot", "tool"), help="same as --protocol instruct-cot or instruct-tool")
     verb.add_argument("--limit", type=int, metavar="N", help="evaluate only the first N problems of each task")
-    verb.add_argument(
-        "--samples", type=int, default=1, metavar="K", help="answers per problem: pass@k and majority (1)"
-    )
-    verb.add_argument(
-        "--backend", choices=("own", "transformers", "vllm"), default="own", help="inference engine (own)"
-    )
+    answers = "answers per problem: pass@k and majority (1)"
+    verb.add_argument("--samples", type=int, default=1, metavar="K", help=answers)
+    backends = ("own", "transformers", "vllm")
+    verb.add_argument("--backend", choices=backends, default="own", help="inference engine (own)")
     verb.add_argument("--batch", type=int, default=16, metavar="N", help="answers generated at the same time (16)")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the same command resumes")
     verb.add_argument("--wandb", metavar="PROJECT", help="also log the scores and a table of the problems to W&B")
@@ -51,7 +50,6 @@ def evaluate(options: argparse.Namespace) -> int:
     from megatron_dsmath.evaluation.evaluate import EvaluationSettings, evaluate, protocol_name
     from megatron_dsmath.evaluation.results.scores import comparison_table
     from megatron_dsmath.supervision.lock import hold_evaluation
-    from megatron_dsmath.tables import print_facts, print_table
 
     settings = EvaluationSettings(
         model=options.model,
@@ -92,7 +90,6 @@ def _send(project: str, settings: EvaluationSettings, results: Mapping[str, Any]
 def grade(options: argparse.Namespace) -> int:
     """Grade the final answer of each output, by our rules and by the paper's."""
     from megatron_dsmath.grading.grade_file import grade_file
-    from megatron_dsmath.tables import print_facts, print_table
 
     report = grade_file(options.file, options.out)
     if options.json:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from megatron_dsmath.cli.arguments import Verbs, add_group, add_verb
-from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, show
+from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, CheckpointError, show
+from megatron_dsmath.tables import print_facts, print_table
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -14,21 +15,18 @@ def add_verbs(verbs: Verbs) -> None:
     checkpoint = add_group(verbs, "checkpoint", "List and verify checkpoints.")
     verb = add_verb(checkpoint, "list", checkpoint_list, "dsmath checkpoint list runs/my_run", table=True)
     verb.add_argument("path", type=Path, metavar="PATH", help="a run's directory or its checkpoints")
-    verb = add_verb(
-        checkpoint, "verify", checkpoint_verify, "dsmath checkpoint verify runs/my_run/checkpoints/step_100", table=True
-    )
+    example = "dsmath checkpoint verify runs/my_run/checkpoints/step_100"
+    verb = add_verb(checkpoint, "verify", checkpoint_verify, example, table=True)
     verb.add_argument("path", type=Path, metavar="PATH", help="a checkpoint")
 
-    verb = add_verb(
-        verbs, "import-hf", import_hf, "dsmath import-hf models/deepseek-coder-7b-base-v1.5 --out models/start"
-    )
+    example = "dsmath import-hf models/deepseek-coder-7b-base-v1.5 --out models/start"
+    verb = add_verb(verbs, "import-hf", import_hf, example)
     verb.add_argument("folder", type=Path, metavar="HF_DIR", help="a Hugging Face folder")
     verb.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT", help="the new checkpoint")
     verb.add_argument("--no-gate", action="store_true", help="do not compare logits with transformers, and record it")
     verb = add_verb(verbs, "export-hf", export_hf, "dsmath export-hf runs/my_run --out models/mine")
-    verb.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's directory for its newest one"
-    )
+    newest = "a checkpoint, or a run's directory for its newest one"
+    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=newest)
     verb.add_argument("--out", type=Path, required=True, metavar="HF_DIR", help="the new folder")
     verb.add_argument("--scores", type=Path, metavar="FILE", help="JSON with a score per benchmark, for the model card")
     verb.add_argument("--no-gate", action="store_true", help="do not compare logits with transformers, and record it")
@@ -37,7 +35,6 @@ def add_verbs(verbs: Verbs) -> None:
 def checkpoint_list(options: argparse.Namespace) -> int:
     """List the checkpoints of a run."""
     from megatron_dsmath.checkpoint import store
-    from megatron_dsmath.tables import print_table
 
     print_table(store.listing(options.path), ("step", "kind", "tokens", "size_bytes", "path"), options.json)
     return EXIT_DONE
@@ -46,8 +43,6 @@ def checkpoint_list(options: argparse.Namespace) -> int:
 def checkpoint_verify(options: argparse.Namespace) -> int:
     """Compare every file of a checkpoint with its manifest."""
     from megatron_dsmath.checkpoint import store
-    from megatron_dsmath.errors import CheckpointError
-    from megatron_dsmath.tables import print_facts
 
     try:
         manifest = store.verify(options.path)

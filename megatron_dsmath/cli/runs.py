@@ -22,12 +22,8 @@ def add_verbs(verbs: Verbs) -> None:
     add_overrides(verb)
     verb.add_argument("--nproc", type=int, metavar="N", help="start N ranks on this machine (not under torchrun)")
     verb.add_argument("--check", action="store_true", help="check the run file, data and checkpoint; do not train")
-    verb.add_argument(
-        "--resume",
-        choices=["newest", "last-good"],
-        default="newest",
-        help="from which checkpoint: newest refuses a damaged one, last-good moves it away and uses an older one",
-    )
+    resume = "from which checkpoint: newest refuses a damaged one, last-good moves it away and uses an older one"
+    verb.add_argument("--resume", choices=["newest", "last-good"], default="newest", help=resume)
     verb.add_argument("--evaluate", metavar="FILE.jsonl", help="problems that the model answers during training")
     verb.add_argument("--evaluate-every", type=int, metavar="N", help="after every N steps and the last (1000)")
     protocol = "protocol of the evaluation, as in dsmath evaluate (instruct-tool)"
@@ -41,9 +37,8 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--ranks", type=int, default=4, metavar="N", help="largest number of processes of a layout (4)")
 
     verb = add_verb(verbs, "report", report, "dsmath report runs/quickstart/run")
-    verb.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's directory; the report is written to the first"
-    )
+    directories = "a run's directory; the report is written to the first"
+    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help=directories)
 
 
 def doctor(options: argparse.Namespace) -> int:
