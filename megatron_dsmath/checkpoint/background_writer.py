@@ -46,6 +46,8 @@ class BackgroundWriter:
                     pass_fds=[descriptor],
                     bufsize=0,
                 )
+            self._input: Any = self._process.stdin
+            self._output: Any = self._process.stdout
         finally:
             os.close(descriptor)
         self._is_pending = False
@@ -75,7 +77,10 @@ class BackgroundWriter:
                 return Answer(refused=self._ended())
             line += received
         found = json.loads(line)
-        return Answer(refused=_error(**found["refused"])) if "refused" in found else Answer(done=found["done"])
+        if "done" in found:
+            return Answer(done=found["done"])
+        classes = {error.kind(): error for error in catalogue()}
+        return Answer(refused=classes[found["refused"].pop("kind")](**found["refused"]))
 
     def close(self) -> None:
         """End the process, immediately if it is busy."""
@@ -89,14 +94,6 @@ class BackgroundWriter:
             self._process.wait()
         self._output.close()
 
-    @property
-    def _input(self) -> Any:
-        return self._process.stdin
-
-    @property
-    def _output(self) -> Any:
-        return self._process.stdout
-
     def _ended(self) -> InternalError:
         code = self._process.wait()
         ending = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -108,12 +105,6 @@ class BackgroundWriter:
             expected="that it runs as long as the rank",
             fix="run again: the run continues from its newest checkpoint",
         )
-
-
-def _error(kind: str, **facts: Any) -> DsmathError:
-    """Recreate an error of the writer process, in the same class."""
-    classes = {error.kind(): error for error in catalogue()}
-    return classes[kind](**facts)
 
 
 def _shared_memory(size_bytes: int) -> tuple[int, mmap.mmap]:

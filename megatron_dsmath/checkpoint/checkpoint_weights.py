@@ -9,22 +9,14 @@ from typing import Any
 
 import torch
 
-from megatron_dsmath.checkpoint import store, tokenizer_files
+from megatron_dsmath.checkpoint import store, tokenizer_files, weight_reader
 from megatron_dsmath.checkpoint.manifest import LogitVerdict, Manifest, Precision
 from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles, size_bytes, write_safetensors
-from megatron_dsmath.checkpoint.weight_reader import (
-    PRECISIONS,
-    SafetensorsWeights,
-    WeightReader,
-    require_all,
-    require_finite,
-    require_layers,
-    wrong_shape,
-)
+from megatron_dsmath.checkpoint.weight_reader import PRECISIONS, SafetensorsWeights, WeightReader
 from megatron_dsmath.config.sections import ModelConfig
 from megatron_dsmath.errors import ConversionError
 from megatron_dsmath.files import directories
-from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
+from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, parameters
 from megatron_dsmath.parallel.shard_reader import ShardReader
 
 WEIGHTS_FOLDER = "weights"
@@ -41,7 +33,7 @@ class WeightsCheckpoint(SafetensorsWeights):
         self.special_token_ids = tokenizer_files.special_token_ids(self.tokenizer_files)
         self._files = SafetensorsFiles(path / WEIGHTS_FOLDER)
         found = {name: tensor.shape for name, tensor in self._files.tensors.items()}
-        require_all(path, self.model, found)
+        weight_reader.require_all(path, self.model, found)
 
 
 class ShardedWeights(WeightReader):
@@ -65,7 +57,7 @@ class ShardedWeights(WeightReader):
         self.path, self.model = folder, model
         self.tokenizer_files, self.special_token_ids = tokenizer_files, special_token_ids
         self._shards = ShardReader(folder)
-        require_layers(folder, model, len(self._shards.shapes))
+        weight_reader.require_layers(folder, model, len(self._shards.shapes))
         self._table = {name: parameter for parameter in parameters(model) for name in parameter.hf_names}
         self._names = {parameter.name: self._stored_name(parameter.name) for parameter in parameters(model)}
         self._check(padded_vocabulary)
@@ -87,7 +79,7 @@ class ShardedWeights(WeightReader):
     def read_fused(self, parameter: Parameter) -> torch.Tensor:
         """Read a whole parameter as the ranks wrote it, without `unfuse`, so that the logit gate can test `unfuse`."""
         tensor = self._stored(parameter)
-        require_finite(self.path, parameter.name, tensor)
+        weight_reader.require_finite(self.path, parameter.name, tensor)
         return tensor
 
     def _unfuse(self, parameter: Parameter) -> tuple[torch.Tensor, ...]:
@@ -104,45 +96,30 @@ class ShardedWeights(WeightReader):
         return name
 
     def _check(self, padded_vocabulary: bool) -> None:
-        found = self._shards.shapes
-        extra = sorted(set(found) - set(self._names.values()))
-        if extra:
-            raise ConversionError(
-                f"{len(extra)} tensors do not belong to this model",
-                where=f"{self.path}: {extra[0]}",
-                found=list(found[extra[0]]),
-                expected="a LLaMA without biases, with the number of layers in the configuration",
-                fix="give the configuration of these weights",
-            )
+        found, expected = dict(self._shards.shapes), {}
         for parameter in parameters(self.model):
-            shape = found.get(self._names[parameter.name])
-            expected = _fused_shape(parameter)
-            if padded_vocabulary and parameter.is_vocabulary and shape is not None and shape[0] > expected[0]:
-                shape = (expected[0], *shape[1:])
-            if shape != expected:
-                raise wrong_shape(self.path, self._names[parameter.name], shape, expected)
-            dtype = self._shards.dtype(self._names[parameter.name])
-            if dtype not in PRECISIONS:
+            name, (first, *rest) = self._names[parameter.name], parameter.hf_shapes
+            rows, *columns = first
+            expected[name] = (rows + sum(shape[0] for shape in rest), *columns)
+            if padded_vocabulary and parameter.is_vocabulary and found.get(name):
+                found[name] = (min(found[name][0], rows), *found[name][1:])
+        weight_reader.require_shapes(self.path, expected, found)
+        for name in expected:
+            if self._shards.dtype(name) not in PRECISIONS:
                 raise ConversionError(
                     "a tensor has a type that is not supported",
-                    where=f"{self.path}: {self._names[parameter.name]}",
-                    found=dtype,
+                    where=f"{self.path}: {name}",
+                    found=self._shards.dtype(name),
                     expected=f"one of {', '.join(map(str, PRECISIONS))}",
                     fix="save the weights unquantized",
                 )
 
 
-def _fused_shape(parameter: Parameter) -> Shape:
-    return (sum(shape[0] for shape in parameter.hf_shapes), *parameter.hf_shapes[0][1:])
+def write_weights_checkpoint(weights: WeightReader, out: Path, compare: Callable[[Path], LogitVerdict]) -> Manifest:
+    """Write a checkpoint of step 0 at `out`, tensor by tensor; returns its manifest with the result of `compare`.
 
-
-def write_weights_checkpoint(
-    weights: WeightReader, out: Path, compare: Callable[[Path], LogitVerdict]
-) -> tuple[Manifest, LogitVerdict]:
-    """Write a checkpoint of step 0 at `out`, tensor by tensor; returns its manifest and the result of `compare`.
-
-    `compare` gets the directory, complete but without its final name; the manifest contains its result. After any error
-    nothing is left. Raises TokenizerError, OutputError, and the errors of reading `weights` and of `compare`.
+    `compare` gets the directory, complete but without its final name. After any error nothing is left. Raises
+    TokenizerError, OutputError, and the errors of reading `weights` and of `compare`.
     """
     manifest = describe_weights(weights)
     tensors = {name: (shape, weights.dtype(name)) for name, shape in weights.shapes.items()}
@@ -154,10 +131,9 @@ def write_weights_checkpoint(
         tokenizer_files.write_beside_weights(weights, folder / tokenizer_files.FOLDER)
         manifest = manifest.model_copy(update={"files": store.hash_files(folder)})
         store.write_manifest(folder, manifest)  # `compare` opens the folder as a checkpoint
-        verdict = compare(folder)
-        manifest = manifest.model_copy(update={"logit_gate": verdict})
+        manifest = manifest.model_copy(update={"logit_gate": compare(folder)})
         store.write_manifest(folder, manifest)
-    return manifest, verdict
+    return manifest
 
 
 def describe_weights(weights: WeightReader) -> Manifest:

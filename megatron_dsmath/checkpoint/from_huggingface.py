@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_dsmath.checkpoint import logit_gate
 from megatron_dsmath.checkpoint.checkpoint_weights import write_weights_checkpoint
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, model_from
-from megatron_dsmath.checkpoint.manifest import LogitVerdict
+from megatron_dsmath.checkpoint.manifest import LogitVerdict, Manifest
 from megatron_dsmath.checkpoint.safetensors_files import SafetensorsFiles, inside, read_json
 from megatron_dsmath.checkpoint.tokenizer_files import special_token_ids, tokenizer_files
 from megatron_dsmath.checkpoint.weight_reader import SafetensorsWeights, require_all
@@ -51,16 +51,15 @@ class Imported:
     """The result of an import; its text is printed for the user."""
 
     checkpoint: Path
-    parameters: int
-    precision: str
-    skipped: tuple[str, ...]
-    logits: LogitVerdict
+    manifest: Manifest
+    skipped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{self.checkpoint}: {self.parameters:,} parameters in {self.precision}"]
+        manifest = self.manifest
+        lines = [f"{self.checkpoint}: {manifest.model.parameters:,} parameters in {manifest.precision}"]
         if self.skipped:
             lines.append(f"left out: {len(self.skipped)} rotary_emb.inv_freq buffers, which follow from rope_theta")
-        lines.append(f"logits: {self.logits}")
+        lines.append(f"logits: {manifest.logit_gate}")
         lines.append("licence: the weights keep theirs (DeepSeek's are under the DeepSeek Model License)")
         return "\n".join(lines)
 
@@ -78,7 +77,6 @@ def import_folder(folder: Path, out: Path, gate: bool = True) -> Imported:
 
     source = HuggingFaceFolder(folder)
     try:
-        manifest, verdict = write_weights_checkpoint(source, out, compare)
+        return Imported(out, write_weights_checkpoint(source, out, compare), source.skipped)
     finally:
         source.close()
-    return Imported(out, source.model.parameters, manifest.precision, source.skipped, verdict)

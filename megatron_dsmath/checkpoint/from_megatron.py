@@ -27,7 +27,7 @@ def open_megatron(path: Path, model_config: Path, vocabulary_size: int | None = 
     only in a pickle. If `vocabulary_size` is given, it must be that of the configuration, and padding rows beyond it
     are left out. Raises CheckpointError and ConversionError.
     """
-    config = config_file(model_config)
+    config = _config_file(model_config)
     content = read_json(config)
     model = model_from(content, config)
     if vocabulary_size not in (None, model.vocabulary_size):
@@ -68,14 +68,12 @@ def convert(
         if not gate:
             return logit_gate.NOT_ASKED
         folder = checkpoint / checkpoint_weights.WEIGHTS_FOLDER
-        return logit_gate.compare(weights, own_arguments, folder, config_file(model_config))
+        return logit_gate.compare(weights, own_arguments, folder, _config_file(model_config))
 
-    manifest, verdict = checkpoint_weights.write_weights_checkpoint(weights, out, compare)
-    return Imported(out, manifest.model.parameters, manifest.precision, (), verdict)
+    return Imported(out, checkpoint_weights.write_weights_checkpoint(weights, out, compare))
 
 
-def config_file(model_config: Path) -> Path:
-    """The path of config.json: `model_config` itself, or the file in that folder."""
+def _config_file(model_config: Path) -> Path:
     return model_config / CONFIG if model_config.is_dir() else model_config
 
 

@@ -114,17 +114,13 @@ def needed_bytes(model: ModelConfig, positions: int) -> int:
 def run_own_logits(own_arguments: Sequence[object], ids: list[list[int]]) -> torch.Tensor:
     """Logits of our decoder, computed on the CPU by a separate process. Raises ConversionError if it fails."""
     environment = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory(prefix="dsmath-logits-") as folder:
         request, answer = Path(folder) / "ids.json", Path(folder) / "logits.npy"
         request.write_text(json.dumps(ids), encoding="utf-8")
-        program = [sys.executable, "-m", "megatron_dsmath.checkpoint.own_logits"]
-        done = subprocess.run(
-            [*program, *map(str, [*own_arguments, request, answer])],
-            env=environment | {"CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, "-m", "megatron_dsmath.checkpoint.own_logits"]
+        command += map(str, [*own_arguments, request, answer])
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ConversionError(
                 "our decoder cannot compute logits of these weights",
@@ -152,9 +148,7 @@ def transformers_logits(folder: Path, config: Path, ids: Sequence[Sequence[int]]
     files = SafetensorsFiles(folder)
 
     def read(name: str) -> torch.Tensor:
-        shape = files.tensors[name].shape
-        rest = tuple(slice(None) for _ in shape[1:])
-        return rows_in_fp32(shape, lambda rows: files.read(name, (rows, *rest)))
+        return rows_in_fp32(files.tensors[name].shape, lambda part: files.read(name, part))
 
     stream_weights(model, read)
     try:
@@ -187,11 +181,11 @@ def _load_while_computing(module: torch.nn.Module, key: str, name: str, read: Ca
     module.register_forward_hook(drop)
 
 
-def rows_in_fp32(shape: Shape, read: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+def rows_in_fp32(shape: Shape, read: Callable[[tuple[slice, ...]], torch.Tensor]) -> torch.Tensor:
     """A tensor of `shape` in fp32, read in blocks of rows so that there is never a second copy of the whole."""
     whole = torch.empty(shape)
     rows = max(1, _BLOCK_VALUES * shape[0] // whole.numel())
     for first in range(0, shape[0], rows):
         block = slice(first, min(first + rows, shape[0]))
-        whole[block] = read(block)
+        whole[block] = read((block, *(slice(None) for _ in shape[1:])))
     return whole

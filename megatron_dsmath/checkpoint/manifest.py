@@ -43,15 +43,9 @@ def source_commit(checkout: Path = CHECKOUT) -> str:
     if not (checkout / ".git").exists():
         return "unknown"
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()
@@ -77,18 +71,12 @@ Files = dict[Annotated[str, AfterValidator(_relative_path)], FileEntry]
 class LogitVerdict(Section):
     """The comparison of our logits with transformers', or the reason why there was none."""
 
-    skipped: str | None = None
-    """The reason why nothing was compared; null if it was."""
-    transformers: str | None = None
-    """The version of transformers."""
-    positions: int = 0
-    """Number of tokens whose logits over the vocabulary were compared."""
-    equal_next_tokens: int = 0
-    """Positions at which both have the same most likely token."""
-    largest_difference: float = 0.0
-    """The largest difference of two logits."""
-    tolerance: float = 0.0
-    """The difference above which the conversion fails."""
+    skipped: str | None = None  # the reason why nothing was compared; null if it was
+    transformers: str | None = None  # its version
+    positions: int = 0  # number of tokens whose logits over the vocabulary were compared
+    equal_next_tokens: int = 0  # positions at which both have the same most likely token
+    largest_difference: float = 0.0  # of two logits
+    tolerance: float = 0.0  # the difference above which the conversion fails
 
     def __str__(self) -> str:
         if self.skipped:
@@ -103,39 +91,29 @@ class Manifest(Section):
     """The description of a checkpoint; `files` may be empty until they are hashed."""
 
     format: Literal["megatron_dsmath checkpoint"] = "megatron_dsmath checkpoint"
-    version: Literal[1] = 1
-    """Increased when older readers would misread the content."""
+    version: Literal[1] = 1  # increased when older readers would misread the content
+    # training: `shards/`, weights and optimizer. weights: `weights/`, safetensors under Hugging Face's names.
     kind: Literal["training", "weights"]
-    """training: `shards/`, weights and optimizer. weights: `weights/`, safetensors under Hugging Face's names."""
-    step: NonNegativeInt
-    """Completed optimizer steps."""
-    next_sample: NonNegativeInt
-    """The first sample not yet trained on."""
+    step: NonNegativeInt  # completed optimizer steps
+    next_sample: NonNegativeInt  # the first sample not yet trained on
     consumed_tokens: NonNegativeInt
     model: ModelConfig
-    layout: dict[str, Any]
-    """The layout of the ranks that wrote it; any layout can read it."""
-    precision: Precision
-    """Of the stored weights; `mixed` if tensors differ."""
-    tokenizer_fingerprint: str | None
-    """Fingerprint of the tokenizer whose files are in `tokenizer/`; null if there is none."""
-    state: dict[str, Any]
-    """The rest of the training state."""
+    layout: dict[str, Any]  # of the ranks that wrote it; any layout can read it
+    precision: Precision  # of the stored weights; `mixed` if tensors differ
+    tokenizer_fingerprint: str | None  # of the tokenizer whose files are in `tokenizer/`; null if there is none
+    state: dict[str, Any]  # the rest of the training state
+    # The values of the run file that decide which tokens come next, by dotted key; empty for weights.
     run: dict[str, Any] = Field(default_factory=dict)
-    """The values of the run file that decide which tokens come next, by dotted key; empty for weights."""
+    # Other facts that decide results bit for bit, of rank 0: threads, processor, device, torch; empty for weights.
     machine: dict[str, Any] = Field(default_factory=dict)
-    """Other facts that decide results bit for bit, of rank 0: threads, processor, device, torch; empty for weights."""
-    logit_gate: LogitVerdict | None = None
-    """The comparison of an import's logits with transformers'; null if nothing was imported."""
+    logit_gate: LogitVerdict | None = None  # of an import; null if nothing was imported
     software: dict[str, str] = Field(default_factory=software)
-    files: Files = Field(default_factory=dict)
-    """Every other file by its path in the checkpoint."""
-    sha256: str | None = None
-    """Hash of all values above, which detects changed numbers. `to_json` writes it."""
+    files: Files = Field(default_factory=dict)  # every other file by its path in the checkpoint
+    sha256: str | None = None  # hash of all values above, which detects changed numbers; `to_json` writes it
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files except the manifest."""
+        """The size of all files except the manifest."""
         return sum(entry.bytes for entry in self.files.values())
 
     @property

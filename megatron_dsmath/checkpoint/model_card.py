@@ -17,15 +17,15 @@ def model_card(title: str, manifest: Manifest, logits: LogitVerdict, scores: Map
     model, trained = manifest.model, manifest.kind == "training"
     base = manifest.state.get("source") or model.initial_weights  # only the name of the path is published
     base = Path(str(base)).name if base else "none: initial weights drawn from a seed"
+    shape = (
+        f"{model.layers} layers, width {model.hidden_size}, feed-forward {model.ffn_hidden_size}, "
+        f"{model.attention_heads} heads ({model.key_value_heads} key-value heads), "
+        f"{model.vocabulary_size:,} tokens in the vocabulary"
+    )
     facts = [
         ("base", base),
         ("parameters", f"{model.parameters:,}"),
-        (
-            "shape",
-            f"{model.layers} layers, width {model.hidden_size}, feed-forward {model.ffn_hidden_size}, "
-            f"{model.attention_heads} heads ({model.key_value_heads} key-value heads), "
-            f"{model.vocabulary_size:,} tokens in the vocabulary",
-        ),
+        ("shape", shape),
         ("precision of training" if trained else "precision", manifest.precision),
         ("optimizer steps", f"{manifest.step:,}"),
         ("tokens seen", f"{manifest.consumed_tokens:,}"),
@@ -36,7 +36,7 @@ def model_card(title: str, manifest: Manifest, logits: LogitVerdict, scores: Map
     lines += [f"# {title}", "", "A `LlamaForCausalLM` written by `dsmath export-hf`.", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts]
     lines += _data(manifest.state)
-    lines += _scores(scores)
+    lines += _table("Scores", "benchmark | score", {name: f"{score:g}" for name, score in scores.items()})
     lines += [
         "",
         "## Licence",
@@ -62,25 +62,16 @@ def read_scores(path: Path) -> dict[str, float]:
     return scores
 
 
-def _scores(scores: Mapping[str, float]) -> list[str]:
-    if not scores:
-        return []
-    return [
-        "",
-        "## Scores",
-        "",
-        "| benchmark | score |",
-        "|---|---|",
-        *(f"| {name} | {scores[name]:g} |" for name in scores),
-    ]
-
-
 def _data(state: Mapping[str, Any]) -> list[str]:
     """Tokens read per corpus, or target tokens per kind, language and source of conversations."""
     tokens, plan = state.get("tokens_by_corpus"), state.get("plan")
-    if not isinstance(tokens, Mapping) or not tokens:
+    if not isinstance(tokens, Mapping):
         return []
     of_conversations = isinstance(plan, Mapping) and "chat_template" in plan
     columns = "kind, language or source of conversations | target tokens" if of_conversations else "corpus | tokens"
-    rows = (f"| {name} | {count:,} |" for name, count in tokens.items())
-    return ["", "## Data", "", f"| {columns} |", "|---|---|", *rows]
+    return _table("Data", columns, {name: f"{count:,}" for name, count in tokens.items()})
+
+
+def _table(title: str, columns: str, values: Mapping[str, str]) -> list[str]:
+    rows = [f"| {name} | {value} |" for name, value in values.items()]
+    return ["", f"## {title}", "", f"| {columns} |", "|---|---|", *rows] if rows else []

@@ -85,8 +85,7 @@ def _in_fp32(weights: WeightReader, parameter: Parameter) -> torch.Tensor:
     if parameter.join != "alone":
         return weights.read_fused(parameter).float()
     (name,), (shape,) = parameter.hf_names, parameter.hf_shapes
-    rest = tuple(slice(None) for _ in shape[1:])
-    return rows_in_fp32(shape, lambda rows: weights.read(name, shape, (rows, *rest)))
+    return rows_in_fp32(shape, lambda part: weights.read(name, shape, part))
 
 
 if __name__ == "__main__":

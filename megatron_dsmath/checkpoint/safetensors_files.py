@@ -25,7 +25,7 @@ SHARD_BYTES = 5_000_000_000  # the limit of Hugging Face's own writer
 
 
 class StoredTensor(NamedTuple):
-    """The file, shape and type of a tensor."""
+    """A tensor in a file."""
 
     file: Path
     shape: Shape
@@ -45,7 +45,7 @@ class SafetensorsFiles:
         self._open_files = ExitStack()
         self._handles: dict[Path, Any] = {}
         index = self._index()
-        for file in [folder / SINGLE] if index is None else sorted({self._file(name) for name in index.values()}):
+        for file in [folder / SINGLE] if index is None else sorted({inside(folder, name) for name in index.values()}):
             self._open(file)
         if index is not None:
             self._compare(index)
@@ -78,18 +78,6 @@ class SafetensorsFiles:
             fix="download or copy the complete folder again",
         )
 
-    def _file(self, name: str) -> Path:
-        path = inside(self.folder, name)
-        if not path.is_file():
-            raise ConversionError(
-                "a file of the weights is missing",
-                where=path,
-                found="no such file",
-                expected=f"all files in {INDEX}",
-                fix="download or copy the complete folder again",
-            )
-        return path
-
     def _open(self, file: Path) -> None:
         try:
             handle = self._open_files.enter_context(safe_open(file, framework="pt"))
@@ -103,7 +91,7 @@ class SafetensorsFiles:
                 where=file,
                 found=error,
                 expected="a complete file in the safetensors format",
-                fix="download or copy the file again: it is truncated or has another format",
+                fix="download or copy the file again: it is missing, truncated or has another format",
             ) from error
         self._handles[file] = handle
 
@@ -122,13 +110,15 @@ class SafetensorsFiles:
 
     def _no_weights(self) -> ConversionError:
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.folder.glob(pattern))
+        path = repr(str(self.folder.absolute()))
+        program = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({path}, dtype='auto')"
+        command = shlex.join(["python", "-c", f"{program}.save_pretrained({path})"])
         return ConversionError(
             "the weights are not in safetensors files",
             where=self.folder,
             found=f"pickles, which can run any code when they are read: {pickles[0]}" if pickles else "no weights",
             expected=f"{SINGLE}, or {INDEX} and its files",
-            fix=f"download the model's safetensors files or, if you trust these files, convert them: "
-            f"{save_as_safetensors(self.folder)}"
+            fix=f"download the model's safetensors files or, if you trust these files, convert them: {command}"
             if pickles
             else "give the folder with the weights",
         )
@@ -155,8 +145,13 @@ def write_safetensors(
         weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         total = sum(size_bytes(*tensor) for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        sync(folder / INDEX)
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8 and sync it to disk."""
+    path.write_text(text, encoding="utf-8")
+    sync(path)
 
 
 def size_bytes(shape: Shape, dtype: torch.dtype) -> int:
@@ -187,13 +182,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise _not_json(path, f"a JSON {type(content).__name__}")
     return content
-
-
-def save_as_safetensors(folder: Path) -> str:
-    """The command with which transformers converts the pickles of a folder to safetensors files."""
-    path = repr(str(folder.absolute()))
-    program = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({path}, dtype='auto')"
-    return shlex.join(["python", "-c", f"{program}.save_pretrained({path})"])
 
 
 def _dtype(file: Path, name: str, code: str) -> torch.dtype:

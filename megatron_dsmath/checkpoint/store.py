@@ -30,10 +30,7 @@ _BLOCK_BYTES = 1 << 22
 
 
 def locate(path: Path) -> Path:
-    """The checkpoint at `path`, or the newest of a run's directory or a directory of checkpoints.
-
-    Raises CheckpointError if there is none.
-    """
+    """The checkpoint at `path`, or the newest in it (of a run, or of a directory). Raises CheckpointError if none."""
     if (path / MANIFEST).exists():
         return path
     found = newest_checkpoint(path)
@@ -43,10 +40,7 @@ def locate(path: Path) -> Path:
 
 
 def newest_checkpoint(path: Path) -> Path | None:
-    """The newest complete checkpoint of a run's directory or a directory of checkpoints; None if there is none.
-
-    Raises CheckpointError if there are checkpoints and all are damaged.
-    """
+    """The newest complete checkpoint in `path`; None if there is none. Raises CheckpointError if all are damaged."""
     return find_newest(step_folders(path))[0]
 
 
@@ -174,12 +168,9 @@ def hash_files(folder: Path) -> dict[str, FileEntry]:
 
 
 def hash_file(path: Path) -> FileEntry:
-    """Sync a file to disk; returns its size and sha256.
-
-    Raises OutputError if the system cannot store the content, which some file systems report only at the sync.
-    """
+    """Sync a file to disk; returns its size and sha256. Raises OutputError if the system cannot store the content."""
     with report_write_errors(path):
-        sync(path)
+        sync(path)  # some file systems report errors of writing only here
     return FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
 
 

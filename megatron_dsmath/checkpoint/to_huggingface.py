@@ -12,12 +12,11 @@ from megatron_dsmath.checkpoint.checkpoint_weights import precision_of
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, config_from
 from megatron_dsmath.checkpoint.manifest import LogitVerdict, Manifest, read_manifest
 from megatron_dsmath.checkpoint.model_card import model_card, read_scores
-from megatron_dsmath.checkpoint.safetensors_files import size_bytes, write_safetensors
+from megatron_dsmath.checkpoint.safetensors_files import size_bytes, write_safetensors, write_text
 from megatron_dsmath.checkpoint.tokenizer_files import Chat, tokenizer_file, write_beside_weights
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
 from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.files import directories
-from megatron_dsmath.files.atomic_files import sync
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,11 @@ def write_huggingface(
         write_safetensors(folder, tensors, weights.read_whole)
         write_beside_weights(weights, folder, _chat(manifest))
         config = config_from(weights.model, precision, weights.special_token_ids)
-        _write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         verdict = logit_gate.NOT_ASKED
         if own_arguments is not None:
             verdict = logit_gate.compare(weights, own_arguments, folder, folder / CONFIG)
-        _write(folder / "README.md", model_card(out.absolute().name, manifest, verdict, scores or {}))
+        write_text(folder / "README.md", model_card(out.absolute().name, manifest, verdict, scores or {}))
     engine = tokenizer_file(weights.tokenizer_files)
     return Exported(out, manifest.step, weights.model.parameters, precision, engine.name if engine else None, verdict)
 
@@ -92,8 +91,3 @@ def _chat(manifest: Manifest) -> Chat | None:
     if not isinstance(plan, Mapping) or "chat_template" not in plan:
         return None
     return Chat(plan["chat_template"], plan["end_of_answer"])
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    sync(path)

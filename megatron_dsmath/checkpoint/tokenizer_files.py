@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_dsmath.checkpoint.safetensors_files import inside, read_json
+from megatron_dsmath.checkpoint.safetensors_files import inside, read_json, write_text
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
 from megatron_dsmath.data.tokenizing.tokenizer import HUGGING_FACE_FILES, Tokenizer, load_tokenizer
 from megatron_dsmath.files.atomic_files import sync
@@ -74,8 +74,7 @@ def write_beside_weights(weights: WeightReader, folder: Path, chat: Chat | None 
         ends = _with_end(generation.get("eos_token_id"), chat.end_of_answer)
         contents = {GENERATION: _as_json(generation | {"eos_token_id": ends}), **_with_template(folder, chat.template)}
     for name, content in contents.items():
-        (folder / name).write_text(content, encoding="utf-8")
-        sync(folder / name)
+        write_text(folder / name, content)
 
 
 def _with_template(folder: Path, template: str) -> dict[str, str]:

@@ -110,19 +110,15 @@ def require_layers(path: Path, model: ModelConfig, tensors: int) -> None:
 
 
 def require_all(path: Path, model: ModelConfig, found: Mapping[str, Shape]) -> None:
-    """Raise ConversionError unless `found` has exactly the model's tensors and shapes."""
+    """Raise ConversionError unless `found` has exactly the model's tensors and shapes by Hugging Face's names."""
     require_layers(path, model, len(found))
-    expected = tensor_shapes(model)
+    require_shapes(path, tensor_shapes(model), found)
+
+
+def require_shapes(path: Path, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """Raise ConversionError unless both have the same tensors and shapes."""
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
-    if missing:
-        raise ConversionError(
-            f"{len(missing)} tensors are missing",
-            where=path,
-            found=_some(missing),
-            expected=f"all {len(expected)} tensors of the model",
-            fix="download or copy the complete folder again, or correct the number of layers in config.json",
-        )
     if extra:
         raise ConversionError(
             f"{len(extra)} tensors do not belong to this model",
@@ -131,13 +127,21 @@ def require_all(path: Path, model: ModelConfig, found: Mapping[str, Shape]) -> N
             expected=f"only the {len(expected)} tensors of a LLaMA without biases",
             fix="use the weights of a plain LlamaForCausalLM, or correct the number of layers in config.json",
         )
+    if missing:
+        raise ConversionError(
+            f"{len(missing)} tensors are missing",
+            where=path,
+            found=_some(missing),
+            expected=f"all {len(expected)} tensors of the model",
+            fix="download or copy the complete folder again, or correct the number of layers in config.json",
+        )
     for name, shape in expected.items():
         if found[name] != shape:
             raise wrong_shape(path, name, found[name], shape)
 
 
 def wrong_shape(path: Path, name: str, found: Shape | None, expected: Shape) -> ConversionError:
-    """The error for a tensor whose shape is not that of the model."""
+    """The error for a tensor with another shape than the model's."""
     return ConversionError(
         "a tensor does not have the shape of the model",
         where=f"{path}: {name}",

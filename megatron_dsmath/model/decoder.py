@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from megatron_dsmath.config.sections import ModelConfig, RunConfig
-from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Parameter, Shape, parameters
+from megatron_dsmath.model.parameters import TRANSFORMER_ENGINE_NAMES, Shape, parameters
 from megatron_dsmath.parallel import transformer
 from megatron_dsmath.parallel.collectives import all_reduce_sum
 from megatron_dsmath.parallel.topology import Topology
@@ -72,7 +72,12 @@ def load_weights(
     table = {parameter.name: parameter for parameter in parameters(model)}
     groups = model.key_value_heads // topology.tensor_size
     for name, tensor in named_parameters(model_chunks):
-        tensor.copy_(_read_fused(table[name], topology, source, groups))
+        parameter = table[name]
+        parts = [
+            source.read(hf_name, shape, parameter.part(shape, topology.tensor_rank, topology.tensor_size))
+            for hf_name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True)
+        ]
+        tensor.copy_(parameter.fuse(parts, groups))
 
 
 @torch.no_grad()
@@ -92,11 +97,3 @@ def gather_weights(
                 whole[name][parameter.part(shape, topology.tensor_rank, topology.tensor_size)] = parts[index]
             all_reduce_sum(whole[name])  # exact: one rank adds the value, all others add zero
     return whole
-
-
-def _read_fused(parameter: Parameter, topology: Topology, source: WeightSource, groups: int) -> torch.Tensor:
-    parts = [
-        source.read(name, shape, parameter.part(shape, topology.tensor_rank, topology.tensor_size))
-        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True)
-    ]
-    return parameter.fuse(parts, groups)

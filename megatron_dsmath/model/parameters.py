@@ -30,19 +30,11 @@ TRANSFORMER_ENGINE_NAMES = {
 class Parameter:
     """One parameter of the decoder and the Hugging Face tensors it consists of."""
 
-    name: str
-    """The name in the whole model, as megatron-core gives it."""
+    name: str  # in the whole model, as megatron-core gives it
     hf_names: tuple[str, ...]
-    hf_shapes: tuple[Shape, ...]
-    """Whole shapes of `hf_names`."""
-    split: int | None
-    """The dimension that is split over tensor-parallel ranks; None: each has a copy."""
+    hf_shapes: tuple[Shape, ...]  # whole shapes of `hf_names`
+    split: int | None  # the dimension that is split over tensor-parallel ranks; None for norms, which are copied
     join: Join = "alone"
-
-    @property
-    def is_norm(self) -> bool:
-        """Whether this is a norm weight, which starts at 1 and is not decayed."""
-        return self.split is None
 
     @property
     def is_vocabulary(self) -> bool:
@@ -51,11 +43,10 @@ class Parameter:
 
     def part(self, shape: Shape, rank: int, size: int) -> tuple[slice, ...]:
         """The part of a Hugging Face tensor of `shape` that tensor-parallel rank `rank` of `size` holds."""
-        if self.split is None:
-            return tuple(slice(None) for _ in shape)
-        share = shape[self.split] // size
         part = [slice(None) for _ in shape]
-        part[self.split] = slice(rank * share, (rank + 1) * share)
+        if self.split is not None:
+            share = shape[self.split] // size
+            part[self.split] = slice(rank * share, (rank + 1) * share)
         return tuple(part)
 
     def fuse(self, tensors: Sequence[torch.Tensor], groups: int) -> torch.Tensor:

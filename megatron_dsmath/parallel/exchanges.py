@@ -25,8 +25,7 @@ _ONLY_SENT = ("send",)
 class Exchange(NamedTuple):
     """A tensor that this rank sent, received or computed in a step."""
 
-    is_own: bool
-    """Whether this rank computed it; otherwise it came, or may have come, from another rank."""
+    is_own: bool  # whether this rank computed it; otherwise it came, or may have come, from another rank
     checksum: tuple[int, int]
 
 
@@ -55,16 +54,13 @@ class ExchangeRecorder(TorchDispatchMode):
             self._record_used(tree_leaves((inputs, kwargs)))
         if func.namespace != "c10d":
             return func(*args, **kwargs)
-        sent, received = _tensors(func, args)
+        sent, received = (
+            [tensor for tensor in tensors if _storage(tensor) not in self._weights] for tensors in _tensors(func, args)
+        )
         for tensor in sent:
-            if _storage(tensor) not in self._weights:
-                self._recorded[self._label(func, "sent", tensor)] = True, checksum([tensor])
+            self._recorded[self._label(func, "sent", tensor)] = True, checksum([tensor])
         result = func(*args, **kwargs)
-        self._pending += [
-            (self._label(func, "received", tensor), tensor)
-            for tensor in received
-            if _storage(tensor) not in self._weights
-        ]
+        self._pending += [(self._label(func, "received", tensor), tensor) for tensor in received]
         return result
 
     def exchanges(self) -> dict[Label, Exchange]:

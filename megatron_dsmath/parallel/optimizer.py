@@ -10,13 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import (
-    MegatronOptimizer,
-    OptimizerConfig,
-    clip_grads,
-    distrib_optimizer,
-    get_megatron_optimizer,
-)
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, clip_grads, distrib_optimizer
 from torch.optim.adamw import adamw
 
 from megatron_dsmath.config.sections import RunConfig
@@ -43,7 +37,7 @@ def wrap_data_parallel(run: RunConfig, model_chunks: list[Decoder], data_size: i
     if data_size == 1 and not parallel.overlap_communication:
         for group in (group for chunk in reduced for group in chunk.bucket_groups):
             # With one rank megatron-core would copy every gradient and every parameter onto itself.
-            group.start_grad_sync = group.start_param_sync = _do_nothing
+            group.start_grad_sync = group.start_param_sync = lambda *_, **__: None
     return reduced
 
 
@@ -67,7 +61,8 @@ def build(run: RunConfig, model_chunks: list[DataParallelChunk]) -> Optimizer:
         overlap_param_gather=run.parallel.overlap_communication,
     )
     _replace_megatron_adam()
-    optimizer = get_megatron_optimizer(settings, model_chunks, use_gloo_process_groups=torch.cuda.is_available())
+    with_gloo = torch.cuda.is_available()
+    optimizer = megatron_optimizer.get_megatron_optimizer(settings, model_chunks, use_gloo_process_groups=with_gloo)
     config = model_chunks[0].config
     config.grad_scale_func = optimizer.scale_loss
     config.finalize_model_grads_func = finalize_model_grads
@@ -162,19 +157,19 @@ class AdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["step"] += 1
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in parameters:
-                if not self.state[parameter]:
-                    self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-                    self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
             if not parameters:
                 continue
+            states = [self.state[parameter] for parameter in parameters]
+            for parameter, state in zip(parameters, states, strict=True):
+                if not state:
+                    state |= {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
             # The kernel increments the step itself, in tensors on the parameters' device.
             steps = [torch.full((), float(group["step"] - 1), device=parameter.device) for parameter in parameters]
             adamw(
                 parameters,
                 [cast(torch.Tensor, parameter.grad) for parameter in parameters],
-                [self.state[parameter]["exp_avg"] for parameter in parameters],
-                [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
                 [],
                 steps,
                 fused=True,
@@ -188,20 +183,13 @@ class AdamW(torch.optim.AdamW):
             )
 
 
-def _do_nothing(*_: Any, **__: Any) -> None:
-    return None
-
-
 def _one_or_all(functions: list[Any]) -> Any:
     """One function for one model chunk, a list for several, as megatron-core expects."""
     return functions[0] if len(functions) == 1 else functions
 
 
 def _replace_megatron_adam() -> None:
-    """Make megatron-core use `AdamW` where it would use torch's.
-
-    If TransformerEngine or apex is installed, its fused optimizer is kept.
-    """
+    """Make megatron-core use `AdamW` for torch's; if TransformerEngine or apex is installed, its optimizer is kept."""
     if megatron_optimizer.USING_PYTORCH_OPTIMIZER:
         megatron_optimizer.Adam, megatron_optimizer.USING_PYTORCH_OPTIMIZER = AdamW, False
         distrib_optimizer.Adam, distrib_optimizer.HAVE_APEX_OR_TE = AdamW, True

@@ -13,16 +13,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 class DeviceBatch(NamedTuple):
     """A microbatch as tensors on the model's device."""
 
-    tokens: torch.Tensor
-    """[microbatch, sequence + 1]; inputs are all but the last, targets all but the first."""
-    loss_mask: torch.Tensor
-    """[microbatch, sequence], 1.0 where the target counts in the loss."""
-    groups: torch.Tensor
-    """The groups of each target (`model.loss`): int64 [microbatch, sequence or 1, groups per target]."""
-    samples: torch.Tensor
-    """[microbatch], the index of each sequence in the run."""
-    document_bounds: torch.Tensor | None
-    """From `parallel.attention.document_bounds`; None if attention crosses documents."""
+    tokens: torch.Tensor  # [microbatch, sequence + 1]; inputs are all but the last, targets all but the first
+    loss_mask: torch.Tensor  # [microbatch, sequence], 1.0 where the target counts in the loss
+    groups: torch.Tensor  # of each target (`model.loss`): int64 [microbatch, sequence or 1, groups per target]
+    samples: torch.Tensor  # [microbatch], the index of each sequence in the run
+    document_bounds: torch.Tensor | None  # of `parallel.attention`; None if attention crosses documents
 
 
 # (nats [microbatch, sequence], microbatch) -> (sum of nats, number of target tokens, report)

@@ -15,16 +15,9 @@ from math import prod
 from typing import NamedTuple
 
 import torch
+from torch.distributed.checkpoint import metadata as torch_metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from megatron_dsmath.parallel.state_parts import Box, Part
 
@@ -76,21 +69,19 @@ class ShardFile:
 
     def write_values(self, memory: torch.Tensor, parts: Sequence[Part]) -> None:
         """Copy the values of `parts` into `memory`; their keys, types and boxes must be those of the layout."""
-        assert self._matches(parts), "the state has another shape than at the first save"
+        expected = [(entry.key, entry.dtype, entry.box) for entry in self.entries if entry.dtype is not None]
+        found = [(part.key, part.values.dtype, part.box) for part in parts]
+        assert expected == found, "the state has another shape than at the first save"
         for part, start in zip(parts, self._values_start, strict=True):
             target = memory[start : start + part.values.nbytes]
             target.view(part.values.dtype).view(part.values.shape).copy_(part.values, non_blocking=True)
         if any(part.values.is_cuda for part in parts):
             torch.cuda.synchronize()
 
-    def _matches(self, parts: Sequence[Part]) -> bool:
-        expected = [(entry.key, entry.dtype, entry.box) for entry in self.entries if entry.dtype is not None]
-        return expected == [(part.key, part.values.dtype, part.box) for part in parts]
-
 
 def describe(entries: Iterable[Entry]) -> bytes:
     """The content of `.metadata`, which torch's loader reads: the locations of all ranks' entries."""
-    chunks: dict[str, list[ChunkStorageMetadata]] = defaultdict(list)
+    chunks: dict[str, list[torch_metadata.ChunkStorageMetadata]] = defaultdict(list)
     described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     locations = {}
     for entry in entries:
@@ -100,15 +91,16 @@ def describe(entries: Iterable[Entry]) -> bytes:
             locations[MetadataIndex(entry.key)] = location
             continue
         offsets, sizes = torch.Size(entry.box.offsets), torch.Size(entry.box.sizes)
-        chunks[entry.key].append(ChunkStorageMetadata(offsets, sizes))
-        properties = TensorProperties(dtype=entry.dtype)
+        chunks[entry.key].append(torch_metadata.ChunkStorageMetadata(offsets, sizes))
+        properties = torch_metadata.TensorProperties(dtype=entry.dtype)
         described[entry.key] = TensorStorageMetadata(properties, torch.Size(entry.shape), chunks[entry.key])
         locations[MetadataIndex(entry.key, offsets)] = location
     for key, tensor in described.items():
         if isinstance(tensor, TensorStorageMetadata):
             held = sum(prod(chunk.sizes) for chunk in tensor.chunks)
             assert held == prod(tensor.size), f"{key}: {held:,} values of {prod(tensor.size):,} would be saved"
-    metadata = Metadata(described, storage_data=locations, storage_meta=StorageMeta())
+    storage = torch_metadata.StorageMeta()
+    metadata = torch_metadata.Metadata(described, storage_data=locations, storage_meta=storage)
     metadata.version = "1.0.0"
     return pickle.dumps(metadata)
 

@@ -65,7 +65,7 @@ class ShardReader:
                 self.shapes |= {f"{_LAYERS}{layer}.{rest}": stored.shape[1:] for layer in range(stored.shape[0])}
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type in which a tensor is stored."""
+        """The stored type of a tensor."""
         return self._find(name)[0].dtype
 
     def read(self, name: str) -> torch.Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from mmap import mmap
 from pathlib import Path
-from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
@@ -19,7 +18,7 @@ from megatron_dsmath.parallel.collectives import gather_objects
 from megatron_dsmath.parallel.optimizer import DataParallelChunk, Optimizer, gathered_parameters
 from megatron_dsmath.parallel.shard_file import ShardFile, describe
 from megatron_dsmath.parallel.shard_reader import METADATA, check_metadata
-from megatron_dsmath.parallel.state_parts import SHARDING, state_parts
+from megatron_dsmath.parallel.state_parts import SHARDING, sharded_weights, state_parts
 from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.parallel.transformer import unwrap_decoder
 
@@ -63,21 +62,14 @@ def load(folder: Path, model_chunks: Sequence[torch.nn.Module], optimizer: Optim
     """
     check_metadata(folder)
     settings = {key: optimizer.param_groups[0][key] for key in ("betas", "eps")}
-    state = dist_checkpointing.load(_load_targets(model_chunks, optimizer), str(folder))
+    weights = sharded_weights(model_chunks)
+    moments = optimizer.sharded_state_dict(weights, is_loading=True, metadata=SHARDING)  # creates the moments
+    state = dist_checkpointing.load({**weights, "optimizer": moments}, str(folder))
     for index, chunk in enumerate(model_chunks):
         unwrap_decoder(chunk).load_state_dict(state[f"piece{index}"])
     optimizer.load_state_dict(state["optimizer"])
     for group in optimizer.param_groups:
         group.update(settings)
-
-
-def _load_targets(model_chunks: Sequence[torch.nn.Module], optimizer: Optimizer) -> dict[str, Any]:
-    """The tensors to load into; creates the moments."""
-    weights = {
-        f"piece{index}": unwrap_decoder(chunk).sharded_state_dict(metadata=SHARDING)
-        for index, chunk in enumerate(model_chunks)
-    }
-    return {**weights, "optimizer": optimizer.sharded_state_dict(weights, is_loading=True, metadata=SHARDING)}
 
 
 def _bytes_of(memory: mmap) -> torch.Tensor:

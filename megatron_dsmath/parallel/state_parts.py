@@ -20,7 +20,6 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory, is_main_replica
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
-from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_dsmath.parallel.optimizer import Optimizer
@@ -51,16 +50,15 @@ class StateParts(NamedTuple):
     """Everything that this rank saves."""
 
     tensors: list[Part]
+    # Objects that are not tensors, by key, in torch's format: megatron-core saves an extra state of linear layers.
     objects: dict[str, bytes]
-    """Objects that are not tensors, by key, in torch's format: megatron-core saves an extra state of linear layers."""
-    common: dict[str, Any]
-    """The nested rest, small and equal on all ranks: the optimizer's groups and its step."""
+    common: dict[str, Any]  # the nested rest, small and equal on all ranks: the optimizer's groups and its step
 
 
 def state_parts(model_chunks: Sequence[torch.nn.Module], optimizer: Optimizer) -> StateParts:
     """The parts of weights and optimizer state that this rank saves; of replicas, one rank saves its copy."""
-    weights = {f"piece{index}": _sharded_weights(chunk) for index, chunk in enumerate(model_chunks)}
-    inner = _single_optimizer(optimizer)
+    weights = sharded_weights(model_chunks)
+    (inner,) = optimizer.chained_optimizers
     parts: list[Part] = []
     if isinstance(inner, DistributedOptimizer):
         parts = list(_optimizer_parts(inner, weights))
@@ -70,20 +68,18 @@ def state_parts(model_chunks: Sequence[torch.nn.Module], optimizer: Optimizer) -
         state = {**weights, "optimizer": inner.sharded_state_dict(weights, is_loading=False, metadata=SHARDING)}
     sharded, common = save_preprocess(state, validate_access_integrity=False)
     own = [base for base in nested_values(sharded) if is_main_replica(base.replica_id)]
-    parts += [_part(tensor, _full_box(tensor), tensor.data) for tensor in own if isinstance(tensor, ShardedTensor)]
+    for tensor in own:
+        if isinstance(tensor, ShardedTensor):
+            full = Box((0,) * len(tensor.local_shape), tuple(tensor.local_shape))
+            parts.append(_part(tensor, full, tensor.data))
     objects = {base.unique_key: _serialize([base.data]) for base in own if isinstance(base, ShardedObject)}
     return StateParts(parts, objects, common)
 
 
-def _sharded_weights(chunk: torch.nn.Module) -> dict[str, Any]:
-    return unwrap_decoder(chunk).sharded_state_dict(metadata=SHARDING)
-
-
-def _single_optimizer(optimizer: Optimizer) -> Optimizer:
-    if not isinstance(optimizer, ChainedOptimizer):
-        return optimizer
-    (inner,) = optimizer.chained_optimizers
-    return inner
+def sharded_weights(model_chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
+    """megatron-core's description of this rank's weights, by model chunk."""
+    decoders = map(unwrap_decoder, model_chunks)
+    return {f"piece{index}": decoder.sharded_state_dict(metadata=SHARDING) for index, decoder in enumerate(decoders)}
 
 
 def _optimizer_parts(optimizer: DistributedOptimizer, weights: dict[str, Any]) -> Iterator[Part]:
@@ -125,10 +121,6 @@ def _part(tensor: ShardedTensor, box: Box, values: torch.Tensor) -> Part:
     offsets = (*tensor.global_offset[:stacked], *(base + offset for base, offset in inner))
     sizes = (*(1 for _ in range(stacked)), *box.sizes)
     return Part(tensor.key, tuple(tensor.global_shape), Box(offsets, sizes), values.detach())
-
-
-def _full_box(tensor: ShardedTensor) -> Box:
-    return Box((0,) * len(tensor.local_shape), tuple(tensor.local_shape))
 
 
 def _serialize(value: Any) -> bytes:

@@ -172,9 +172,7 @@ def _layers(run: RunConfig, config: TransformerConfig, stage: int | None) -> Mod
     feed_forward = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     layer = TransformerLayerSubmodules(
         input_layernorm=RMSNorm,
-        self_attention=ModuleSpec(
-            module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
-        ),
+        self_attention=ModuleSpec(SelfAttention, {"attn_mask_type": AttnMaskType.causal}, attention),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=RMSNorm,
         mlp=ModuleSpec(module=MLP, submodules=feed_forward),

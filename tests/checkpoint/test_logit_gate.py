@@ -57,7 +57,7 @@ def run_forked(own_arguments: Sequence[object], ids: list[list[int]], plant: str
 def test_the_manifest_of_an_import_contains_the_comparison(folder: Path, tmp_path: Path) -> None:
     report = import_folder(folder, tmp_path / "checkpoint")
     verdict = read_manifest(tmp_path / "checkpoint").logit_gate
-    assert verdict == report.logits and verdict.skipped is None
+    assert verdict == report.manifest.logit_gate and verdict.skipped is None
     assert verdict.positions == verdict.equal_next_tokens == 5 * logit_gate.LENGTH
     assert 0 < verdict.largest_difference < verdict.tolerance < 0.01
     assert "same next token at 160 of 160 positions" in str(report)
@@ -185,7 +185,7 @@ def test_a_megatron_checkpoint_passes_the_gate_both_ways(folder: Path, tmp_path:
     shape = {f"model__{key}": value for key, value in HuggingFaceFolder(folder).model.model_dump().items()}
     run_ranks(1, ranks.save_as_megatron, run_config(**shape), folder, tmp_path / "iter_0000040", {}, False)
     report = convert(tmp_path / "iter_0000040", tmp_path / "out", target, folder, vocabulary_size=320)
-    assert report.logits.equal_next_tokens == 160
+    assert "same next token at 160 of 160 positions" in str(report)
 
 
 def test_no_gate_is_recorded(folder: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_without_memory_the_conversion_reports_the_bytes_needed(
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(1_000_000_000))
     report = import_folder(folder, tmp_path / "checkpoint")
-    assert report.logits.skipped == "not enough memory: 1.5 GB needed, 1.0 GB free"
+    assert report.manifest.logit_gate.skipped == "not enough memory: 1.5 GB needed, 1.0 GB free"
 
 
 def test_a_folder_without_a_tokenizer_is_compared_on_ids_spread_over_the_vocabulary(
@@ -248,7 +248,7 @@ def test_our_decoder_runs_in_one_process_inside_process_groups(
     monkeypatch.setattr(logit_gate, "run_own_logits", IN_A_PROCESS_OF_ITS_OWN)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "DSMATH_RENDEZVOUS": str(tmp_path / "nowhere")}.items():
         monkeypatch.setitem(os.environ, name, value)
-    assert import_folder(folder, tmp_path / "checkpoint").logits.equal_next_tokens == 160
+    assert import_folder(folder, tmp_path / "checkpoint").manifest.logit_gate.equal_next_tokens == 160
 
 
 def test_a_failed_forward_pass_is_one_error_with_its_message(

@@ -43,7 +43,7 @@ def test_deepseeks_folder_is_imported_and_exported_unchanged(deepseek: Path, tmp
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     report = import_folder(deepseek, tmp_path / "checkpoint", gate=False)
-    assert (report.precision, report.skipped) == ("bf16", ())
+    assert (report.manifest.precision, report.skipped) == ("bf16", ())
     export(tmp_path / "checkpoint", tmp_path / "out", gate=False)
     assert same_bits(tensors_of(tmp_path / "out"), tensors_of(deepseek))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):

@@ -91,7 +91,7 @@ def test_fused_parts_of_ranks_equal_parts_of_the_fused_tensor(size: int) -> None
 
 
 def test_only_norms_are_not_split() -> None:
-    names = [parameter.name for parameter in parameters(run_config(model__layers=1).model) if parameter.is_norm]
+    names = [parameter.name for parameter in parameters(run_config(model__layers=1).model) if parameter.split is None]
     assert names == [
         "decoder.layers.0.input_layernorm.weight",
         "decoder.layers.0.pre_mlp_layernorm.weight",
