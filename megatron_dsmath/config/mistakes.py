@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from difflib import get_close_matches
 from types import NoneType
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -31,7 +31,19 @@ def validation_errors(
     A misspelled key is one mistake, not an unknown and a missing one. `reference` says where a user finds every key.
     `prefix`: the key of the section in the file, with a dot at the end.
     """
-    return _Validation(source, section, reference, prefix).errors(error.errors())
+    details = error.errors()
+    unknown = {item["loc"]: _nearest(item["loc"], section) for item in details if item["type"] == "extra_forbidden"}
+    errors = []
+    for item in details:
+        location, where = item["loc"], source.where(prefix + _dotted(item["loc"]))
+        if location in unknown:
+            errors.append(_unknown_key(location, where, unknown[location], section, reference))
+        elif item["type"] == "missing":
+            if location not in unknown.values():
+                errors.append(_missing_key(location, where, section, f"add {prefix}{_dotted(location)}; {reference}"))
+        elif item["type"] != "too_short" or not item["input"]:  # pydantic does not count a list's invalid items
+            errors.append(_invalid_value(item, where, section))
+    return errors
 
 
 def keys(section: SectionType = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -61,13 +73,6 @@ def _origins(field: FieldInfo) -> set[Any]:
     return {get_origin(candidate) for candidate in (field.annotation, *get_args(field.annotation))}
 
 
-class _Key(NamedTuple):
-    """What a location of a file holds: its field, and the section that it is or holds; None for unknown keys."""
-
-    field: FieldInfo | None
-    section: SectionType | None
-
-
 # For each of pydantic's error types: the expected value (None: pydantic's own text) and how to write it.
 _TYPES: dict[str, tuple[str | None, str]] = {
     "int_type": ("a whole number", "write digits, without quotes"),
@@ -87,92 +92,70 @@ _TYPES: dict[str, tuple[str | None, str]] = {
 }
 
 
-class _Validation(NamedTuple):
-    """A file and the section that it should hold: the arguments of `validation_errors`."""
-
-    source: Source
-    section: SectionType
-    reference: str
-    prefix: str
-
-    def errors(self, details: Sequence[ErrorDetails]) -> list[ConfigError]:
-        unknown = [item["loc"] for item in details if item["type"] == "extra_forbidden"]
-        intended = {_dotted(nearest) for location in unknown if (nearest := self.nearest(location))}
-        return [self.error(item) for item in details if not _is_consequence(item, intended)]
-
-    def error(self, item: ErrorDetails) -> ConfigError:
-        location, key = item["loc"], self.prefix + _dotted(item["loc"])
-        if item["type"] == "extra_forbidden":
-            return self.unknown_key(location)
-        if item["type"] == "missing":
-            return ConfigError(
-                f"the key {str(location[-1])!r} is missing",
-                where=self.source.where(key),
-                found="nothing",
-                expected=self.description(location),
-                fix=f"add {key}; {self.reference}",
-            )
-        phrase, instruction = _TYPES.get(item["type"], (None, "write such a value"))
-        expected = phrase or item["msg"].removeprefix("Input should be ")
-        return ConfigError(
-            "the value of a key is not valid",
-            where=self.source.where(key),
-            found=f"{write_inline(item['input']):.200}",
-            expected=f"{expected} or null" if self.may_be_null(location) else expected,
-            fix=f"{instruction}. {self.description(location) or ''}".rstrip(),
-        )
-
-    def unknown_key(self, location: Location) -> ConfigError:
-        nearest = self.nearest(location)
-        return ConfigError(
-            f"unknown key {str(location[-1])!r}",
-            where=self.source.where(self.prefix + _dotted(location)),
-            found=_dotted(location),
-            expected=_dotted(nearest) if nearest else f"one of {', '.join(self.names_in(location[:-1]))}",
-            fix=f"write {_dotted(nearest)}" if nearest else f"delete it; {self.reference}",
-        )
-
-    def find(self, location: Location) -> _Key:
-        key = _Key(None, self.section)
-        parts = iter(location)
-        for part in parts:
-            field = key.section.model_fields.get(str(part)) if key.section else None
-            key = _Key(field, section_of(field) if field else None)
-            if field is not None and _origins(field) & {tuple, dict}:
-                next(parts, None)  # the index or key of an item
-        return key
-
-    def description(self, location: Location) -> str | None:
-        """The first line of the key's own docstring or of its section's."""
-        field, section = self.find(location)
-        text = (field.description if field else None) or (section.__doc__ if field and section else None) or ""
-        return text.strip().partition("\n")[0] if field else None
-
-    def names_in(self, location: Location) -> list[str]:
-        """The names of the keys directly in the section at `location`."""
-        section = self.find(location).section
-        return list(section.model_fields) if section else []
-
-    def nearest(self, location: Location) -> Location | None:
-        """The key that a misspelled one most likely means: first in its own section, then anywhere."""
-        name, section = str(location[-1]), location[:-1]
-        here = get_close_matches(name, self.names_in(section), n=1)
-        if here:
-            return (*section, here[0])
-        anywhere = {key.rpartition(".")[2]: key for key, _ in keys(self.section)}
-        matches = get_close_matches(name, anywhere, n=1)
-        return tuple(anywhere[matches[0]].split(".")) if matches else None
-
-    def may_be_null(self, location: Location) -> bool:
-        field = self.find(location).field
-        return field is not None and isinstance(location[-1], str) and NoneType in get_args(field.annotation)
+def _unknown_key(
+    location: Location, where: str, nearest: Location | None, section: SectionType, reference: str
+) -> ConfigError:
+    _, parent = _find(location[:-1], section)
+    return ConfigError(
+        f"unknown key {str(location[-1])!r}",
+        where=where,
+        found=_dotted(location),
+        expected=_dotted(nearest) if nearest else f"one of {', '.join(parent.model_fields if parent else ())}",
+        fix=f"write {_dotted(nearest)}" if nearest else f"delete it; {reference}",
+    )
 
 
-def _is_consequence(item: ErrorDetails, intended: set[str]) -> bool:
-    """Whether another error explains this one."""
-    if item["type"] == "too_short":
-        return bool(item["input"])  # pydantic does not count a list's invalid items
-    return item["type"] == "missing" and _dotted(item["loc"]) in intended
+def _missing_key(location: Location, where: str, section: SectionType, fix: str) -> ConfigError:
+    expected = _description(location, section)
+    return ConfigError(
+        f"the key {str(location[-1])!r} is missing", where=where, found="nothing", expected=expected, fix=fix
+    )
+
+
+def _invalid_value(item: ErrorDetails, where: str, section: SectionType) -> ConfigError:
+    phrase, instruction = _TYPES.get(item["type"], (None, "write such a value"))
+    expected = phrase or item["msg"].removeprefix("Input should be ")
+    field, _ = _find(item["loc"], section)
+    if field is not None and isinstance(item["loc"][-1], str) and NoneType in get_args(field.annotation):
+        expected += " or null"
+    return ConfigError(
+        "the value of a key is not valid",
+        where=where,
+        found=f"{write_inline(item['input']):.200}",
+        expected=expected,
+        fix=f"{instruction}. {_description(item['loc'], section)}".rstrip(),
+    )
+
+
+def _find(location: Location, section: SectionType) -> tuple[FieldInfo | None, SectionType | None]:
+    """The field at a location of the file, and the section that it holds."""
+    field: FieldInfo | None = None
+    inner: SectionType | None = section
+    parts = iter(location)
+    for part in parts:
+        field = inner.model_fields.get(str(part)) if inner else None
+        inner = section_of(field) if field else None
+        if field is not None and _origins(field) & {tuple, dict}:
+            next(parts, None)  # the index or key of an item
+    return field, inner
+
+
+def _description(location: Location, section: SectionType) -> str:
+    """The first line of the docstring of a key, or of its section."""
+    field, inner = _find(location, section)
+    text = (field.description or (inner.__doc__ if inner else "") or "") if field else ""
+    return text.strip().partition("\n")[0]
+
+
+def _nearest(location: Location, section: SectionType) -> Location | None:
+    """The key that a misspelled one most likely means: first in its own section, then anywhere."""
+    name, (_, parent) = str(location[-1]), _find(location[:-1], section)
+    here = get_close_matches(name, parent.model_fields if parent else (), n=1)
+    if here:
+        return (*location[:-1], here[0])
+    anywhere = {key.rpartition(".")[2]: key for key, _ in keys(section)}
+    matches = get_close_matches(name, anywhere, n=1)
+    return tuple(anywhere[matches[0]].split(".")) if matches else None
 
 
 def _dotted(location: Location) -> str:
