@@ -1,4 +1,4 @@
-"""The command: its verbs, its help, its exit codes, and what it prints for programs."""
+"""The command: its verbs, its help, its exit codes and its JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def verbs_of(parser: argparse.ArgumentParser, name: tuple[str, ...] = ()) -> Ite
 VERBS = sorted(verbs_of(cli._parser()))
 
 
-def test_the_verbs_of_the_interface_that_are_there() -> None:
+def test_every_verb_of_the_interface_exists() -> None:
     words = {" ".join(verb) for verb in VERBS}
     expected = {
         "doctor",
@@ -61,9 +61,7 @@ def test_the_verbs_of_the_interface_that_are_there() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_help_has_an_example_that_the_command_itself_understands(
-    verb: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_has_a_valid_example(verb: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main([*verb, "--help"])
     assert exit_.value.code == 0
@@ -103,7 +101,7 @@ def test_help_of_every_verb_loads_nothing_heavy() -> None:
     ],
     ids=" ".join,
 )
-def test_what_the_command_does_not_know_is_a_usage_error_with_a_way_out(
+def test_an_unknown_argument_is_a_usage_error_with_a_fix(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 78
@@ -113,7 +111,7 @@ def test_what_the_command_does_not_know_is_a_usage_error_with_a_way_out(
     assert "--help\n" in shown.err
 
 
-def test_a_flag_is_not_guessed_from_its_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flag_cannot_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "run.yaml", "--npro", "2"]) == 78
     assert "--npro" in capsys.readouterr().err
 
@@ -142,7 +140,7 @@ def printed_json(capsys: pytest.CaptureFixture[str], *arguments: object, code: i
     return json.loads(capsys.readouterr().out)
 
 
-def test_tokenizing_inspecting_and_verifying_tell_programs_the_same(
+def test_json_of_tokenize_inspect_and_verify_agrees(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = inputs / "code.jsonl", tmp_path / "out"

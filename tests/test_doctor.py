@@ -52,7 +52,7 @@ V100 = SimpleNamespace(name="Tesla V100", total_memory=32 * GIB, major=7, minor=
 
 
 class Machine:
-    """A machine on which everything is as it should be, to be spoilt one thing at a time."""
+    """A machine on which everything is correct; a test breaks one thing at a time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.monkeypatch, self.folder = monkeypatch, folder
@@ -93,13 +93,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     return Machine(monkeypatch, tmp_path)
 
 
-def test_a_good_machine_is_green_in_every_line_but_its_own_memory(machine: Machine) -> None:
+def test_a_complete_machine_is_green(machine: Machine) -> None:
     verdicts = {finding.name: finding.verdict for finding in examine() if finding.name != "memory"}
     assert set(verdicts.values()) == {"green"}
     assert set(verdicts) >= {"python", "torch", "devices", "backends", "apex", "disk", "open files", "wandb"}
 
 
-def test_every_line_that_is_not_green_says_what_to_do(machine: Machine) -> None:
+def test_every_line_that_is_not_green_has_a_remedy(machine: Machine) -> None:
     machine.versions.clear()
     machine.has_torch(torch_with((V100,), gloo=False))
     machine.monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(0, 0, 0))
@@ -123,7 +123,7 @@ def test_torch_is_in_the_range_of_setup_py(machine: Machine, version: str, verdi
     assert machine.finding("torch").verdict == verdict
 
 
-def test_the_ranges_are_those_that_setup_py_asks_for() -> None:
+def test_the_versions_are_those_of_setup_py() -> None:
     text = (Path(__file__).parents[1] / "setup.py").read_text(encoding="utf-8")
     assert '"torch>=2.11,<2.14"' in text and doctor.TORCH_VERSIONS == ((2, 11), (2, 13))
     assert f'"megatron-core=={doctor.MEGATRON_CORE_VERSION}"' in text
@@ -137,7 +137,7 @@ def test_without_torch_the_other_lines_are_still_examined(machine: Machine) -> N
     assert machine.finding("megatron-core").verdict == "green"
 
 
-def test_a_torch_that_does_not_import_says_why(machine: Machine) -> None:
+def test_a_torch_that_does_not_import_shows_its_error(machine: Machine) -> None:
     machine.monkeypatch.delitem(sys.modules, "torch")
     (machine.folder / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open')", encoding="utf-8")
     importlib.invalidate_caches()
@@ -146,7 +146,7 @@ def test_a_torch_that_does_not_import_says_why(machine: Machine) -> None:
     assert finding.found == "2.13.0 does not import: libcudart.so.13: cannot open"
 
 
-def test_each_gpu_has_a_line_with_its_memory_and_one_without_bf16_is_yellow(machine: Machine) -> None:
+def test_each_gpu_has_a_line_and_is_yellow_without_bf16(machine: Machine) -> None:
     machine.has_torch(torch_with((H100, V100), cuda="13.0", nccl=True))
     assert machine.finding("gpu 0") == Finding("gpu 0", "green", "NVIDIA H100, 80 GiB, compute capability 9.0")
     assert machine.finding("gpu 1").verdict == "yellow"
@@ -154,7 +154,7 @@ def test_each_gpu_has_a_line_with_its_memory_and_one_without_bf16_is_yellow(mach
 
 
 @pytest.mark.parametrize(("cuda", "remedy"), [(None, "built for CPUs"), ("13.0", "torch's 13.0")])
-def test_a_gpu_that_torch_does_not_see_is_pointed_out(machine: Machine, cuda: str | None, remedy: str) -> None:
+def test_a_gpu_that_torch_cannot_use_is_reported(machine: Machine, cuda: str | None, remedy: str) -> None:
     (machine.devices / "nvidia0").touch()
     machine.has_torch(torch_with(cuda=cuda))
     assert machine.finding("devices").verdict == "yellow"
@@ -194,7 +194,7 @@ def test_another_megatron_core_is_red(machine: Machine, version: str | None) -> 
         ((*NVIDIA_APEX, "amp_C.py"), "green", "NVIDIA's, version unknown"),
     ],
 )
-def test_nvidias_apex_is_told_from_its_namesake(
+def test_nvidias_apex_is_distinguished_from_pypis(
     machine: Machine, files: tuple[str, ...], verdict: str, found: str
 ) -> None:
     machine.has_files(*files)
@@ -203,7 +203,7 @@ def test_nvidias_apex_is_told_from_its_namesake(
 
 
 @pytest.mark.parametrize("name", ["apex", "transformer-engine"])
-def test_gpu_kernels_are_missed_only_where_there_is_a_gpu(machine: Machine, name: str) -> None:
+def test_gpu_kernels_are_needed_only_with_a_gpu(machine: Machine, name: str) -> None:
     assert machine.finding(name).verdict == "green"
     machine.has_torch(torch_with((H100,), cuda="13.0", nccl=True))
     assert machine.finding(name).verdict == "yellow"
@@ -219,13 +219,13 @@ def test_gpu_kernels_are_missed_only_where_there_is_a_gpu(machine: Machine, name
         ("wandb", "yellow"),
     ],
 )
-def test_a_missing_package_is_as_bad_as_what_fails_without_it(machine: Machine, name: str, verdict: str) -> None:
+def test_a_missing_package_is_red_if_a_verb_fails_without_it(machine: Machine, name: str, verdict: str) -> None:
     del machine.versions[name]
     assert machine.finding(name).verdict == verdict
 
 
 @pytest.mark.parametrize(("free_gib", "verdict"), [(0.5, "red"), (1, "yellow"), (19.9, "yellow"), (20, "green")])
-def test_disk_space_is_judged_where_the_command_runs(machine: Machine, free_gib: float, verdict: str) -> None:
+def test_disk_space_is_that_of_the_working_directory(machine: Machine, free_gib: float, verdict: str) -> None:
     free = int(free_gib * GIB)
     usage = {Path.cwd(): DiskUsage(0, 0, free), doctor.SHARED_MEMORY: DiskUsage(GIB, 0, 0)}
     machine.monkeypatch.setattr(shutil, "disk_usage", usage.__getitem__)
@@ -233,14 +233,14 @@ def test_disk_space_is_judged_where_the_command_runs(machine: Machine, free_gib:
     assert str(Path.cwd()) in machine.finding("disk").found
 
 
-def test_dockers_64_mib_of_shared_memory_are_few(machine: Machine, tmp_path: Path) -> None:
+def test_dockers_64_mib_of_shared_memory_are_yellow(machine: Machine, tmp_path: Path) -> None:
     machine.monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path)
     machine.monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(64 * 1024**2, 0, 0))
     assert machine.finding("shared memory").verdict == "yellow"
     assert "--shm-size" in str(machine.finding("shared memory").remedy)
 
 
-def test_a_containers_limit_counts_as_the_machines_memory(machine: Machine) -> None:
+def test_a_containers_limit_bounds_the_memory(machine: Machine) -> None:
     files = {
         "/proc/cpuinfo": [],
         "/proc/meminfo": ["MemTotal: 99 kB", "MemAvailable:   67108864 kB"],

@@ -1,4 +1,4 @@
-"""Errors as users read them, as schedulers read them, and across the border of a process."""
+"""The text of errors, their exit codes, and pickling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = errors.catalogue()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind())
-def test_an_error_crosses_a_process_boundary_whole(kind: type[DsmathError]) -> None:
+def test_an_error_can_be_pickled(kind: type[DsmathError]) -> None:
     error = kind("line 7 is not JSON", **FACTS)  # type: ignore[arg-type]
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
@@ -27,7 +27,7 @@ def test_an_error_crosses_a_process_boundary_whole(kind: type[DsmathError]) -> N
     assert (copy.what, copy.text(), str(copy), copy.exit_code) == (error.what, error.text(), str(error), kind.exit_code)
 
 
-def test_several_mistakes_cross_a_process_boundary_together() -> None:
+def test_several_errors_can_be_pickled() -> None:
     found = Refusals(
         [ConfigError("one", where="seed"), LayoutError("two", fix="divide"), Refusals([DataError("three")])]
     )
@@ -41,7 +41,7 @@ def _refuse(line: int) -> None:
     raise DataError("a line is not JSON", where=f"corpus.jsonl:{line}", found="{", fix="delete it")
 
 
-def test_a_worker_s_error_is_its_parent_s() -> None:
+def test_a_parent_raises_the_error_of_a_worker() -> None:
     with (
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
         pytest.raises(DataError) as caught,
@@ -50,14 +50,14 @@ def test_a_worker_s_error_is_its_parent_s() -> None:
     assert (caught.value.where, caught.value.fix) == ("corpus.jsonl:7", "delete it")
 
 
-def test_the_catalogue_has_every_kind_of_the_file_and_each_says_what_it_is() -> None:
+def test_the_catalogue_has_every_documented_kind() -> None:
     classes = [node for node in ast.parse(inspect.getsource(errors)).body if isinstance(node, ast.ClassDef)]
     names = [node.name for node in classes if node.name not in ("DsmathError", "Refusals")]
     assert [kind.__name__ for kind in KINDS] == names
     assert all(ast.get_docstring(node) for node in classes)
 
 
-def test_no_two_kinds_share_a_name() -> None:
+def test_kinds_have_different_names() -> None:
     assert len({kind.kind() for kind in KINDS}) == len(KINDS)
 
 
@@ -78,7 +78,7 @@ def test_a_fact_that_is_zero_or_empty_is_still_shown() -> None:
     assert "  found:    \n" in DataError("no documents", found="", fix="write some").text()
 
 
-def test_several_mistakes_read_one_after_the_other() -> None:
+def test_several_errors_are_printed_one_after_the_other() -> None:
     first, second = ConfigError("one", where="seed"), LayoutError("two", where="parallel.tensor")
     assert Refusals([first, second]).text() == f"{first.text()}\n{second.text()}"
 
@@ -93,7 +93,7 @@ def test_several_mistakes_read_one_after_the_other() -> None:
         (errors.StoppedOnRequest("saved"), 75),
     ],
 )
-def test_the_exit_code_tells_a_scheduler_whether_a_restart_can_help(
+def test_the_exit_code_shows_whether_a_restart_can_help(
     error: DsmathError, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert errors.show(error) == code

@@ -1,4 +1,4 @@
-"""Faults are injected where, when and in whom the variable says, and nowhere unless it says so."""
+"""Faults are injected at the point, rank, step and count that the variable names, and nowhere without it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
 
 
-def test_nothing_happens_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_happens_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     for point in POINTS:
         fault_point(point)
@@ -41,7 +41,7 @@ def test_nothing_happens_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
         (":count=1,3", [1, 3]),
     ],
 )
-def test_the_selectors_choose_rank_passage_and_step(
+def test_the_selectors_choose_rank_count_and_step(
     selectors: str, hits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, f"raise:step.begin{selectors}")
@@ -55,7 +55,7 @@ def test_the_selectors_choose_rank_passage_and_step(
     assert found == hits
 
 
-def test_a_full_disk_is_what_the_system_says_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_the_error_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "full:checkpoint.begun")
     with pytest.raises(OSError, match="No space left on device"):
         fault_point("checkpoint.begun")
@@ -67,7 +67,7 @@ def test_values_are_corrupted_by_a_factor(kind: str, factor: float, monkeypatch:
     assert str(fault_factor("step.loss")) == str(factor)
 
 
-def test_a_drift_is_another_one_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drift_grows_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "drift:step.loss:count=1,2,4")
     assert [fault_factor("step.loss") for _ in range(4)] == [1 + 1 / 1024, 1 + 2 / 1024, 1.0, 1 + 4 / 1024]
 

@@ -23,7 +23,7 @@ LONG = Path("/somewhere/" + "very/" * 40 + "deep")
 FACTS = [Fact("数学", 1_234_567, 0.5625, LONG, True, None), Fact("code", 0, 1e-9, Path("a b"), False, "torn")]
 
 
-def test_json_holds_every_value_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_every_value_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(FACTS, ("name",), as_json=True)
     printed = capsys.readouterr().out
     assert "数学" in printed
@@ -39,7 +39,7 @@ def test_json_holds_every_value_as_it_is(capsys: pytest.CaptureFixture[str]) -> 
     assert second["share"] == 1e-9
 
 
-def test_a_table_has_its_columns_and_cuts_no_value_off(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_has_its_columns_and_complete_values(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(FACTS, ("name", "token_count", "share", "path", "held_out", "problem"), as_json=False)
     header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert header.split() == ["name", "token", "count", "share", "path", "held", "out", "problem"]
@@ -47,11 +47,11 @@ def test_a_table_has_its_columns_and_cuts_no_value_off(capsys: pytest.CaptureFix
     assert rows[1].split() == ["code", "0", "1e-09", "a", "b", "no", "torn"]
 
 
-def test_facts_stand_one_a_line_their_values_under_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_facts_are_one_per_line_with_aligned_values(capsys: pytest.CaptureFixture[str]) -> None:
     print_facts({"token_count": 12_345, "files": ("a", "b"), "nothing": None}, as_json=False)
     assert capsys.readouterr().out.splitlines() == ["token count  12,345", "files        a, b", "nothing      "]
 
 
-def test_facts_are_a_json_object_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_facts_can_be_a_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     print_facts(FACTS[1], as_json=True)
     assert json.loads(capsys.readouterr().out)["problem"] == "torn"

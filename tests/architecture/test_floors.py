@@ -84,7 +84,6 @@ TESTED_BY = {
     "cli.evaluation": "test_cli.py",
     "cli.models": "test_cli.py",
     "cli.runs": "test_cli.py",
-    "config.sections": "config/test_model.py",
     "data.audit.run_batches": "training/test_sft.py",
     "data.mixture.microbatch": "data/mixture/test_mixture_batches.py",
     "data.mixture.run_plan": "data/mixture/test_mixture_plan.py",

@@ -1,4 +1,4 @@
-"""Values that cannot stand together in the paper's run: each refusal names one of them, its line and a way out."""
+"""Contradictions written into the paper's run file: each error names a key, its line and a fix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.seeded import seeded
 Edits = list[tuple[str, str]]
 PIPELINE = [("pipeline: 1", "pipeline: 4")]
 
-# what contradicts: (edits, key, the text of its line, found, fix)
+# contradiction: (edits, key, the text of its line, found, fix)
 CONTRADICTIONS: dict[str, tuple[Edits, str, str, str, str]] = {
     "heads that do not divide the width": (
         [("attention_heads: 32", "attention_heads: 30"), ("key_value_heads: 32", "key_value_heads: 10")],
@@ -171,7 +171,7 @@ CONTRADICTIONS: dict[str, tuple[Edits, str, str, str, str]] = {
 
 
 @pytest.mark.parametrize("contradiction", CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
-def test_a_contradiction_names_a_key_its_line_and_a_way_out(
+def test_a_contradiction_names_a_key_its_line_and_a_fix(
     contradiction: tuple[Edits, str, str, str, str], tmp_path: Path
 ) -> None:
     edits, key, at, found, fix = contradiction

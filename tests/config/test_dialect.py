@@ -1,4 +1,4 @@
-"""Plain values are read as YAML 1.2 has them (yaml.org/spec/1.2.2, section 10.3.2), and written so that they stay."""
+"""Plain values are read as YAML 1.2 (yaml.org/spec/1.2.2, section 10.3.2) and written so that they are read equal."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _read(text: str) -> Any:
         ("'1e-4'", "1e-4"),
     ],
 )
-def test_plain_values_are_read_as_yaml_1_2_has_them(text: str, value: object) -> None:
+def test_plain_values_are_read_as_yaml_1_2(text: str, value: object) -> None:
     read = _read(text)
     assert (type(read), read) == (type(value), value)
 
@@ -64,13 +64,13 @@ def test_nan_is_a_number() -> None:
 
 @settings(deadline=None)
 @given(st.floats(allow_nan=False))
-def test_every_number_survives_as_python_writes_it(number: float) -> None:
+def test_every_number_is_read_back_as_python_writes_it(number: float) -> None:
     assert _read(repr(number).replace("inf", ".inf")) == number
 
 
 @settings(deadline=None)
 @given(VALUES)
-def test_what_is_written_is_read_back_equal(values: object) -> None:
+def test_written_values_are_read_back_equal(values: object) -> None:
     assert _read(write(values)) == values
     assert _read(write_inline(values)) == values
 
@@ -82,7 +82,7 @@ def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
 
 @settings(deadline=None)
 @given(TEXT)
-def test_text_is_text_to_a_reader_of_yaml_1_1_too(text: str) -> None:
+def test_text_is_also_text_in_yaml_1_1(text: str) -> None:
     assert yaml.safe_load(write({"text": text})) == {"text": text}
 
 

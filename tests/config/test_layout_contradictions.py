@@ -1,4 +1,4 @@
-"""Layouts of the paper's run: what the processes can hold, and what they cannot. More in test_contradictions.py."""
+"""Layouts of the paper's run that fit or do not fit the number of processes. More in test_contradictions.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INTERLEAVED = ["parallel.pipeline=2", "parallel.virtual_stages=2", "parallel.sta
         (16, [*INTERLEAVED, "schedule.sequences_per_step=12"], "3 microbatches, 2 stages", "virtual_stages: 1"),
     ],
 )
-def test_a_layout_that_the_processes_cannot_hold_is_refused(
+def test_a_layout_that_does_not_fit_the_processes_is_refused(
     world_size: int, overrides: list[str], found: str, fix: str, tmp_path: Path
 ) -> None:
     error = seeded(tmp_path).refusal(overrides, world_size)
@@ -46,7 +46,7 @@ def test_thirty_layers_over_four_stages_are_7_8_8_7() -> None:
 
 
 @pytest.mark.parametrize(("layers", "chunks"), [(30, 4), (30, 8), (7, 3), (2, 2), (31, 30)])
-def test_suggested_stages_hold_every_layer_and_differ_by_one_at_most(layers: int, chunks: int) -> None:
+def test_even_stages_hold_every_layer_and_differ_by_at_most_one(layers: int, chunks: int) -> None:
     stages = even_stages(layers, chunks)
     assert (sum(stages), len(stages)) == (layers, chunks)
     assert max(stages) - min(stages) <= 1

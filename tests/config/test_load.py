@@ -1,4 +1,4 @@
-"""A run that was loaded, written out and loaded again is the same run; nothing a file can hold ends in a traceback."""
+"""A dumped run loads as the same run, and no content of a file ends in a traceback."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_dumped_run_loads_as_the_same_run(path: Path, tmp_path: Path) -> None:
     epochs=st.none() | st.floats(0.01, 1e6),
     steps=st.integers(2000, 10**18 - 1),
 )
-def test_any_text_and_number_survives_a_dump(
+def test_any_text_and_number_is_the_same_after_a_dump(
     text: str, rate: float, epochs: float | None, steps: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     paper = load(PAPER_RUN)
@@ -60,7 +60,7 @@ PLACES = sorted(read(PAPER_RUN).lines)
 
 @settings(deadline=None, max_examples=40)
 @given(place=st.sampled_from(PLACES), value=VALUES)
-def test_any_value_in_any_place_is_taken_or_refused_in_words(
+def test_any_value_of_any_key_is_accepted_or_refused_with_an_error(
     place: str, value: object, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     tree: Any = read(PAPER_RUN).tree
@@ -71,25 +71,27 @@ def test_any_value_in_any_place_is_taken_or_refused_in_words(
     node[int(last) if isinstance(node, list) else last] = value
     path = tmp_path_factory.getbasetemp() / "mutated.yaml"
     path.write_text(write(tree), encoding="utf-8")
-    _assert_taken_or_refused(path)
+    _assert_accepted_or_refused(path)
 
 
 @settings(deadline=None, max_examples=40)
 @given(text=st.text())
-def test_any_override_is_taken_or_refused_in_words(text: str) -> None:
+def test_any_override_is_accepted_or_refused_with_an_error(text: str) -> None:
     for assignment in (text, f"seed={text}", f"data.corpora.0={text}", f"{text}=1"):
-        _assert_taken_or_refused(PAPER_RUN, assignment)
+        _assert_accepted_or_refused(PAPER_RUN, assignment)
 
 
 @settings(deadline=None, max_examples=40)
 @given(text=st.text() | st.binary())
-def test_any_file_is_taken_or_refused_in_words(text: str | bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_file_is_loaded_or_refused_with_an_error(
+    text: str | bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    _assert_taken_or_refused(path)
+    _assert_accepted_or_refused(path)
 
 
-def _assert_taken_or_refused(path: Path, *overrides: str) -> None:
+def _assert_accepted_or_refused(path: Path, *overrides: str) -> None:
     try:
         load(path, overrides, world_size=64)
     except DsmathError as error:
@@ -102,7 +104,7 @@ def test_a_rate_is_a_number_however_it_is_written(written: str) -> None:
     assert load(PAPER_RUN, [f"schedule.peak_learning_rate={written}"]).schedule.peak_learning_rate == 0.0001
 
 
-def test_a_whole_number_may_stand_where_a_fraction_may() -> None:
+def test_a_whole_number_is_accepted_as_a_fraction() -> None:
     theta = load(PAPER_RUN, ["model.rope_theta=500000"]).model.rope_theta
     assert (type(theta), theta) == (float, 500000.0)
 

@@ -1,4 +1,4 @@
-"""Mistakes seeded into the paper's run file, one at a time: each names its key and line, and how to mend it."""
+"""Mistakes written into the paper's run file, one at a time: each error names its key, its line and a fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.seeded import seeded
 WHOLE = "a whole number"
 SECTIONS = "one of output, seed, precision, model"
 
-# what is wrong: (text of the file, text instead, key, found, expected, fix)
+# mistake: (text of the file, replacement, key, found, expected, fix)
 SEEDED = {
     "text for a whole number": ("layers: 30", "layers: thirty", "model.layers", "thirty", WHOLE, "Decoder layers"),
     "a quoted number": ("layers: 30", "layers: '30'", "model.layers", "'30'", WHOLE, "without quotes"),
@@ -63,7 +63,7 @@ SEEDED = {
 
 
 @pytest.mark.parametrize("mistake", SEEDED.values(), ids=SEEDED.keys())
-def test_a_mistake_names_its_key_and_line_and_how_to_mend_it(mistake: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_mistake_names_its_key_its_line_and_a_fix(mistake: tuple[str, ...], tmp_path: Path) -> None:
     old, new, key, found, expected, fix = mistake
     run = seeded(tmp_path, (old, new))
     line = run.line_of(new) + new.rstrip().count("\n")
@@ -75,7 +75,7 @@ def test_a_mistake_names_its_key_and_line_and_how_to_mend_it(mistake: tuple[str,
     assert error.exit_code == 78
 
 
-def test_a_missing_key_names_the_line_of_its_section_and_what_it_means(tmp_path: Path) -> None:
+def test_a_missing_key_names_the_line_of_its_section_and_its_meaning(tmp_path: Path) -> None:
     run = seeded(tmp_path, ("  gradient_clip: 1.0\n", ""))
     error = run.refusal()
     assert error.where == f"{run.path}:{run.line_of('  beta1: 0.9') - 1}: optimizer.gradient_clip"
@@ -90,7 +90,7 @@ def test_a_missing_section_names_itself(tmp_path: Path) -> None:
     assert "held-out data" in str(error.expected)
 
 
-def test_a_value_in_place_of_a_section_is_one_mistake_not_one_for_each_key(tmp_path: Path) -> None:
+def test_a_value_instead_of_a_section_is_one_mistake(tmp_path: Path) -> None:
     run = seeded(tmp_path, ("validation:\n  every_steps: 500\n  sequences_per_corpus: 256\n", "validation: often\n"))
     error = run.refusal()
     assert error.where == f"{run.path}:{run.line_of('validation: often')}: validation"
@@ -124,7 +124,7 @@ def test_mistakes_of_every_kind_are_reported_at_once(tmp_path: Path) -> None:
     }
 
 
-def test_a_rule_that_breaks_off_at_a_missing_value_keeps_what_it_found_before(tmp_path: Path) -> None:
+def test_a_rule_that_needs_a_missing_value_still_reports_earlier_errors(tmp_path: Path) -> None:
     run = seeded(tmp_path, ("attention_heads: 32", "attention_heads: 30"), ("  key_value_heads: 32\n", ""))
     keys = [str(error.where).rpartition(" ")[2] for error in run.refusals()]
     assert keys == ["model.key_value_heads", "model.attention_heads"]

@@ -1,4 +1,4 @@
-"""`--set a.b=c`: what it changes, and how a bad one is refused."""
+"""`--set a.b=c`: what it changes, and how a wrong one is refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("mistake", BAD.values(), ids=BAD.keys())
-def test_a_bad_override_names_itself_and_how_to_mend_it(mistake: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_wrong_override_names_itself_and_a_fix(mistake: tuple[str, ...], tmp_path: Path) -> None:
     assignment, where, found, expected, fix = mistake
     error = seeded(tmp_path).refusal([assignment])
     assert error.where == where
@@ -61,7 +61,7 @@ def test_a_bad_override_names_itself_and_how_to_mend_it(mistake: tuple[str, ...]
     assert fix in str(error.fix)
 
 
-def test_all_bad_overrides_are_reported_with_the_mistakes_of_the_file(tmp_path: Path) -> None:
+def test_all_wrong_overrides_are_reported_with_the_mistakes_of_the_file(tmp_path: Path) -> None:
     run = seeded(tmp_path, ("keep: 3", "keep: 1"))
     errors = run.refusals(["seed", "shedule.steps=1", "seed=-1"])
     assert [str(error.where).removeprefix(str(run.path)) for error in errors] == [

@@ -1,4 +1,4 @@
-"""The run files of the repository, and the paper's run among them: its figures are those of arXiv 2402.03300."""
+"""The run files of the repository; the figures of the paper's run are those of arXiv 2402.03300."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_run_file_loads_and_names_its_schema_for_editors(path: Path) -> No
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_pretraining_run_shows_80_keys_at_most(path: Path) -> None:
+def test_a_pretraining_run_has_at_most_80_keys(path: Path) -> None:
     assert len(_leaves(yaml.safe_load(dump(load(path))))) <= 80
 
 
@@ -45,7 +45,7 @@ def test_the_paper_run_has_the_paper_s_hyperparameters() -> None:
     assert run.data.sequence_length == 4096  # "4K"
 
 
-def test_the_paper_run_counts_its_tokens_as_the_decision_record_says() -> None:
+def test_the_paper_run_counts_its_tokens_as_in_the_decision_record() -> None:
     run = load(PAPER_RUN)
     assert run.tokens_per_step == 2560 * 4096 == 10_485_760
     assert run.schedule.steps == 47_684

@@ -1,4 +1,4 @@
-"""Run files that are not even a list of keys: one error, with the line where there is one."""
+"""Files that are not YAML or have no keys: one error, with a line if there is one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_dsmath.config import load
 from megatron_dsmath.errors import ConfigError
 from tests.support.seeded import seeded
 
-# what is wrong: (the whole file, the line to mend or None, found)
+# mistake: (content of the file, line of the mistake or None, found)
 NOT_A_RUN_FILE = {
     "an empty file": (b"", None, "an empty file"),
     "comments alone": (b"# nothing yet\n", None, "an empty file"),
@@ -32,7 +32,7 @@ NOT_A_RUN_FILE = {
 
 
 @pytest.mark.parametrize("mistake", NOT_A_RUN_FILE.values(), ids=NOT_A_RUN_FILE.keys())
-def test_a_file_that_is_no_run_file_is_refused_at_its_line(
+def test_a_file_that_is_not_a_run_file_is_refused_with_its_line(
     mistake: tuple[bytes, int | None, str], tmp_path: Path
 ) -> None:
     text, line, found = mistake
@@ -46,7 +46,7 @@ def test_a_file_that_is_no_run_file_is_refused_at_its_line(
     assert error.expected and error.fix
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path / "run.yaml")
     assert caught.value.found == os.strerror(2)
@@ -58,7 +58,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     assert caught.value.found == os.strerror(21)
 
 
-def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     run = seeded(tmp_path)
     run.path.write_text(f"\ufeff{run.text}", encoding="utf-8")
     assert load(run.path).seed == 1234

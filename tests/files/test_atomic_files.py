@@ -15,14 +15,14 @@ from megatron_dsmath.files.atomic_files import AtomicFiles, append_row, replace_
 from tests.support.datasets import DOCUMENTS, files_of, write_ours, write_theirs
 
 
-def test_nothing_stays_when_writing_fails(tmp_path: Path) -> None:
+def test_no_file_is_left_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), IndexedWriter(tmp_path / "corpus", np.dtype(np.int32)) as writer:
         writer.add_document([1])
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
 
 
-def test_an_old_dataset_stays_whole_until_the_new_one_is(tmp_path: Path) -> None:
+def test_the_old_dataset_stays_complete_until_the_new_one_is(tmp_path: Path) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
     before = files_of(prefix)
     with IndexedWriter(prefix, np.dtype(np.int32)) as writer:
@@ -31,7 +31,7 @@ def test_an_old_dataset_stays_whole_until_the_new_one_is(tmp_path: Path) -> None
     assert IndexedDataset(prefix).tokens.tolist() == [1]
 
 
-def test_two_writers_of_one_dataset_do_not_meet(tmp_path: Path) -> None:
+def test_a_second_writer_of_a_dataset_is_refused(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "corpus", np.dtype(np.int32)) as writer:
         with pytest.raises(OutputError, match="another process is writing"):
             IndexedWriter(tmp_path / "corpus", np.dtype(np.int32))
@@ -39,7 +39,7 @@ def test_two_writers_of_one_dataset_do_not_meet(tmp_path: Path) -> None:
     assert IndexedDataset(tmp_path / "corpus").token_count == 1
 
 
-def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+def test_the_files_of_a_killed_writer_are_overwritten(tmp_path: Path) -> None:
     prefix = tmp_path / "corpus"
     code = f"""
 import os, signal, numpy
@@ -56,7 +56,7 @@ with IndexedWriter({str(prefix)!r}, numpy.dtype("int32")) as writer:
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    """A limit on the size of a file stands in for a full disk: the system refuses the write in the same call."""
+    """A limit on the size of a file simulates a full disk: the system refuses the same call."""
     code = f"""
 import resource, signal, numpy
 from megatron_dsmath.data.indexed.dataset import IndexedWriter
@@ -92,7 +92,7 @@ def test_a_folder_of_another_user_is_one_clear_error(tmp_path: Path) -> None:
     if child == 0:
         status = 0
         try:
-            os.setuid(65_534)  # nobody
+            os.setuid(65_534)  # the user without rights
             IndexedWriter(tmp_path / "corpus", np.dtype(np.int32))
         except OutputError:
             status = 78
@@ -102,7 +102,7 @@ def test_a_folder_of_another_user_is_one_clear_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_does_not_fit_is_refused_before_it_is_begun(tmp_path: Path) -> None:
+def test_an_output_larger_than_the_disk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not fit") as caught:
         require_free_space(tmp_path, 1 << 60)
     assert (caught.value.where, caught.value.expected) == (tmp_path, "1,152,921,504,606,846,976 bytes free")

@@ -9,7 +9,7 @@ from megatron_dsmath.errors import OutputError
 from megatron_dsmath.files.directories import atomic_directory, begin, delete, publish, require_writable
 
 
-def test_it_appears_with_all_that_was_put_into_it(tmp_path: Path) -> None:
+def test_the_directory_appears_with_all_its_files(tmp_path: Path) -> None:
     with atomic_directory(tmp_path / "deep" / "out") as folder:
         (folder / "a").write_text("a")
         assert not (tmp_path / "deep" / "out").exists()
@@ -18,7 +18,7 @@ def test_it_appears_with_all_that_was_put_into_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), OutputError("no")])
-def test_after_an_error_nothing_of_it_stays(tmp_path: Path, error: BaseException) -> None:
+def test_after_an_error_the_directory_is_removed(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)), atomic_directory(tmp_path / "out") as folder:
         (folder / "a").write_text("a")
         raise error
@@ -34,7 +34,7 @@ def test_a_full_disk_is_an_output_error_with_the_bytes_that_are_free(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_taken_meanwhile_is_refused(tmp_path: Path) -> None:
+def test_a_target_created_in_the_meantime_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists already"), atomic_directory(tmp_path / "out") as folder:
         (folder / "a").write_text("mine")
         (tmp_path / "out").mkdir()
@@ -43,7 +43,7 @@ def test_a_name_taken_meanwhile_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["out", "model.v1", "a-b-1-2", "x.incomplete-y"])
-def test_any_name_finds_its_way_back(tmp_path: Path, name: str) -> None:
+def test_any_name_can_be_published(tmp_path: Path, name: str) -> None:
     assert publish(begin(tmp_path / name)) == tmp_path / name
 
 
@@ -55,14 +55,14 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
         begin(tmp_path / "out" / "deeper")
 
 
-def test_what_is_withdrawn_is_gone(tmp_path: Path) -> None:
+def test_a_deleted_directory_is_gone(tmp_path: Path) -> None:
     with atomic_directory(tmp_path / "out") as folder:
         (folder / "a").write_text("a")
     delete(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_room_is_asked_for_without_leaving_a_trace(tmp_path: Path) -> None:
+def test_checking_for_a_writable_directory_leaves_no_file(tmp_path: Path) -> None:
     assert require_writable(tmp_path / "deep" / "out", 1) == tmp_path
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OutputError, match="/proc"):

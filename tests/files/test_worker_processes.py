@@ -60,28 +60,28 @@ def test_results_come_in_the_order_of_the_items() -> None:
     assert list(map_in_order(start_slow_square, range(30), 3)) == [number**2 for number in range(30)]
 
 
-def test_an_error_of_the_function_is_raised_here() -> None:
+def test_an_error_of_the_function_is_raised_in_the_parent() -> None:
     with pytest.raises(DataError, match="seven is refused") as caught:
         list(map_in_order(start_refusing, range(20), 2))
     assert (caught.value.where, caught.value.found) == ("numbers.jsonl:7", 7)
 
 
-def test_an_error_of_the_start_is_raised_here() -> None:
+def test_an_error_of_start_is_raised_in_the_parent() -> None:
     with pytest.raises(DataError, match="nothing to start with"):
         list(map_in_order(start_refused, range(20), 2))
 
 
-def test_items_and_results_larger_than_any_buffer_of_the_system_pass_each_other() -> None:
+def test_large_items_and_results_do_not_deadlock() -> None:
     items = [bytes([number]) * (1 << 22) for number in range(12)]
     assert list(map_in_order(start_large, items, 2)) == [item * 2 for item in items]
 
 
-def test_a_worker_that_dies_is_an_error_and_never_a_hang() -> None:
+def test_a_dead_worker_is_an_error() -> None:
     with pytest.raises(InternalError, match="a worker process died"):
         list(map_in_order(start_dying, range(20), 2))
 
 
-def test_items_are_taken_only_as_fast_as_results_are() -> None:
+def test_items_are_consumed_as_fast_as_results() -> None:
     taken = 0
 
     def items() -> Iterator[int]:

@@ -28,13 +28,13 @@ class RunFile:
         return self.text[: self.text.index(snippet)].count("\n") + 1
 
     def refusals(self, overrides: Sequence[str] = (), world_size: int | None = None) -> list[DsmathError]:
-        """Every mistake `load` finds, in its order; fails the test where it finds none."""
+        """Every error of `load`, in its order; fails the test if there is none."""
         with pytest.raises((ConfigError, Refusals)) as caught:
             load(self.path, overrides, world_size)
         return list(caught.value.errors) if isinstance(caught.value, Refusals) else [caught.value]
 
     def refusal(self, overrides: Sequence[str] = (), world_size: int | None = None) -> DsmathError:
-        """The one mistake `load` finds."""
+        """The only error of `load`."""
         (error,) = self.refusals(overrides, world_size)
         return error
 

@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llama(tmp_path_factory.mktemp("hf") / "llama", vocab_size=96, num_hidden_layers=4)
 
 
-def test_there_and_back_is_bitwise_equal(folder: Path, tmp_path: Path) -> None:
+def test_a_round_trip_is_bitwise_equal(folder: Path, tmp_path: Path) -> None:
     there = convert("--from", "hf", "--to", "dsmath", "--input", folder, "--output", tmp_path / "ours", "--no-gate")
     back = convert(
         "--from", "dsmath", "--to", "hf", "--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--no-gate"

@@ -1,4 +1,4 @@
-"""The generated references say what the code says, and the schema accepts what `load` accepts."""
+"""The generated references agree with the code, and the schema accepts what `load` accepts."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def _load_tool() -> ModuleType:
 tool = _load_tool()
 
 
-def test_the_references_in_the_repository_are_what_the_code_says() -> None:
+def test_the_references_in_the_repository_are_up_to_date() -> None:
     assert tool.stale(REPOSITORY) == [], "run python tools/generate_reference.py"
 
 
-def test_check_names_each_stale_file_and_changes_none(
+def test_check_lists_stale_files_without_changing_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tool, "REPOSITORY", tmp_path)
@@ -53,7 +53,7 @@ def test_check_names_each_stale_file_and_changes_none(
     assert not missing.exists()
 
 
-def test_every_key_stands_in_the_reference_with_its_meaning() -> None:
+def test_every_key_is_in_the_reference_with_its_description() -> None:
     page = tool.pages()["docs/reference/config.md"]
     for key, field in keys():
         (row,) = [line for line in _rows_under(page, key) if line.startswith(f"| `{key.rpartition('.')[2]}` |")]
@@ -83,18 +83,18 @@ def _rows_under(page: str, key: str) -> list[str]:
         ("data.corpora.max_epochs", "number (above 0) or `null`; may be omitted"),
     ],
 )
-def test_the_reference_says_what_a_key_takes(key: str, takes: str) -> None:
+def test_the_reference_describes_the_values_of_a_key(key: str, takes: str) -> None:
     page = tool.pages()["docs/reference/config.md"]
     assert any(row.startswith(f"| `{key.rpartition('.')[2]}` | {takes} |") for row in _rows_under(page, key))
 
 
-def test_every_kind_of_error_stands_in_the_reference_with_its_exit_code() -> None:
+def test_every_kind_of_error_is_in_the_reference_with_its_exit_code() -> None:
     page = tool.pages()["docs/reference/errors.md"]
     for kind in errors.catalogue():
         assert f"| `{kind.kind()}` | {kind.exit_code} | {kind.__doc__} |" in page
 
 
-def test_every_metric_stands_in_the_reference_with_its_unit() -> None:
+def test_every_metric_is_in_the_reference_with_its_unit() -> None:
     """The names of `interface.md`, "A run's directory"."""
     page = tool.pages()["docs/reference/metrics.md"]
     names = "step consumed_tokens loss loss_by_corpus grad_norm learning_rate step_seconds tokens_per_second mfu"
@@ -143,7 +143,7 @@ def test_the_schema_refuses_what_load_refuses(
     assert not validator.is_valid(tree)
 
 
-def test_the_schema_asks_for_every_section(validator: jsonschema.Draft202012Validator) -> None:
+def test_the_schema_requires_every_section(validator: jsonschema.Draft202012Validator) -> None:
     tree = yaml.safe_load(dump(load(PAPER_RUN)))
     for section in list(tree):
         without = {name: value for name, value in tree.items() if name != section}

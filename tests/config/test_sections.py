@@ -1,4 +1,4 @@
-"""Sizes and costs that follow from the model's shape, against sums of tensors written out here."""
+"""Parameters and operations of a model, against sums over its tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.seeded import PAPER_RUN
 PAPER_MODEL = load(PAPER_RUN).model
 
 
-def test_the_paper_s_shape_has_6910365696_parameters() -> None:
+def test_the_model_of_the_paper_has_6910365696_parameters() -> None:
     assert PAPER_MODEL.parameters == 6_910_365_696  # the released model's tensors add up to it
 
 
@@ -26,7 +26,7 @@ def test_the_paper_s_shape_has_6910365696_parameters() -> None:
     feed_forward=st.integers(1, 10_000),
     vocabulary=st.integers(1, 200_000),
 )
-def test_parameters_are_those_of_the_hugging_face_tensors(
+def test_the_parameters_are_counted_as_in_the_hugging_face_tensors(
     layers: int, head_size: int, groups: int, heads_per_group: int, feed_forward: int, vocabulary: int
 ) -> None:
     hidden = head_size * groups * heads_per_group
