@@ -91,13 +91,13 @@ def grade(options: argparse.Namespace) -> int:
     """Grade the final answer of each output, by our rules and by the paper's."""
     from megatron_dsmath.grading.grade_file import grade_file
 
-    report = grade_file(options.file, options.out)
+    rows, summary = grade_file(options.file, options.out)
     if options.json:
-        print_facts({**report.summary, "verdicts": report.rows}, True)
+        print_facts({**summary, "verdicts": rows}, True)
         return EXIT_DONE
     if options.out is None:
-        print_table(report.rows, ("line", "correct", "extracted", "correct_as_the_paper", "note"), False)
-    print_facts(report.summary, False)
+        print_table(rows, ("line", "correct", "extracted", "correct_as_the_paper", "note"), False)
+    print_facts(summary, False)
     return EXIT_DONE
 
 

@@ -51,11 +51,8 @@ def extract(output: str, task: str | None = None) -> str | None:
     head = head[: invented.start()] if invented else head
     if task in CHOICE_TASKS:
         return _last_choice(_statements(head), head)
-    found = _boxed(head) or _marked(head, task) or _printed(head)
-    if found is None:
-        numbers = list(_NUMBER.finditer(head[-20 * _LIMIT_PHRASE :]))
-        found = numbers[-1][0] if numbers else None
-    return found
+    numbers: list[str] = _NUMBER.findall(head[-20 * _LIMIT_PHRASE :])
+    return _boxed(head) or _marked(head, task) or _printed(head) or (numbers[-1] if numbers else None)
 
 
 def _boxed(text: str) -> str | None:
@@ -68,8 +65,7 @@ def _boxed(text: str) -> str | None:
         else:
             last = [content]
         end = finish
-    distinct = list(dict.fromkeys(last))
-    return ", ".join(distinct) or None
+    return ", ".join(dict.fromkeys(last)) or None
 
 
 def _boxes(text: str) -> Iterator[tuple[int, str, int]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from megatron_dsmath.grading import extraction, paper_verdict, strict
-from megatron_dsmath.grading.sandboxed_comparison import Comparison, ComparisonResult, ComparisonSandbox, Note
+from megatron_dsmath.grading.sandboxed_comparison import Comparison, ComparisonResult, Note, compare, start_sandbox
 from megatron_dsmath.grading.strict import TextComparison
+from megatron_dsmath.sandbox.pool import Sandbox
 
-TIMEOUT_SECONDS = 5.0
 _TASKS = ("gsm8k", "mgsm-zh", "cmath", "ocw", "sat", "mmlu-stem", "gaokao-cloze", "gaokao-mathqa", "math")
 _SPELLINGS = {"mathcloze": "gaokao-cloze", "math-cloze": "gaokao-cloze", "mathqa": "gaokao-mathqa", "mmlu": "mmlu-stem"}
+_SPELLINGS |= {task: task for task in _TASKS}
 
 
 class Attempt(NamedTuple):
@@ -21,38 +23,32 @@ class Attempt(NamedTuple):
     prediction: str
     reference: str
     task: str | None = None
-    is_few_shot: bool = False
-    """Whether the paper's protocol cuts the output where a base model continues with another question."""
+    is_few_shot: bool = False  # the paper's protocol cuts the output where a base model starts another question
 
 
 class Verdict(NamedTuple):
     """Our verdict on an attempt and the paper's."""
 
     correct: bool
-    extracted: str | None
-    """The final answer; None if the output has none."""
+    extracted: str | None  # the final answer; None if the output has none
     correct_as_the_paper: bool
     extracted_as_the_paper: str
-    note: Note = ""
-    """Why an attempt has no comparison of ours: it has no answer, or the comparison timed out or failed."""
+    note: Note = ""  # why our verdict has no comparison: there is no answer, or the comparison timed out or failed
 
 
 class Grader:
-    """Grades attempts; a context manager that starts its sandbox when it is first needed.
+    """Grades attempts; a context manager that starts its sandbox, as `start_sandbox`, when it is first needed."""
 
-    It then raises DependencyError without math-verify, and SandboxError if this machine cannot confine programs.
-    """
-
-    def __init__(self, workers: int | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, workers: int | None = None, timeout_seconds: float = 5.0) -> None:
         self._workers, self._timeout_seconds = workers, timeout_seconds
-        self._sandbox: ComparisonSandbox | None = None
+        self._stack = ExitStack()
+        self._sandbox: Sandbox | None = None
 
     def __enter__(self) -> Grader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._sandbox is not None:
-            self._sandbox.close()
+        self._stack.close()
 
     def grade(self, attempts: Iterable[Attempt]) -> list[Verdict]:
         """The verdict on each attempt, in the same order."""
@@ -65,18 +61,17 @@ class Grader:
             except _UndecidedError:
                 undecided.append(comparison)
         if undecided:
-            self._sandbox = self._sandbox or ComparisonSandbox(self._workers, self._timeout_seconds)
-            for comparison, result in self._sandbox.compare(undecided).items():
-                results[comparison] = result
+            self._sandbox = self._sandbox or self._stack.enter_context(start_sandbox(self._workers))
+            results |= compare(undecided, self._sandbox, self._timeout_seconds).items()
         return [
             Verdict(
                 results[ours].is_correct,
-                None if ours is None else ours.answer,
-                results[theirs].is_correct,
-                theirs.answer.replace("\n", "; "),
+                ours.answer if ours else None,
+                results[paper].is_correct,
+                paper.answer.replace("\n", "; "),
                 results[ours].note,
             )
-            for ours, theirs in pairs
+            for ours, paper in pairs
         ]
 
 
@@ -92,10 +87,7 @@ def is_correct(comparison: Comparison, by_math_verify: TextComparison, by_sympy:
 def task_named(name: str | None) -> str | None:
     """The task of a name such as `mgsm_zh`, `gsm8k-test` or `agieval-gaokao-mathqa`; None if it is unknown."""
     plain = re.sub(r"[_\s]", "-", name or "").lower()
-    for spelling, task in (*_SPELLINGS.items(), *((task, task) for task in _TASKS)):
-        if spelling in plain:
-            return task
-    return None
+    return next((task for spelling, task in _SPELLINGS.items() if spelling in plain), None)
 
 
 def reference_of(answer: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from megatron_dsmath.errors import DataError, UsageError
 from megatron_dsmath.files.atomic_files import AtomicFiles
@@ -12,17 +12,11 @@ from megatron_dsmath.files.lines import Line, LineReader
 from megatron_dsmath.grading.grade import Attempt, Grader, Verdict
 
 
-class Report(NamedTuple):
-    """The verdicts, one row per output, and their totals."""
-
-    rows: list[dict[str, Any]]
-    summary: dict[str, Any]
-
-
-def grade_file(file: Path, out: Path | None = None) -> Report:
+def grade_file(file: Path, out: Path | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Grade the rows of `file` (JSONL with `prediction`, `answer` and optionally `task`); write the verdicts to `out`.
 
-    Raises DataError with the line of an invalid row, and UsageError if `out` is `file`.
+    Returns the verdicts, one row per output, and their totals. Raises DataError with the line of an invalid row, and
+    UsageError if `out` is `file`.
     """
     if out is not None and out.resolve() == file.resolve():
         raise UsageError("the verdicts would overwrite the outputs", where="--out", found=out, expected="another file")
@@ -38,7 +32,7 @@ def grade_file(file: Path, out: Path | None = None) -> Report:
         with AtomicFiles(out) as (output,):
             for row in rows:
                 output.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-    return Report(rows, _summary(verdicts))
+    return rows, _summary(verdicts)
 
 
 def _summary(verdicts: list[Verdict]) -> dict[str, Any]:
@@ -61,14 +55,13 @@ def _summary(verdicts: list[Verdict]) -> dict[str, Any]:
 
 
 def _entry(file: Path, line: Line) -> dict[str, Any]:
+    where = f"{file}:{line.number}"
     try:
         entry = json.loads(line.content)
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            "the line is not JSON", where=f"{file}:{line.number}", found=error, expected="one JSON object"
-        ) from None
+        raise DataError("the line is not JSON", where=where, found=error, expected="one JSON object") from None
     if not isinstance(entry, dict):
-        raise DataError("the line is not a JSON object", where=f"{file}:{line.number}", expected="an object")
+        raise DataError("the line is not a JSON object", where=where, expected="an object")
     return entry
 
 

@@ -25,41 +25,38 @@ _SIGNS |= {
 }
 _TRANSLATION = str.maketrans(_SIGNS)
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
-_RULES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\\\(?:\[[^\[\]]*\])?|\\cr(?![A-Za-z])", ROW_END),
-        (r"[,，]\s?\\!\s?(?=\d)|\{,\}(?=\d)|\\,(?=\d{3}(?!\d))", THOUSANDS),  # always a thousands separator
-        (r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|limits|nolimits)(?![A-Za-z])\.?", ""),
-        (r"\\[!,;:> ]|~|\\(?:quad|qquad|hspace\{[^{}]*\}|newline)(?![A-Za-z])|\s", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:mbox|textbf|textit|textrm|textnormal|hbox|bf|rm)(?=\s?\{)", r"\\text"),
-        (r"\\(?:mathrm|mathbf|mathit|mathsf|operatorname|boldsymbol|mathbb)\s?\{([A-Za-z])\}", r"\1"),
-        (r"\\(?:mathrm|mathbf|mathit|mathsf|operatorname|text)\s?(?=\{)", r"\\text"),
-        (r"\\(?:leq|leqslant|le)(?![A-Za-z])", r"\\le "),
-        (r"\\(?:geq|geqslant|ge)(?![A-Za-z])", r"\\ge "),
-        (r"\\(?:lt|lt\{\})(?![A-Za-z])", "<"),
-        (r"\\(?:gt|gt\{\})(?![A-Za-z])", ">"),
-        (r"\\(?:neq|ne)(?![A-Za-z])", r"\\ne "),
-        (r"\\lbrace(?![A-Za-z])", r"\\{"),
-        (r"\\rbrace(?![A-Za-z])", r"\\}"),
-        (r"\\lbrack(?![A-Za-z])", "["),
-        (r"\\rbrack(?![A-Za-z])", "]"),
-        (r"\\infin(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
-        (r"\\union(?![A-Za-z])|\\bigcup(?![A-Za-z])", r"\\cup "),
-        (r"\^\s?\{\s?\\circ\s?\}|\^\s?\\circ(?![A-Za-z])|\\degree(?![A-Za-z])|\\circ(?![A-Za-z])", r"^\\circ "),
-        (r"\^\s?\{\s?(?:\\prime|')\s?\}|\^\s?\\prime(?![A-Za-z])", "'"),
-        (r"√ ?\(([^()]*)\)|(?<![\\A-Za-z])sqrt ?\(([^()]*)\)|√ ?([0-9.]+|\w)", r"\\sqrt{\1\2\3}"),
-        (r"(\\textcircled\{\d+\})[, ]+(?=\\textcircled)", r"\1"),
-        (r"\*\*(?=[\d({a-zA-Z-])", "^"),
-        (r"\\%", "%"),
-        (r"\\\$", DOLLAR),
-        (r"\\(?=\d)", " "),
-        (r"\+\s?\\infty", r"\\infty"),
-        (r"\\ast(?![A-Za-z])", "*"),
-        (r"\\text\s?\{\s?\}", " "),
-        (r" {2,}", " "),
-    )
+_RULES = (
+    (r"\\\\(?:\[[^\[\]]*\])?|\\cr(?![A-Za-z])", ROW_END),
+    (r"[,，]\s?\\!\s?(?=\d)|\{,\}(?=\d)|\\,(?=\d{3}(?!\d))", THOUSANDS),  # always a thousands separator
+    (r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|limits|nolimits)(?![A-Za-z])\.?", ""),
+    (r"\\[!,;:> ]|~|\\(?:quad|qquad|hspace\{[^{}]*\}|newline)(?![A-Za-z])|\s", " "),
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\(?:mbox|textbf|textit|textrm|textnormal|hbox|bf|rm)(?=\s?\{)", r"\\text"),
+    (r"\\(?:mathrm|mathbf|mathit|mathsf|operatorname|boldsymbol|mathbb)\s?\{([A-Za-z])\}", r"\1"),
+    (r"\\(?:mathrm|mathbf|mathit|mathsf|operatorname|text)\s?(?=\{)", r"\\text"),
+    (r"\\(?:leq|leqslant|le)(?![A-Za-z])", r"\\le "),
+    (r"\\(?:geq|geqslant|ge)(?![A-Za-z])", r"\\ge "),
+    (r"\\(?:lt|lt\{\})(?![A-Za-z])", "<"),
+    (r"\\(?:gt|gt\{\})(?![A-Za-z])", ">"),
+    (r"\\(?:neq|ne)(?![A-Za-z])", r"\\ne "),
+    (r"\\lbrace(?![A-Za-z])", r"\\{"),
+    (r"\\rbrace(?![A-Za-z])", r"\\}"),
+    (r"\\lbrack(?![A-Za-z])", "["),
+    (r"\\rbrack(?![A-Za-z])", "]"),
+    (r"\\infin(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
+    (r"\\union(?![A-Za-z])|\\bigcup(?![A-Za-z])", r"\\cup "),
+    (r"\^\s?\{\s?\\circ\s?\}|\^\s?\\circ(?![A-Za-z])|\\degree(?![A-Za-z])|\\circ(?![A-Za-z])", r"^\\circ "),
+    (r"\^\s?\{\s?(?:\\prime|')\s?\}|\^\s?\\prime(?![A-Za-z])", "'"),
+    (r"√ ?\(([^()]*)\)|(?<![\\A-Za-z])sqrt ?\(([^()]*)\)|√ ?([0-9.]+|\w)", r"\\sqrt{\1\2\3}"),
+    (r"(\\textcircled\{\d+\})[, ]+(?=\\textcircled)", r"\1"),
+    (r"\*\*(?=[\d({a-zA-Z-])", "^"),
+    (r"\\%", "%"),
+    (r"\\\$", DOLLAR),
+    (r"\\(?=\d)", " "),
+    (r"\+\s?\\infty", r"\\infty"),
+    (r"\\ast(?![A-Za-z])", "*"),
+    (r"\\text\s?\{\s?\}", " "),
+    (r" {2,}", " "),
 )
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ("__", "__"))
 _END = " \n\t.。,;:"
@@ -71,11 +68,11 @@ def normalize(text: str) -> str:
         return ""
     text = strip_wrappers(unicodedata.normalize("NFKC", _INVISIBLE.sub("", text).translate(_TRANSLATION)))
     for pattern, replacement in _RULES:
-        text = pattern.sub(replacement, text)
+        text = re.sub(pattern, replacement, text)
     if text.count("$") > 1:  # several formulas in one sentence
         text = text.replace("$", " ")
     if not text.isascii():
-        text = _with_arabic_amount_in_digits(text)
+        text = _with_digits(text)
     return strip_wrappers(text)
 
 
@@ -88,14 +85,8 @@ def strip_wrappers(text: str) -> str:
         if text.endswith("\\"):
             text = text[:-1]
         for opening, closing in _WRAPPERS:
-            inside = text[len(opening) : -len(closing)]
-            if (
-                len(text) > len(opening) + len(closing)
-                and text.startswith(opening)
-                and text.endswith(closing)
-                and opening not in inside
-                and closing not in inside
-            ):
+            inside = text.removeprefix(opening).removesuffix(closing)
+            if inside and text == opening + inside + closing and opening not in inside and closing not in inside:
                 text = inside
     return re.sub(r"^\*\*|\*\*$", "", text)
 
@@ -149,7 +140,7 @@ _WHOLE = re.compile(rf"(负?)({_NUMERAL}+)")
 _OF_A_THOUSAND = ("克", "米", "瓦", "卡", "升")  # 千克 is a unit, not a number
 
 
-def _with_arabic_amount_in_digits(text: str) -> str:
+def _with_digits(text: str) -> str:
     """The text with Chinese numerals as digits. A single numeral within words (一样) is kept."""
     text = _PERCENT.sub(lambda match: f"{_amount_in_digits(match[1])}%", text)
     text = _MIXED.sub(
@@ -186,22 +177,18 @@ def _amount_in_digits(amount: str) -> str:
 
 
 def _format(value: Fraction) -> str:
-    if value.denominator == 1:
-        return str(value.numerator)
-    return f"{float(value):.12g}"
+    return str(value.numerator) if value.denominator == 1 else f"{float(value):.12g}"
 
 
 def _value(numeral: str) -> Fraction | None:
     """The value of a Chinese numeral; None if it has none, as 点 alone."""
     whole, point, decimals = numeral.partition("点")
-    if point:
-        if not decimals or any(character not in _DIGITS for character in decimals):
-            return None
-        fraction = Fraction(int("".join(str(_DIGITS[character]) for character in decimals)), 10 ** len(decimals))
-        before = _integer(whole)
-        return None if before is None else before + fraction
     integer = _integer(whole)
-    return None if integer is None else Fraction(integer)
+    if integer is None or not point:
+        return None if integer is None else Fraction(integer)
+    if not decimals or any(character not in _DIGITS for character in decimals):
+        return None
+    return integer + Fraction(int("".join(str(_DIGITS[character]) for character in decimals)), 10 ** len(decimals))
 
 
 def _integer(numeral: str) -> int | None:

@@ -42,10 +42,11 @@ def extract(output: str, task: str | None, is_few_shot: bool = False) -> list[st
             return [_last(r"-?\d+\.?\d*", output)]
         if task == "cmath" and "答案是" in output:
             return [_last(r"-?\d+\.?\d*", output.partition("答案是")[2].strip().split("\n")[0])]
-    found_answers = [_first_line(answer) for answer in _answers(output)]
+    first_lines = (answer.strip().split("\n")[0] for answer in _answers(output))
+    answers = [rewrite(line.lstrip(":").rstrip(".").rstrip("/")) for line in first_lines]
     if task == "math":
-        return [part for answer in found_answers for part in _parts(answer)]
-    return found_answers[-1:] or [""]
+        return [part for answer in answers for part in _parts(answer)]
+    return answers[-1:] or [""]
 
 
 def _answers(output: str) -> list[str]:
@@ -71,13 +72,8 @@ def _box_contents(text: str) -> list[str]:
     """The content of each closed `boxed{`, also of boxes within boxes."""
     closings = closing_braces(text, _BRACE)
     spans = ((match.end(), closings.get(match.end() - 1)) for match in re.finditer(r"boxed\{", text))
-    return [text[start : end + (text[end + 1 : end + 2] == "%")] for start, end in spans if end is not None][
-        -_LIMIT_BOXES:
-    ]
-
-
-def _first_line(answer: str) -> str:
-    return rewrite(answer.strip().split("\n")[0].lstrip(":").rstrip(".").rstrip("/"))
+    contents = [text[start : end + (text[end + 1 : end + 2] == "%")] for start, end in spans if end is not None]
+    return contents[-_LIMIT_BOXES:]
 
 
 def _parts(answer: str) -> list[str]:
@@ -148,33 +144,34 @@ def _math_equal(answer: str, reference: str, symbolic: TextComparison) -> bool:
     answer, reference = answer.strip(), reference.strip()
     if not answer:
         return False
-    if _ROUND_OR_SQUARE.match(answer) and _ROUND_OR_SQUARE.match(reference):
-        pairs = answer[1:-1].split(","), reference[1:-1].split(",")
-        if _entries_equal(*pairs, symbolic):
+    are_bracketed = _ROUND_OR_SQUARE.match(answer) and _ROUND_OR_SQUARE.match(reference)
+    if are_bracketed and _entries_equal(answer[1:-1].split(","), reference[1:-1].split(","), symbolic):
+        return True
+    rows, reference_rows = _matrix_rows(answer), _matrix_rows(reference)
+    if rows and len(rows) == len(reference_rows):
+        pairs = zip(rows, reference_rows, strict=True)
+        if all(_entries_equal(one.split("&"), other.split("&"), symbolic) for one, other in pairs):
             return True
-    rows = _matrix_rows(answer), _matrix_rows(reference)
-    if rows[0] and rows[1] and len(rows[0]) == len(rows[1]):
-        row_pairs = zip(*rows, strict=True)
-        if all(_entries_equal(mine.split("&"), theirs.split("&"), symbolic) for mine, theirs in row_pairs):
-            return True
-    counts = answer.count("="), reference.count("=")
-    if counts == (1, 1):
-        difference, wanted = _as_difference(answer), _as_difference(reference)
-        if symbolic(wanted, difference) or symbolic(wanted, f"-({difference})"):
-            return True
-    elif counts == (1, 0) and len(answer.partition("=")[0].strip()) <= 2:
-        if _math_equal(answer.partition("=")[2], reference, symbolic):
-            return True
-    elif (
-        counts == (0, 1)
-        and len(reference.partition("=")[0].strip()) <= 2
-        and _math_equal(answer, reference.partition("=")[2], symbolic)
-    ):
+    if _equations_equal(answer, reference, symbolic):
         return True
     values = _ratio(answer), _ratio(reference)
     if values[0] is not None and values[1] is not None:  # the same result as sympy's, but faster
         return isclose(values[0], values[1], abs_tol=_TOLERANCE)
     return symbolic(reference, answer)
+
+
+def _equations_equal(answer: str, reference: str, symbolic: TextComparison) -> bool:
+    """Whether two equations are equal, or an equation such as x = 2 and a value."""
+    left, _, right = answer.partition("=")
+    reference_left, _, reference_right = reference.partition("=")
+    counts = answer.count("="), reference.count("=")
+    if counts == (1, 1):
+        difference = f"{left.strip()} - ({right.strip()})"
+        wanted = f"{reference_left.strip()} - ({reference_right.strip()})"
+        return symbolic(wanted, difference) or symbolic(wanted, f"-({difference})")
+    if counts == (1, 0) and len(left.strip()) <= 2:
+        return _math_equal(right, reference, symbolic)
+    return counts == (0, 1) and len(reference_left.strip()) <= 2 and _math_equal(answer, reference_right, symbolic)
 
 
 def _float_or_percent(text: str) -> float | None:
@@ -185,8 +182,9 @@ def _float_or_percent(text: str) -> float | None:
     return value
 
 
-def _entries_equal(mine: list[str], theirs: list[str], symbolic: TextComparison) -> bool:
-    return len(mine) == len(theirs) and all(map(lambda one, other: _math_equal(one, other, symbolic), mine, theirs))
+def _entries_equal(answers: list[str], references: list[str], symbolic: TextComparison) -> bool:
+    pairs = zip(answers, references, strict=False)
+    return len(answers) == len(references) and all(_math_equal(*pair, symbolic) for pair in pairs)
 
 
 def _ratio(text: str) -> float | None:
@@ -203,11 +201,6 @@ def _matrix_rows(text: str) -> list[str]:
     if begin not in (r"\begin{pmatrix}", r"\begin{bmatrix}") or end not in (r"\end{pmatrix}", r"\end{bmatrix}"):
         return []
     return [row.strip() for row in text[15:-13].split(r"\\") if row.strip()]
-
-
-def _as_difference(equation: str) -> str:
-    left, _, right = equation.partition("=")
-    return f"{left.strip()} - ({right.strip()})"
 
 
 _RULES_BEFORE_UNITS: tuple[tuple[str, str], ...] = (

@@ -42,13 +42,10 @@ _BASE_NAMES = {
 class Quantity(NamedTuple):
     """A number as it is written."""
 
-    value: Fraction
-    """The number without a percent sign."""
+    value: Fraction  # the number without a percent sign
     is_percent: bool = False
-    unit: str = ""
-    """As `units.unit_name` returns it."""
-    decimals: int | None = None
-    """Digits after the decimal point; None for a fraction."""
+    unit: str = ""  # as `units.unit_name` returns it
+    decimals: int | None = None  # digits after the decimal point; None for a fraction
 
 
 class NumberInBase(NamedTuple):
@@ -73,9 +70,7 @@ def parse(text: str) -> Quantity | None:
     if percent:
         quantity, rest = quantity._replace(is_percent=True), rest[percent.end() :]
     following = _unit_of(rest)
-    if following is None:
-        return None
-    return quantity._replace(unit=unit or following)
+    return None if following is None else quantity._replace(unit=unit or following)
 
 
 def parse_number_in_base(text: str) -> NumberInBase | None:
@@ -96,16 +91,13 @@ def equal(reference: Quantity, answer: Quantity) -> bool:
     if reference.is_percent == answer.is_percent:
         return _same(reference, answer)
     percentage, number = (reference, answer) if reference.is_percent else (answer, reference)
-    hundredth = percentage._replace(
-        value=percentage.value / 100, decimals=None if percentage.decimals is None else percentage.decimals + 2
-    )
+    decimals = None if percentage.decimals is None else percentage.decimals + 2
+    hundredth = percentage._replace(value=percentage.value / 100, decimals=decimals)
     return _same(hundredth, number) or (abs(number.value) > 1 and _same(percentage, number))
 
 
 def _same(one: Quantity, other: Quantity) -> bool:
-    if one.value == other.value:
-        return True
-    return _rounds(one, other.value) or _rounds(other, one.value)
+    return one.value == other.value or _rounds(one, other.value) or _rounds(other, one.value)
 
 
 def _rounds(written: Quantity, exact: Fraction) -> bool:
@@ -186,15 +178,12 @@ def _unit_of(rest: str) -> str | None:
     bare = rest.strip(" .")
     if not bare:
         return ""
-    if bare.startswith("\\text") or bare[0] in "¢$＄" or "\u4e00" <= bare[0] <= "\u9fff":
-        return units.unit_name(bare) if _is_words(bare) else None
     if bare.startswith("^\\circ"):
         return units.unit_name(compact(bare)) if len(bare) < 12 else None
-    if not _is_words(bare):
-        return None
-    if units.is_known_unit(bare) and (len(bare) > 1 or rest.startswith(" ")):
-        return units.unit_name(bare)
-    return units.unit_name(bare) if rest.startswith(" ") and re.match(r"[A-Za-z]{3,}", bare) else None
+    names_unit = bare.startswith("\\text") or bare[0] in "¢$＄" or "\u4e00" <= bare[0] <= "\u9fff"
+    names_unit = names_unit or (units.is_known_unit(bare) and (len(bare) > 1 or rest.startswith(" ")))
+    names_unit = names_unit or (rest.startswith(" ") and re.match(r"[A-Za-z]{3,}", bare) is not None)
+    return units.unit_name(bare) if names_unit and _is_words(bare) else None
 
 
 def _is_words(text: str) -> bool:

@@ -42,48 +42,43 @@ class ComparisonResult(NamedTuple):
 _TIMEOUT = ComparisonResult(False, "timeout")
 
 
-class ComparisonSandbox:
+def start_sandbox(workers: int | None) -> Sandbox:
     """A sandbox with sympy and math-verify. Raises DependencyError if they are missing, and SandboxError."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise DependencyError(
+            "math-verify, which compares formulas, is not installed",
+            where="grading",
+            expected="math-verify",
+            fix="pip install 'megatron_dsmath[evaluation]'",
+        )
+    return Sandbox(workers, modules=(_INSIDE,))
 
-    def __init__(self, workers: int | None, timeout_seconds: float) -> None:
-        if importlib.util.find_spec("math_verify") is None:
-            raise DependencyError(
-                "math-verify, which compares formulas, is not installed",
-                where="grading",
-                expected="math-verify",
-                fix="pip install 'megatron_dsmath[evaluation]'",
-            )
-        self._sandbox = Sandbox(workers, modules=(_INSIDE,))
-        self._timeout_seconds = timeout_seconds
 
-    def close(self) -> None:
-        """End the interpreters."""
-        self._sandbox.close()
+def compare(
+    comparisons: Sequence[Comparison], sandbox: Sandbox, timeout_seconds: float
+) -> dict[Comparison, ComparisonResult]:
+    """The result of each comparison. One that hangs uses up only its own timeout."""
+    results: dict[Comparison, ComparisonResult] = {}
+    batches = list(_batches(comparisons))
+    while batches:
+        again: list[list[Comparison]] = []
+        for batch, outcome in zip(batches, _run(batches, sandbox, timeout_seconds), strict=True):
+            found = _read_results(batch, outcome)
+            results |= zip(batch, found, strict=False)
+            left = batch[len(found) :]
+            # A process that ended for another reason than a timeout: the comparison it ended in runs alone.
+            alone = 0 if found[-1:] == [_TIMEOUT] else 1 if found else len(left)
+            again += [[comparison] for comparison in left[:alone]]
+            again += [left[alone:]] if left[alone:] else []
+        batches = again
+    return results
 
-    def compare(self, comparisons: Sequence[Comparison]) -> dict[Comparison, ComparisonResult]:
-        """The result of each comparison. One that hangs uses up only its own timeout."""
-        results: dict[Comparison, ComparisonResult] = {}
-        batches = list(_batches(comparisons))
-        while batches:
-            again: list[list[Comparison]] = []
-            for batch, outcome in self._run(batches):
-                found = _read_results(batch, outcome)
-                results |= zip(batch, found, strict=False)
-                left = batch[len(found) :]
-                # A process that ended for another reason than a timeout: the comparison it ended in runs alone.
-                alone = 0 if found[-1:] == [_TIMEOUT] else 1 if found else len(left)
-                again += [[comparison] for comparison in left[:alone]]
-                again += [left[alone:]] if left[alone:] else []
-            batches = again
-        return results
 
-    def _run(self, batches: list[list[Comparison]]) -> Iterator[tuple[list[Comparison], Outcome]]:
-        seconds = self._timeout_seconds
-        rows = ([comparison._asdict() for comparison in batch] for batch in batches)
-        programs = ((_PROGRAM, json.dumps({"timeout_seconds": seconds, "comparisons": batch})) for batch in rows)
-        longest = _WALL_FACTOR * seconds + _SPARE_SECONDS * max(map(len, batches))
-        limits = Limits(timeout_seconds=longest, memory_mib=_MEMORY_MIB)
-        return zip(batches, self._sandbox.run_all(programs, limits), strict=True)
+def _run(batches: list[list[Comparison]], sandbox: Sandbox, seconds: float) -> Iterator[Outcome]:
+    rows = ([comparison._asdict() for comparison in batch] for batch in batches)
+    programs = ((_PROGRAM, json.dumps({"timeout_seconds": seconds, "comparisons": batch})) for batch in rows)
+    longest = _WALL_FACTOR * seconds + _SPARE_SECONDS * max(map(len, batches))
+    return sandbox.run_all(programs, Limits(timeout_seconds=longest, memory_mib=_MEMORY_MIB))
 
 
 def _read_results(batch: Sequence[Comparison], outcome: Outcome) -> list[ComparisonResult]:

@@ -74,11 +74,7 @@ def _same_structure(
     if isinstance(wanted, Equation):
         return _same_equation(wanted, given, reference, answer, same, symbolic)
     if isinstance(wanted, Matrix) and isinstance(given, Matrix):
-        return wanted.kind == given.kind and _in_order(
-            [entry for row in wanted.rows for entry in [*row, "row"]],
-            [entry for row in given.rows for entry in [*row, "row"]],
-            same,
-        )
+        return wanted.is_determinant == given.is_determinant and _in_order(wanted.entries, given.entries, same)
     if isinstance(wanted, Union) and isinstance(given, Union):
         return _in_any_order(wanted.parts, given.parts, same)
     if isinstance(wanted, Bracketed) and isinstance(given, Bracketed):
@@ -102,9 +98,7 @@ def _plain_letters(text: str) -> str:
 
 def _list_parts(given: object, text: str) -> list[str]:
     """The parts of an answer that may be a list, such as 1,234, which may be two numbers. Empty for any other."""
-    if isinstance(given, Listing):
-        return given.parts
-    if isinstance(given, Bracketed) and given.opening == r"\{":
+    if isinstance(given, Listing) or (isinstance(given, Bracketed) and given.opening == r"\{"):
         return given.parts
     return text.split(",") if isinstance(given, Quantity) and _THOUSANDS.fullmatch(text) else []
 

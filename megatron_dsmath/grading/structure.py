@@ -6,7 +6,7 @@ Parts remain text, so that they are parsed only if a comparison needs them.
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from megatron_dsmath.grading.notation import ROW_END, compact, split_outside_brackets, strip_wrappers
 
@@ -33,10 +33,10 @@ class Union(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """Rows of entries, a matrix or a determinant according to the brackets."""
+    """A matrix, or a determinant if vertical bars enclose it."""
 
-    kind: Literal["matrix", "determinant"]
-    rows: list[list[str]]
+    is_determinant: bool
+    entries: list[str]  # row by row; each row ends with the entry "row"
 
 
 class Equation(NamedTuple):
@@ -84,9 +84,8 @@ def parse(text: str) -> Structure:
     text = strip_wrappers(whole[1]) if whole else text
     matrix = _MATRIX.fullmatch(text)
     if matrix:
-        kind: Literal["matrix", "determinant"] = "determinant" if matrix[1] in ("vmatrix", "Vmatrix") else "matrix"
-        rows = [row for row in matrix[2].split(ROW_END) if row.strip()]
-        return Matrix(kind, [[entry.strip() for entry in row.split("&")] for row in rows])
+        rows = [[*row.split("&"), "row"] for row in matrix[2].split(ROW_END) if row.strip()]
+        return Matrix(matrix[1] in ("vmatrix", "Vmatrix"), [entry.strip() for row in rows for entry in row])
     text = _AND.sub(",", text)
     blanks = split_outside_brackets(text, ";")
     if len(blanks) > 1 and all(blanks):
@@ -157,19 +156,15 @@ def _both_signs(part: str) -> list[str]:
 
 def _interval(text: str) -> Bracketed | None:
     """The interval of an inequality in one variable; None for any other text."""
-    between = _BETWEEN.fullmatch(text)
+    between, falling, one_sided = (pattern.fullmatch(text) for pattern in (_BETWEEN, _BETWEEN_FALLING, _ONE_SIDED))
     if between:
         low, left, _, right, high = between.groups()
+    elif falling:
+        high, right, _, left, low = falling.groups()
+    elif one_sided is None:
+        return None
+    elif one_sided[2] in ("<", r"\le"):
+        low, left, right, high = r"-\infty", "<", one_sided[2], one_sided[3]
     else:
-        falling = _BETWEEN_FALLING.fullmatch(text)
-        if falling:
-            high, right, _, left, low = falling.groups()
-        else:
-            one = _ONE_SIDED.fullmatch(text)
-            if one is None:
-                return None
-            infinite = (r"-\infty", "<", r"\infty", "<")
-            low, left, high, right = (
-                (*infinite[:2], one[3], one[2]) if one[2] in ("<", r"\le") else (one[3], one[2], *infinite[2:])
-            )
+        low, left, right, high = one_sided[3], one_sided[2], "<", r"\infty"
     return Bracketed("(" if left in "<>" else "[", [low.strip(), high.strip()], ")" if right in "<>" else "]")

@@ -49,19 +49,25 @@ class Sandbox:
 
     def __init__(self, workers: int | None = None, modules: Sequence[str] = PRELOADED_MODULES) -> None:
         require_sandbox()
-        self.workers = workers or len(os.sched_getaffinity(0))
+        workers = workers or len(os.sched_getaffinity(0))
         self._modules = tuple(modules)
         self._folder = tempfile.TemporaryDirectory(prefix="dsmath-sandbox-")
         self._idle: queue.SimpleQueue[_Interpreter | None] = queue.SimpleQueue()
-        for _ in range(self.workers):
+        for _ in range(workers):
             self._idle.put(None)
-        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
 
     def __enter__(self) -> Sandbox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """End all interpreters and delete their files."""
+        self._threads.shutdown(cancel_futures=True)
+        while not self._idle.empty():
+            interpreter = self._idle.get()
+            if interpreter is not None:
+                interpreter.close()
+        self._folder.cleanup()
 
     def run(self, program: str, text: str = "", limits: Limits | None = None) -> Outcome:
         """Wait for a free interpreter and run one program with `text` as its standard input."""
@@ -87,15 +93,6 @@ class Sandbox:
         self._idle.put(interpreter)
         namespaces = ", behind namespaces" if interpreter is not None and interpreter.namespaces else ""
         return f"Landlock and seccomp{namespaces}"
-
-    def close(self) -> None:
-        """End all interpreters and delete their files."""
-        self._threads.shutdown(cancel_futures=True)
-        while not self._idle.empty():
-            interpreter = self._idle.get()
-            if interpreter is not None:
-                interpreter.close()
-        self._folder.cleanup()
 
 
 def run_file(file: Path, timeout_seconds: float, memory_mib: int) -> str:

@@ -105,11 +105,8 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
 # (FIOSETOWN) can make the kernel signal another process. prlimit64 may read limits: its third argument must be null.
 _BY_ARGUMENT: dict[str, tuple[tuple[int, int], int, tuple[int, ...]]] = {
     "fcntl": ((72, 25), 1, (0, 1, 2, 3, 4, 5, 1030)),  # duplicate, descriptor and file flags, query a lock
-    "ioctl": (
-        (16, 29),
-        1,
-        (0x5401, 0x5413, 0x5421, 0x5450, 0x5451),
-    ),  # terminal attributes and size, non-blocking, close-on-exec
+    # terminal attributes and size, non-blocking, close-on-exec
+    "ioctl": ((16, 29), 1, (0x5401, 0x5413, 0x5421, 0x5450, 0x5451)),
     "prlimit64": ((302, 261), 2, (0,)),
 }
 
