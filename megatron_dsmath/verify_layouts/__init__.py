@@ -1,1 +1,1 @@
-"""EVERY LAYOUT EQUAL: a run in miniature, in each layout that some local processes can form, against one process."""
+"""Compares a small copy of a run, in each layout that some local processes can form, with one process."""

@@ -23,8 +23,7 @@ class ModuleOutput(NamedTuple):
 
     module: str
     layer: int | None
-    parameter: str
-    """Hugging Face name of the first parameter that the module applies. For attention, which has none: the queries'."""
+    parameter: str  # Hugging Face name of the first parameter that the module applies; for attention, the queries'
 
     def __str__(self) -> str:
         return f"{self.module} of layer {self.layer}" if self.layer is not None else self.module

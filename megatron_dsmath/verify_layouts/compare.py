@@ -22,16 +22,11 @@ class RankResult(NamedTuple):
     """What one rank of a layout computed."""
 
     tensor_rank: int
-    losses: list[float]
-    """Nats per target token, of each step."""
-    norms: list[float]
-    """Gradient norm of each step, before clipping."""
-    activation_sums: ActivationSums
-    """This rank's part; the parts add up over ranks."""
-    gradients: Tensors
-    """This rank's parts of the gradients of the first step, before clipping, summed over data-parallel ranks."""
-    updated: list[Tensors]
-    """This rank's parts of the parameters, after each step."""
+    losses: list[float]  # nats per target token, of each step
+    norms: list[float]  # gradient norm of each step, before clipping
+    activation_sums: ActivationSums  # this rank's part; the parts add up over ranks
+    gradients: Tensors  # this rank's parts, of the first step, before clipping, summed over data-parallel ranks
+    updated: list[Tensors]  # this rank's parts of the parameters, after each step
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,7 @@ class LayoutResult:
     activation_sums: ActivationSums
     gradients: Tensors
     updated: list[Tensors]
-    copies: dict[str, float]
-    """The largest relative difference between two ranks' copies of each parameter or its gradient."""
+    copies: dict[str, float]  # largest relative difference between two ranks' copies of a parameter or its gradient
 
 
 @dataclass(frozen=True)
@@ -77,10 +71,8 @@ class Comparison:
     worst_gradient: str | None = None
     parameter: float | None = None
     worst_parameter: str | None = None
-    kind: str | None = None
-    """The probable mistake, for a layout that differs: a key of `diagnosis.KINDS`."""
-    first_parameter: str | None = None
-    """The first parameter, in the order of the forward pass, where the results differ."""
+    kind: str | None = None  # the probable mistake, for a layout that differs: a key of `diagnosis.KINDS`
+    first_parameter: str | None = None  # the first, in the order of the forward pass, where the results differ
     evidence: str | None = None
 
 
@@ -91,8 +83,7 @@ class Differences:
     losses: list[float]
     norms: list[float]
     gradients: dict[str, float]
-    parameters: list[dict[str, float]]
-    """After each step. The difference between copies of a parameter where that is larger."""
+    parameters: list[dict[str, float]]  # after each step; or the difference between copies, if that is larger
 
     def within(self, tolerance: Tolerance) -> bool:
         """Whether rounding explains all differences. It never explains NaN."""
@@ -133,8 +124,7 @@ def _number_differences(ours: Sequence[float], theirs: Sequence[float]) -> list[
 
 def largest(differences: Mapping[str, float]) -> tuple[str, float]:
     """The name with the largest difference, and the difference. The first name if several are equal."""
-    name = max(differences, key=lambda name: differences[name])
-    return name, differences[name]
+    return max(differences.items(), key=lambda item: item[1])
 
 
 def join_ranks(model: ModelConfig, ranks: Sequence[RankResult]) -> LayoutResult:

@@ -51,19 +51,14 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(
-    run: RunConfig,
-    layout: Layout,
-    ours: LayoutResult,
-    theirs: LayoutResult,
-    found: Differences,
-    tolerance: Tolerance,
+    run: RunConfig, layout: Layout, ours: LayoutResult, theirs: LayoutResult, found: Differences, tolerance: Tolerance
 ) -> Diagnosis:
     """Find the first difference in the first step: in the forward pass, gradients, loss, norm, or parameters.
 
     `run` is the one that was computed, with its layout.
     """
-    moved = _activation_differences(ours, theirs)
-    is_off = ~(moved <= _ACTIVATION_TOLERANCE[layout.precision])  # so that NaN is off
+    moved = np.abs(ours.activation_sums[:, 0] - theirs.activation_sums[:, 0]) / np.sqrt(theirs.activation_sums[:, 1])
+    is_off = ~(moved <= _ACTIVATION_TOLERANCE[layout.precision])  # [modules, sequence]; NaN is off
     if is_off.any():
         return _diagnose_forward_pass(run, layout, ours, theirs, is_off)
     off = {name: difference for name, difference in found.gradients.items() if not difference <= tolerance.gradient}
@@ -71,24 +66,17 @@ def diagnose(
         return _diagnose_gradients(run, layout, ours, theirs, off)
     updated = [name for name, difference in found.parameters[0].items() if not difference <= tolerance.parameter]
     first = next(iter(updated), next(iter(ours.gradients)))
-    if not found.losses[0] <= tolerance.loss:
-        evidence = f"the loss differs by {found.losses[0]:.1e}; all gradients are equal"
-        return Diagnosis("loss", "lm_head.weight", evidence)
-    if not found.norms[0] <= tolerance.gradient:
-        evidence = f"the gradient norm differs by {found.norms[0]:.1e}; all gradients are equal"
-        return Diagnosis("gradient-norm", first, evidence)
+    loss, norm = found.losses[0], found.norms[0]
+    if not loss <= tolerance.loss:
+        return Diagnosis("loss", "lm_head.weight", f"the loss differs by {loss:.1e}; all gradients are equal")
+    if not norm <= tolerance.gradient:
+        return Diagnosis("gradient-norm", first, f"the gradient norm differs by {norm:.1e}; all gradients are equal")
     copies = [name for name, difference in ours.copies.items() if not difference <= tolerance.parameter]
     if copies:
         return Diagnosis("copies", copies[0], f"{len(copies)} parameters have copies that differ")
     if all(_is_norm(name) for name in updated):
         return Diagnosis("decay", first, f"only norms differ ({len(updated)}); all gradients are equal")
     return Diagnosis("optimizer", first, f"{len(updated)} parameters differ; all gradients are equal")
-
-
-def _activation_differences(ours: LayoutResult, theirs: LayoutResult) -> npt.NDArray[np.float64]:
-    """The relative difference of each module's output at each position: [modules, sequence]."""
-    difference: npt.NDArray[np.float64] = np.abs(ours.activation_sums[:, 0] - theirs.activation_sums[:, 0])
-    return difference / np.sqrt(theirs.activation_sums[:, 1])
 
 
 def _diagnose_forward_pass(
@@ -139,9 +127,8 @@ def _diagnose_gradients(
     smallest, highest = min(weights.values()), max(weights.values())
     if highest - smallest > _WEIGHT_TOLERANCE:
         group = _unequal_groups(run, layout, weights)
-        return Diagnosis(
-            "averaging", first, f"{counted}; {group} have {smallest:.3g} to {highest:.3g} times their weight"
-        )
+        evidence = f"{counted}; {group} have {smallest:.3g} to {highest:.3g} times their weight"
+        return Diagnosis("averaging", first, evidence)
     factor = float(np.mean(list(weights.values())))
     if abs(factor - 1) > _WEIGHT_TOLERANCE:
         return Diagnosis("scale", first, f"{counted}; each sequence has {factor:.4g} times its weight")

@@ -20,9 +20,8 @@ _preloaded: dict[str, None] = {}
 
 def preload(modules: Sequence[str]) -> None:
     """Make the fork server import `modules` too. Has no effect after the first rank has been forked."""
-    os.environ.setdefault(
-        "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
-    )  # other checks start CUDA, which does not survive a fork
+    # The default check for a GPU starts CUDA, which does not survive a fork.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     _preloaded.update(dict.fromkeys(modules))
     _context.set_forkserver_preload(list(_preloaded))
 

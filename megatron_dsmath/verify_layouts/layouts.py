@@ -29,8 +29,7 @@ class Layout:
     optimizer: OptimizerKind = "distributed"
     microbatch_sequences: int = MICROBATCH_SEQUENCES
     recompute: Literal["none", "selective", "full"] = "none"
-    packed: bool = False
-    """Attention stays within documents."""
+    packed: bool = False  # attention stays within documents
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @property
@@ -41,34 +40,33 @@ class Layout:
     @property
     def name(self) -> str:
         """The name that `parse_layout` reads; `one` for a single process with the defaults."""
-        words = (
-            f"tp{self.tensor}" if self.tensor > 1 else "",
-            "sp" if self.sequence else "",
-            f"pp{self.pipeline}" if self.pipeline > 1 else "",
-            f"vpp{self.virtual_stages}" if self.virtual_stages > 1 else "",
-            "uneven" if self.uneven else "",
-            f"dp{self.data}" if self.data > 1 else "",
-            self.optimizer if self.optimizer != "distributed" else "",
-            f"mb{self.microbatch_sequences}" if self.microbatch_sequences != MICROBATCH_SEQUENCES else "",
-            self.recompute if self.recompute != "none" else "",
-            "packed" if self.packed else "",
-            "bf16" if self.precision == "bf16" else "",
-        )
+        words = []
+        for word, (field, value) in _WORDS.items():
+            own = getattr(self, field)
+            if own == value:
+                words.append(word)
+            elif value is None and own != getattr(Layout, field):  # not the default
+                words.append(f"{word}{own}")
         return "".join(words) or "one"
 
 
-_SIZES = {"tp": "tensor", "pp": "pipeline", "vpp": "virtual_stages", "dp": "data", "mb": "microbatch_sequences"}
-_FLAGS: dict[str, tuple[str, object]] = {
+# The words of a name, in order: a field, and its value or None if a number follows the word.
+_WORDS: dict[str, tuple[str, object]] = {
+    "tp": ("tensor", None),
     "sp": ("sequence", True),
+    "pp": ("pipeline", None),
+    "vpp": ("virtual_stages", None),
     "uneven": ("uneven", True),
+    "dp": ("data", None),
     "noopt": ("optimizer", "noopt"),
     "overlap": ("optimizer", "overlap"),
+    "mb": ("microbatch_sequences", None),
     "selective": ("recompute", "selective"),
     "full": ("recompute", "full"),
     "packed": ("packed", True),
     "bf16": ("precision", "bf16"),
 }
-_WORD = re.compile(rf"(?P<key>{'|'.join(_SIZES)})(?P<size>[1-9]\d*)|(?P<flag>{'|'.join(_FLAGS)})")
+_WORD = re.compile(rf"({'|'.join(_WORDS)})([1-9]\d*)?")
 
 
 def parse_layout(name: str) -> Layout:
@@ -77,8 +75,8 @@ def parse_layout(name: str) -> Layout:
     rest = "" if name == "one" else name
     while rest or not name:
         word = _WORD.match(rest)
-        field, value = _field_and_value(word) if word else ("", None)
-        if word is None or field in values:
+        field, value = _WORDS[word[1]] if word else ("", None)
+        if word is None or field in values or (value is None) != (word[2] is not None):
             raise UsageError(
                 "this is not the name of a layout",
                 where="--layouts",
@@ -87,25 +85,18 @@ def parse_layout(name: str) -> Layout:
                 "tp2 sp pp2 vpp2 uneven dp2 noopt overlap mb1 selective full packed bf16",
                 fix="for example --layouts tp2sp,pp2vpp2,tp2pp2,dp2packed",
             )
-        values[field] = value
+        values[field] = value or int(word[2])
         rest = rest[word.end() :]
     return Layout(**values)  # type: ignore[arg-type]
-
-
-def _field_and_value(word: re.Match[str]) -> tuple[str, object]:
-    return (_SIZES[word["key"]], int(word["size"])) if word["key"] else _FLAGS[word["flag"]]
 
 
 def layout_shapes(ranks: int, tensor_sizes: tuple[int, ...]) -> Iterator[Layout]:
     """Every combination of parallelism and optimizer whose number of processes divides `ranks`, smallest first."""
     sizes = [size for size in range(1, ranks + 1) if ranks % size == 0]
-    combinations = [combination for combination in product(sizes, repeat=3) if ranks % prod(combination) == 0]
-    for tensor, pipeline, data in sorted(combinations, key=lambda sizes: (prod(sizes), sizes[::-1])):
-        if tensor not in tensor_sizes:
-            continue
+    shapes = [shape for shape in product(sizes, repeat=3) if ranks % prod(shape) == 0 and shape[0] in tensor_sizes]
+    for tensor, pipeline, data in sorted(shapes, key=lambda shape: (prod(shape), shape[::-1])):
         stages = [(1, False), (2, False), (1, True)] if pipeline > 1 else [(1, False)]
         optimizers: list[OptimizerKind] = ["distributed", "noopt", "overlap"] if data > 1 else ["distributed"]
-        for sequence, (virtual, uneven), optimizer in product(
-            [False, True] if tensor > 1 else [False], stages, optimizers
-        ):
+        sequences = [False, True] if tensor > 1 else [False]
+        for sequence, (virtual, uneven), optimizer in product(sequences, stages, optimizers):
             yield Layout(tensor, sequence, pipeline, virtual, uneven, data, optimizer)

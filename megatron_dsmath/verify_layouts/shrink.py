@@ -5,12 +5,8 @@ from __future__ import annotations
 from itertools import chain
 from math import lcm
 
+from megatron_dsmath.config import layout_contradictions
 from megatron_dsmath.config.contradictions import RULES
-from megatron_dsmath.config.layout_contradictions import (
-    check_tensor_size,
-    even_stages,
-    world_contradictions,
-)
 from megatron_dsmath.config.sections import ParallelConfig, RunConfig
 from megatron_dsmath.errors import ConfigError
 from megatron_dsmath.verify_layouts.layouts import MICROBATCH_SEQUENCES, Layout
@@ -25,7 +21,8 @@ def tensor_sizes(run: RunConfig, ranks: int) -> tuple[int, ...]:
 
     def divides(size: int) -> bool:
         parallel = run.parallel.model_copy(update={"tensor": size})
-        return not list(check_tensor_size(run.model_copy(update={"parallel": parallel})))
+        split = run.model_copy(update={"parallel": parallel})
+        return not list(layout_contradictions.check_tensor_size(split))
 
     return tuple(size for size in range(1, ranks + 1) if divides(size))
 
@@ -95,13 +92,13 @@ def with_layout(small: RunConfig, layout: Layout, run: RunConfig) -> RunConfig:
 def layout_error(run: RunConfig, layout: Layout) -> ConfigError | None:
     """Why a run from `with_layout` cannot be computed; None if it can."""
     errors = chain.from_iterable(rule(run) for rule in RULES)
-    return next(chain(errors, world_contradictions(run, layout.ranks)), None)
+    return next(chain(errors, layout_contradictions.world_contradictions(run, layout.ranks)), None)
 
 
 def uneven_stages(layers: int, chunks: int, own: tuple[int, ...] | None) -> tuple[int, ...]:
     """Layers of each model chunk, not all equal. Chunks that are larger in the split `own` are larger here too."""
     if own is None or len(own) != chunks or len(set(own)) == 1:
-        first, *others = even_stages(layers, chunks)
+        first, *others = layout_contradictions.even_stages(layers, chunks)
         return (first - 1, *others[:-1], others[-1] + 1) if first > 1 and others else (first, *others)
     order = sorted(set(own))
     stages = [1 + order.index(held) for held in own]

@@ -15,17 +15,8 @@ import torch
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, UsageError
 from megatron_dsmath.tables import print_table
-from megatron_dsmath.verify_layouts.compare import (
-    BF16,
-    FP32,
-    Comparison,
-    LayoutResult,
-    RankResult,
-    differences,
-    join_ranks,
-    largest,
-    tensor_differences,
-)
+from megatron_dsmath.verify_layouts import compare
+from megatron_dsmath.verify_layouts.compare import BF16, FP32, Comparison, LayoutResult, RankResult, largest
 from megatron_dsmath.verify_layouts.diagnosis import KINDS, diagnose
 from megatron_dsmath.verify_layouts.forked_ranks import preload, run_ranks
 from megatron_dsmath.verify_layouts.layouts import Layout, layout_shapes, parse_layout
@@ -129,7 +120,7 @@ class LayoutComparer:
         except RuntimeError as error:
             last_line = str(error).strip().splitlines()[-1]
             return Comparison(layout.name, layout.ranks, "differs", kind="failed", evidence=last_line)
-        found = differences(ours, theirs)
+        found = compare.differences(ours, theirs)
         worst_gradient, gradient = largest(found.gradients)
         worst_parameter, parameter = largest(found.parameters[-1])
         is_equal = found.within(tolerance)
@@ -159,7 +150,7 @@ class LayoutComparer:
         (steps,) = run_ranks(1, transformers_steps, runs, self._weights)
         for (packed, ours), (loss, gradients) in zip(self._one_process.items(), steps, strict=True):
             difference = abs(ours.losses[0] / loss - 1)
-            worst_gradient, gradient = largest(tensor_differences(ours.gradients, gradients))
+            worst_gradient, gradient = largest(compare.tensor_differences(ours.gradients, gradients))
             is_equal = difference <= FP32.loss and gradient <= FP32.gradient
             yield Comparison(
                 f"{name}, document by document" if packed else name,
@@ -180,7 +171,7 @@ class LayoutComparer:
     def _compute(self, layout: Layout, measure: Callable[[RunConfig, Path], RankResult]) -> LayoutResult:
         arranged = with_layout(self._small, layout, self._run)
         results = run_ranks(layout.ranks, measure, arranged, self._weights, environment=self._environment)
-        return join_ranks(self._small.model, results)
+        return compare.join_ranks(self._small.model, results)
 
 
 def print_comparisons(comparisons: Iterable[Comparison], total: int, as_json: bool) -> int:
@@ -193,14 +184,18 @@ def print_comparisons(comparisons: Iterable[Comparison], total: int, as_json: bo
             print(f"\r{progress}\x1b[K", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
+    differing = [row for row in rows if row.verdict == "differs"]
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     else:
         print_table([_table_row(row) for row in rows], _COLUMNS, False)
-        for row in rows:
-            if row.verdict == "differs":
-                _print_diagnosis(row)
-    return EXIT_ANSWER_IS_NO if any(row.verdict == "differs" for row in rows) else EXIT_DONE
+        for row in differing:
+            print(f"{row.layout}: {KINDS[row.kind or 'failed']} [{row.kind}]")
+            if row.first_parameter:
+                print(f"  first parameter that differs: {row.first_parameter}")
+            if row.evidence:
+                print(f"  {row.evidence}")
+    return EXIT_ANSWER_IS_NO if differing else EXIT_DONE
 
 
 def _table_row(row: Comparison) -> dict[str, object]:
@@ -209,11 +204,3 @@ def _table_row(row: Comparison) -> dict[str, object]:
     short = {name: f"{value:.1e}" for name, value in values.items() if isinstance(value, float)}
     unnamed = {f"worst_{name}": "" for name in ("gradient", "parameter") if not values[name]}
     return {**values, **short, **unnamed}
-
-
-def _print_diagnosis(row: Comparison) -> None:
-    print(f"{row.layout}: {KINDS[row.kind or 'failed']} [{row.kind}]")
-    if row.first_parameter:
-        print(f"  first parameter that differs: {row.first_parameter}")
-    if row.evidence:
-        print(f"  {row.evidence}")
