@@ -24,7 +24,7 @@ _NAMESPACES = 0x10000000 | 0x40000000 | 0x08000000  # user, network, System V IP
 
 def is_supported() -> bool:
     """Whether this kernel and processor can confine a program."""
-    return sys.platform == "linux" and system_calls.is_supported() and landlock.version() > 0
+    return sys.platform == "linux" and platform.machine() in system_calls.ARCHITECTURES and landlock.version() > 0
 
 
 def leave_namespaces() -> bool:

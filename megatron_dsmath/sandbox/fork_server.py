@@ -85,57 +85,46 @@ def _run_in_fork(program: str, text: str, limits: Limits, folder: Path, confine:
             _run_program(program, stdin.fileno(), [write for _, write in pipes.values()], limits, confine)
     for _, write in pipes.values():
         os.close(write)
-    streams = _Streams({name: read for name, (read, _) in pipes.items()}, limits)
+    names = {read: name for name, (read, _) in pipes.items()}
+    texts = {name: bytearray() for name in pipes}
     try:
-        exceeded = streams.read_until_closed(started + limits.timeout_seconds, folder)
+        exceeded = _read_until_closed(names, texts, limits, started + limits.timeout_seconds, folder)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        streams.close()
-    report = bytes(streams.texts["report"])
+        for descriptor in names:
+            os.close(descriptor)
+    report = bytes(texts["report"])
     verdict, error = (exceeded, _LIMIT_ERRORS[exceeded]) if exceeded else _verdict_of_process(status, report)
-    stdout, stderr = (streams.texts[name].decode("utf-8", "replace") for name in ("stdout", "stderr"))
+    stdout, stderr = (texts[name].decode("utf-8", "replace") for name in ("stdout", "stderr"))
     return Outcome(verdict, stdout, stderr, error, round(time.monotonic() - started, 4))
 
 
-class _Streams:
-    """The program's output, read as it arrives and no further than the limit."""
+def _read_until_closed(
+    names: dict[int, str], texts: dict[str, bytearray], limits: Limits, deadline: float, folder: Path
+) -> Verdict | None:
+    """Append the program's output to `texts` until the program ends or exceeds a limit; return that limit's verdict.
 
-    def __init__(self, descriptors: dict[str, int], limits: Limits) -> None:
-        self.texts = {name: bytearray() for name in descriptors}
-        self._names = {descriptor: name for name, descriptor in descriptors.items()}
-        self._open = set(self._names)
-        self._limits = limits
-
-    def read_until_closed(self, deadline: float, folder: Path) -> Verdict | None:
-        """Read until the program ends or exceeds a limit; return the verdict of that limit."""
-        while self._open:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return "timeout"
-            ready, _, _ = select.select(self._open, [], [], min(left, _CHECK_SECONDS))
-            for descriptor in ready:
-                if not self._read(descriptor):
-                    return "output"
-            if not ready and _exceeds_limits(folder, self._limits):
-                return "disk"
-        return "disk" if _exceeds_limits(folder, self._limits) else None
-
-    def _read(self, descriptor: int) -> bool:
-        """Read once; return whether the stream is within its limit."""
-        data = os.read(descriptor, _READ_BYTES)
-        name = self._names[descriptor]
-        if not data:
-            self._open.remove(descriptor)
-        limit = _REPORT_BYTES if name == "report" else self._limits.output_bytes
-        room = limit - len(self.texts[name])
-        self.texts[name] += data[:room]
-        return len(data) <= room
-
-    def close(self) -> None:
-        for descriptor in self._names:
-            os.close(descriptor)
+    `names` has the name of each stream by descriptor. No stream is read further than its limit.
+    """
+    open_descriptors = set(names)
+    while open_descriptors:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return "timeout"
+        ready, _, _ = select.select(open_descriptors, [], [], min(left, _CHECK_SECONDS))
+        for descriptor in ready:
+            data, name = os.read(descriptor, _READ_BYTES), names[descriptor]
+            if not data:
+                open_descriptors.remove(descriptor)
+            room = (_REPORT_BYTES if name == "report" else limits.output_bytes) - len(texts[name])
+            texts[name] += data[:room]
+            if len(data) > room:
+                return "output"
+        if not ready and _exceeds_limits(folder, limits):
+            return "disk"
+    return "disk" if _exceeds_limits(folder, limits) else None
 
 
 def _exceeds_limits(folder: Path, limits: Limits) -> bool:

@@ -21,8 +21,7 @@ _SCRATCH = _READ | _WRITE_FILE | _REMOVE_DIRECTORY | _REMOVE_FILE | _MAKE_DIRECT
 
 def version() -> int:
     """The kernel's Landlock ABI version; 0 without Landlock. Version 1 came with Linux 5.13."""
-    found = int(_LIBC.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(_VERSION)))
-    return max(found, 0)
+    return max(0, int(_LIBC.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(_VERSION))))
 
 
 class Ruleset:

@@ -29,7 +29,7 @@ _START = (
 )
 _START_SECONDS = 120.0
 _SPARE_SECONDS = 10.0  # after a program's own timeout, until its interpreter counts as dead
-# The whole environment of a program. The hash seed is fixed so that sets of strings always have the same order.
+# The complete environment of a program. The hash seed is fixed so that sets of strings always have the same order.
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",

@@ -110,17 +110,12 @@ _BY_ARGUMENT: dict[str, tuple[tuple[int, int], int, tuple[int, ...]]] = {
     "prlimit64": ((302, 261), 2, (0,)),
 }
 
-_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, AUDIT_ARCH
+ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _ALLOW, _EPERM, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
-
-
-def is_supported() -> bool:
-    """Whether the system call numbers of this processor are known."""
-    return platform.machine() in _ARCHITECTURES
 
 
 class Filter:
@@ -142,7 +137,7 @@ class _FilterProgram(ctypes.Structure):  # struct sock_fprog
 
 
 def _filter_code(machine: str) -> bytes:
-    column, architecture = _ARCHITECTURES[machine]
+    column, architecture = ARCHITECTURES[machine]
     code = [*_only_if(_ARCH, [architecture], otherwise=_KILL), _instruction(_LOAD, _NUMBER)]
     for numbers in ALLOWED.values():
         number = numbers[column]
