@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from fractions import Fraction
+from math import prod
 
 THOUSANDS = "\ue000"  # a separator of thousands, not of a list
 DOLLAR = "＄"  # a currency, where $ would delimit a formula
@@ -129,6 +130,7 @@ _DIGITS = {character: value for value, character in enumerate("零一二三四�
 _DIGITS |= {character: value for value, character in enumerate("壹贰叁肆伍陆柒捌玖", 1)}
 _TENS = {"十": 10, "百": 100, "千": 1000, "拾": 10, "佰": 100, "仟": 1000}
 _MYRIADS = {"万": 10**4, "亿": 10**8}
+_SCALES = _TENS | _MYRIADS
 _NUMERAL = "[零〇一二两三四五六七八九十百千万亿壹贰叁肆伍陆柒捌玖拾佰仟点]"
 _AMOUNT = rf"(?:[0-9]+(?:\.[0-9]+)?[万亿]?|{_NUMERAL}+)"
 _PERCENT = re.compile(rf"百分之({_AMOUNT})")
@@ -153,10 +155,7 @@ def _with_digits(text: str) -> str:
 
 
 def _convert_myriad(match: re.Match[str]) -> str:
-    scale = 1
-    for character in match[2]:
-        scale *= _TENS.get(character) or _MYRIADS[character]
-    return _format(Fraction(match[1]) * scale)
+    return _format(Fraction(match[1]) * prod(_SCALES[character] for character in match[2]))
 
 
 def _convert_whole(match: re.Match[str], text: str) -> str:
@@ -206,6 +205,6 @@ def _integer(numeral: str) -> int | None:
         else:
             total = (total + section + digit) * _MYRIADS[character]
             section = digit = 0
-    if digit and len(numeral) > 1 and numeral[-2] in _TENS | _MYRIADS and numeral[-2] not in "十拾":
-        digit *= (_TENS | _MYRIADS)[numeral[-2]] // 10  # 一万二 is 12000
+    if digit and len(numeral) > 1 and numeral[-2] in _SCALES and numeral[-2] not in "十拾":
+        digit *= _SCALES[numeral[-2]] // 10  # 一万二 is 12000
     return total + section + digit

@@ -48,12 +48,9 @@ def _same(reference: str, answer: str, symbolic: TextComparison, depth: int) -> 
 
 
 def _parse(text: str) -> Parsed:
-    whole = re.fullmatch(r"\\text ?\{([^{}]*)\}", text)
-    return (
-        quantities.parse(whole[1].strip() if whole else text)
-        or quantities.parse_number_in_base(text)
-        or structure.parse(text)
-    )
+    in_text = re.fullmatch(r"\\text ?\{([^{}]*)\}", text)
+    quantity = quantities.parse(in_text[1].strip() if in_text else text)
+    return quantity or quantities.parse_number_in_base(text) or structure.parse(text)
 
 
 def _same_digits(wanted: object, given: object, reference: str, answer: str) -> bool:

@@ -74,14 +74,14 @@ _LONG_WORD = re.compile(
     r"(?<![\\A-Za-z])(?!(?:sqrt|frac|arcsin|arccos|arctan|sinh|cosh|tanh)\b)[A-Za-z]{4,}"
     r"|[\u4e00-\u9fff]|\d:\d\d ?[AaPp]\.?[Mm]"
 )
-_WHOLE_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+_IN_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 
 
 def parse(text: str) -> Structure:
     """The structure of an answer that is not a plain number, in the form of `notation.normalize`."""
     text = _MEMBER_OF.sub("", text, count=1) if _MEMBER_OF.match(text) else text
-    whole = _WHOLE_TEXT.fullmatch(text)
-    text = strip_wrappers(whole[1]) if whole else text
+    in_text = _IN_TEXT.fullmatch(text)
+    text = strip_wrappers(in_text[1]) if in_text else text
     matrix = _MATRIX.fullmatch(text)
     if matrix:
         rows = [[*row.split("&"), "row"] for row in matrix[2].split(ROW_END) if row.strip()]
@@ -102,7 +102,7 @@ def parse(text: str) -> Structure:
     sides = split_outside_brackets(text, "=")
     if len(sides) > 1 and all(sides) and not re.search(r"[<>!]$", sides[0]):
         return Equation(sides[0], sides[-1])
-    if whole or _LONG_WORD.search(re.sub(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+", "", text)):
+    if in_text or _LONG_WORD.search(re.sub(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+", "", text)):
         return as_words(text)
     return _interval(text) or Formula(text)
 
