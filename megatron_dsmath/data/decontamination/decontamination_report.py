@@ -100,11 +100,6 @@ class DecontaminationReport:
         """The number of dropped documents."""
         return sum(file.dropped for file in self.files)
 
-    @property
-    def bad_lines(self) -> int:
-        """The number of lines that are not documents."""
-        return sum(file.bad_lines for file in self.files)
-
     def totals(self) -> dict[str, object]:
         """The facts about the whole call, by name."""
         documents = self.kept + self.dropped
@@ -113,7 +108,7 @@ class DecontaminationReport:
             "kept": self.kept,
             "dropped": self.dropped,
             "drop_rate": self.dropped / max(1, documents),
-            "bad_lines": self.bad_lines,
+            "bad_lines": sum(file.bad_lines for file in self.files),
             "input_bytes": self.input_bytes,
             "kept_bytes": sum(file.kept_bytes for file in self.files),
             "dropped_bytes": sum(file.dropped_bytes for file in self.files),

@@ -15,20 +15,16 @@ PADDING = -1  # sample or group number of padding, which has no effect on the lo
 class Microbatch(NamedTuple):
     """Sequences with their loss mask and the groups to which their loss belongs."""
 
-    tokens: IntArray
-    """int64 [microbatch, sequence_length + 1]; inputs are all but the last token, targets all but the first."""
-    loss_mask: npt.NDArray[np.bool_]
-    """[microbatch, sequence_length]: whether the target is part of the loss."""
+    tokens: IntArray  # int64 [microbatch, sequence_length + 1]; inputs: all but the last; targets: all but the first
+    loss_mask: npt.NDArray[np.bool_]  # [microbatch, sequence_length]: whether the target is part of the loss
     groups: npt.NDArray[np.int32]
     """The groups of each target as indices into `RunBatches.group_names`; PADDING where the mask is false.
 
     [microbatch, sequence_length, groups per target], or [microbatch, 1, groups per target] if all targets of a
     sequence belong to the same groups.
     """
-    document_starts: list[IntArray]
-    """Per sequence int64, ascending from 0. Padding at the end belongs to the last document."""
-    samples: IntArray
-    """int64 [microbatch]: the numbers of the sequences in the run or in the validation set."""
+    document_starts: list[IntArray]  # per sequence int64, ascending from 0; padding belongs to the last document
+    samples: IntArray  # int64 [microbatch]: the numbers of the sequences in the run or in the validation set
 
     def without_targets(self) -> Microbatch:
         """Return the same sequences without any target in the loss."""

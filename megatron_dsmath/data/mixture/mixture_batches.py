@@ -91,14 +91,16 @@ class MixtureBatches:
         """Yield the name of the corpus and each passage of a sample, document by document."""
         mixture = self.mixture(self.plan.version_at(sample))
         corpus, epoch, start = (int(column[0]) for column in mixture.locate(np.array([sample])))
-        for passage in mixture.training[corpus].window_passages(epoch, start):
+        stream = mixture.training[corpus].stream_of(epoch)
+        for passage in stream.passages(start, mixture.version.sequence_length + 1):
             yield mixture.names[corpus], passage
 
     def tokens(self, samples: IntArray) -> IntArray:
         """See `RunBatches`; all samples are drawn from the version that is valid at the first one."""
         mixture = self.mixture(self.plan.version_at(int(samples[0])))
         locations = zip(*(column.tolist() for column in mixture.locate(samples)), strict=True)
-        return np.stack([mixture.training[corpus].window_tokens(epoch, start) for corpus, epoch, start in locations])
+        streams = [(mixture.training[corpus].stream_of(epoch), start) for corpus, epoch, start in locations]
+        return np.stack([stream.tokens(start, mixture.version.sequence_length + 1) for stream, start in streams])
 
     def mixture(self, version: int) -> Mixture:
         """Return a version of the plan, opened once."""
@@ -117,7 +119,7 @@ class MixtureBatches:
             part = slice(first, first + size)
             locations = zip(*(column[part].tolist() for column in (numbers, *rows)), strict=True)
             read = [
-                padding if number == PADDING else sources[corpus].read_window(epoch, start)
+                padding if number == PADDING else sources[corpus].stream_of(epoch).read(start, length + 1)
                 for number, corpus, epoch, start in locations
             ]
             yield Microbatch(

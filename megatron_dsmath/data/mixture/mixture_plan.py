@@ -29,10 +29,8 @@ class Shard(Section):
     prefix: str
     documents: Count
     tokens: Count
-    sha256: str | None
-    """Hash of the .bin from its sidecar; null if there was no sidecar."""
-    held_out: tuple[tuple[Count, Count], ...]
-    """Token ranges [first, end) of the documents held out for validation."""
+    sha256: str | None  # hash of the .bin from its sidecar; null if there was no sidecar
+    held_out: tuple[tuple[Count, Count], ...]  # token ranges [first, end) of the documents held out for validation
 
     @property
     def training_tokens(self) -> int:
@@ -45,21 +43,16 @@ class CorpusPosition(Section):
 
     name: str
     weight: float
-    shards: tuple[Count, ...]
-    """The shards of all later epochs."""
-    epoch: Count
-    """The current epoch; an epoch that a new sequence length cut short counts as one."""
-    position: Count
-    """The number of samples of the current epoch that were drawn before."""
-    epoch_shards: tuple[Count, ...]
-    """The shards of the current epoch."""
+    shards: tuple[Count, ...]  # the shards of all later epochs
+    epoch: Count  # the current epoch; one that a new sequence length cut short counts as one
+    position: Count  # the number of samples of the current epoch that were drawn before
+    epoch_shards: tuple[Count, ...]  # the shards of the current epoch
 
 
 class Version(VersionStart):
     """A mixture that is valid from `first_sample` on."""
 
-    end_sample: Count
-    """The planned end of the run."""
+    end_sample: Count  # the planned end of the run
     sequence_length: PositiveInt
     corpora: tuple[CorpusPosition, ...] = Field(min_length=1)
 
@@ -83,13 +76,11 @@ class CorpusTotal:
 class MixturePlan(RunPlan):
     """All versions of a run's mixture, in order, and the shards that they use."""
 
-    arithmetic: Literal[1] = 1
-    """Incremented when a newer program would draw other samples from the same plan."""
+    arithmetic: Literal[1] = 1  # incremented when a newer program would draw other samples from the same plan
     seed: NonNegativeInt
     held_out_share: float
     shards: tuple[Shard, ...]
-    versions: tuple[Version, ...]
-    """Empty only before the first start of a run."""
+    versions: tuple[Version, ...]  # empty only before the first start of a run
 
     @model_validator(mode="after")
     def _require_consistency(self) -> MixturePlan:

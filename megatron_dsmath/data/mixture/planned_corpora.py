@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dsmath.data.indexed.dataset import IndexedDataset, Tokens
+from megatron_dsmath.data.indexed.dataset import IndexedDataset
 from megatron_dsmath.data.mixture.mixture_batches import Mixture
-from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
+from megatron_dsmath.data.mixture.mixture_plan import CorpusTotal, MixturePlan
 from megatron_dsmath.data.mixture.permutation import permute, random_words
 
 MOST_COMPARISONS = 512
@@ -27,18 +27,13 @@ FEWEST_COMPARISONS = 21  # more than 4.5^2; fewer cannot exceed it
 
 
 @dataclass(frozen=True)
-class PlannedCorpus:
+class PlannedCorpus(CorpusTotal):
     """A corpus at the end of the run.
 
     `largest_deviation_samples` counts from the first sample of the newest version and is None for a removed corpus.
     `neighbours_alike` is `NeighbourSimilarity.excess`, or None if it is not known.
     """
 
-    name: str
-    share: float
-    samples: int
-    tokens: int
-    epochs: float
     largest_deviation_samples: float | None
     neighbours_alike: float | None
     unshuffled: bool
@@ -102,27 +97,21 @@ def neighbour_similarity(shards: Sequence[IndexedDataset], *label: object) -> Ne
     if comparisons < FEWEST_COMPARISONS:
         return None
 
-    def counts(document: int) -> npt.NDArray[np.int64]:
+    def token_counts(document: int) -> npt.NDArray[np.int64]:
         shard = bisect_right(firsts, document) - 1
-        return _token_counts(shards[shard].document(document - firsts[shard]))
+        tokens = shards[shard].document(document - firsts[shard])[:COMPARED_TOKENS].astype(np.int64)
+        counts: npt.NDArray[np.int64] = np.bincount(tokens % BUCKETS, minlength=BUCKETS)
+        return counts
 
     # Pairs of neighbours: the first half gives documents and their neighbours, the second half other documents.
     pairs = permute(np.arange(2 * comparisons), documents // 2, random_words(*label, "neighbours"))
     differences = np.zeros(comparisons)
     for comparison, (first, other) in enumerate((2 * pairs.reshape(2, comparisons)).T.tolist()):
-        document = counts(first)
-        differences[comparison] = _similarity(document, counts(first + 1)) - _similarity(document, counts(other))
+        counts, next_counts, other_counts = (token_counts(document) for document in (first, first + 1, other))
+        differences[comparison] = _similarity(counts, next_counts) - _similarity(counts, other_counts)
     differences = differences.round(9)  # ignore rounding between equal similarities
     spread = sqrt(float((differences**2).sum()))
     return NeighbourSimilarity(float(differences.mean()), float(differences.sum()) / spread if spread else 0.0)
-
-
-def _token_counts(document: Tokens) -> npt.NDArray[np.int64]:
-    """Count the first tokens of a document by bucket: int64 [BUCKETS]."""
-    counts: npt.NDArray[np.int64] = np.bincount(
-        document[:COMPARED_TOKENS].astype(np.int64) % BUCKETS, minlength=BUCKETS
-    )
-    return counts
 
 
 def _similarity(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> float:

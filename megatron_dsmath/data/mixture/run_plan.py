@@ -19,15 +19,13 @@ class VersionStart(Section):
     """The start of a version of a plan."""
 
     first_sample: Count
-    skipped_samples: Count
-    """The number of samples directly before `first_sample` that were skipped."""
+    skipped_samples: Count  # the number of samples directly before `first_sample` that were skipped
 
 
 class RunPlan(Section, ABC):
     """A plan as stored in checkpoints and in the ledger. Samples are numbered from the start of the run."""
 
-    versions: tuple[VersionStart, ...]
-    """A version is valid from its first sample until the first sample of the next version."""
+    versions: tuple[VersionStart, ...]  # a version is valid from its first sample until that of the next one
 
     @abstractmethod
     def with_skipped(self, next_sample: int, samples: int) -> RunPlan:

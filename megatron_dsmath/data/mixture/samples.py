@@ -160,7 +160,7 @@ class CorpusSamples:
         positions = np.where(numbers < left, self._position + numbers, rest)
         windows, starts = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs):
-            rows, token_count = epochs == epoch, self._stream_of(epoch).token_count
+            rows, token_count = epochs == epoch, self.stream_of(epoch).token_count
             size = samples_per_epoch(token_count, self.sequence_length)
             windows[rows] = permute(positions[rows], size, random_words(*self._label, "order", epoch))
             offset = int(random_words(*self._label, "offset", epoch)[0]) % token_count
@@ -170,21 +170,10 @@ class CorpusSamples:
     def read(self, number: int) -> Sample:
         """Read sample `number`. Raises as `TokenStream.tokens`."""
         windows = self.locate(np.array([number]))
-        return self.read_window(int(windows.epoch[0]), int(windows.start[0]))
+        return self.stream_of(int(windows.epoch[0])).read(int(windows.start[0]), self.sequence_length + 1)
 
-    def read_window(self, epoch: int, start: int) -> Sample:
-        """Read the sample of `epoch` that begins at token `start` of its stream; `locate` gives both."""
-        return self._stream_of(epoch).read(start, self.sequence_length + 1)
-
-    def window_tokens(self, epoch: int, start: int) -> IntArray:
-        """Read only its tokens, which is faster: int64 [sequence_length + 1]."""
-        return self._stream_of(epoch).tokens(start, self.sequence_length + 1)
-
-    def window_passages(self, epoch: int, start: int) -> Iterator[Passage]:
-        """Yield the same sample document by document."""
-        return self._stream_of(epoch).passages(start, self.sequence_length + 1)
-
-    def _stream_of(self, epoch: int) -> TokenStream:
+    def stream_of(self, epoch: int) -> TokenStream:
+        """Return the stream whose windows `epoch` reads; a sample is sequence_length + 1 tokens from its start on."""
         return self._epoch_stream if epoch == self._epoch else self.stream
 
 
