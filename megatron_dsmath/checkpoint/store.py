@@ -7,7 +7,6 @@ hint for people. See docs/checkpoints.md.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
@@ -20,13 +19,12 @@ from megatron_dsmath.checkpoint.manifest import MANIFEST, FileEntry, Manifest, n
 from megatron_dsmath.errors import CheckpointError
 from megatron_dsmath.fault_injection import fault_point
 from megatron_dsmath.files import directories
-from megatron_dsmath.files.atomic_files import require_free_space, sync
+from megatron_dsmath.files.atomic_files import file_sha256, require_free_space, sync
 from megatron_dsmath.files.directories import report_write_errors
 
 LATEST = "LATEST"
 KEPT_AT_LEAST = 2  # the newest may turn out to be damaged
 _STEP = re.compile(r"step_(0|[1-9]\d*)")
-_BLOCK_BYTES = 1 << 22
 
 
 def locate(path: Path) -> Path:
@@ -244,11 +242,8 @@ def _differs(path: Path, found: str, expected: str) -> CheckpointError:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
+        return file_sha256(path)
     except OSError as error:
         raise CheckpointError(
             "a file of the checkpoint cannot be read",
@@ -256,4 +251,3 @@ def _sha256(path: Path) -> str:
             found=error.strerror,
             fix="correct its permissions, or use another checkpoint",
         ) from error
-    return digest.hexdigest()

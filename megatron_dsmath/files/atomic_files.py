@@ -54,6 +54,15 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         raise write_error(path, error) from error
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 class PartialFile(NamedTuple):
     """The beginning of an unfinished file that a killed process left, and its hash so far."""
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Protocol
 from pydantic import Discriminator, Tag, TypeAdapter
 
 from megatron_dsmath.config.sections import RunConfig
-from megatron_dsmath.data.indexed.sidecar import sha256_of
 from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.data.mixture.microbatch import Microbatch
 from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
@@ -21,6 +20,7 @@ from megatron_dsmath.data.sft.conversation_batches import PackedBatches
 from megatron_dsmath.data.sft.conversation_plan import ConversationPlan, plan_conversations, require_same_set
 from megatron_dsmath.data.sft.examples import Examples, labels_path, targets_path
 from megatron_dsmath.errors import ConfigError, DataError
+from megatron_dsmath.files.atomic_files import file_sha256
 
 
 class RunBatches(Protocol):
@@ -106,7 +106,7 @@ def open_recorded_batches(plan: RunPlan, fingerprint: str | None, vocabulary_siz
     # Masks and labels; the hashes of the steps check the tokens.
     recorded = {targets_path(plan.prefix): plan.sha256.targets, labels_path(plan.prefix): plan.sha256.labels}
     for path, expected in recorded.items():
-        if (found := sha256_of(path)) != expected:
+        if (found := file_sha256(path)) != expected:
             raise DataError(
                 "a file was changed since the run read it",
                 where=path,

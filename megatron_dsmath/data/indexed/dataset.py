@@ -5,6 +5,7 @@ The files are byte for byte those of `megatron.core.datasets.indexed_dataset`; s
 
 from __future__ import annotations
 
+import json
 import mmap
 from array import array
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_dsmath.data.indexed.index_file import CODES, map_file, read_index, row_ranges, validate_index, write_index
-from megatron_dsmath.data.indexed.sidecar import Metadata, sidecar_bytes, sidecar_path
+from megatron_dsmath.data.indexed.sidecar import Metadata, sidecar_path
 from megatron_dsmath.errors import IndexedDatasetError
-from megatron_dsmath.files.atomic_files import AtomicFiles, OutputFile, PartialFile
+from megatron_dsmath.files.atomic_files import AtomicFiles, PartialFile
 
 Tokens = npt.NDArray[np.integer]
 
 
 def dtype_for(vocabulary_size: int) -> np.dtype[np.integer]:
-    """The dtype of Megatron for a vocabulary: uint16 below 65,500 entries, else int32 (`DType.optimal_dtype`)."""
+    """Megatron's dtype for a vocabulary: uint16 below 65,500 entries, else int32 (`DType.optimal_dtype`)."""
     return np.dtype(np.uint16 if vocabulary_size < 65_500 else np.int32)
 
 
@@ -50,9 +51,8 @@ class IndexedDataset:
 
         Raises IndexedDatasetError with the file and its fault.
         """
+        require_files(prefix)
         self.prefix = Path(prefix)
-        for path in (bin_path(prefix), idx_path(prefix)):
-            _require_file(path, self.prefix)
         index, self._content = read_index(idx_path(prefix)), map_file(bin_path(prefix))
         if validate:
             validate_index(idx_path(prefix), index, len(self._content))
@@ -128,17 +128,12 @@ class IndexedWriter:
         self._files = AtomicFiles(
             *extra_files, bin_path(prefix), sidecar_path(prefix), idx_path(prefix), resume_from=resume_from
         )
-        *self.extra_files, self._bin, self._sidecar, self._idx = self._files.files
+        *self.extra_files, self.bin, self._sidecar, self._idx = self._files.files
 
     @property
     def document_count(self) -> int:
         """The number of documents so far, including empty ones."""
         return len(self._document_indices) - 1
-
-    @property
-    def growing_files(self) -> list[OutputFile]:
-        """The files that grow with every document: the extra files and the .bin."""
-        return [*self.extra_files, self._bin]
 
     def add_document(self, tokens: Sequence[int] | Tokens) -> None:
         """Append one document as one sequence; see `add_documents`."""
@@ -153,7 +148,7 @@ class IndexedWriter:
         """
         if tokens.size:
             self._require_in_range(tokens)
-            self._bin.write(tokens.astype(self.dtype).tobytes())
+            self.bin.write(tokens.astype(self.dtype).tobytes())
         self.restore_documents(lengths)
 
     def restore_documents(self, lengths: npt.NDArray[np.integer]) -> None:
@@ -180,13 +175,21 @@ class IndexedWriter:
         for rows in row_ranges(dataset.document_count):
             self._document_indices.frombytes((dataset.document_indices[1:][rows] + sequences_before).tobytes())
         for rows in row_ranges(dataset.token_count):
-            self._bin.write(dataset.tokens[rows].tobytes())
+            self.bin.write(dataset.tokens[rows].tobytes())
         self.token_count += dataset.token_count
 
     def prepare(self) -> None:
         """Write and sync all files; then only the renames remain. Raises OutputError."""
         if not self._prepared:
-            self._write_index_and_sidecar()
+            write_index(self._idx, self.dtype, self._lengths, self._document_indices)
+            counts = {
+                "documents": self.document_count,
+                "sequences": len(self._lengths),
+                "tokens": self.token_count,
+                "dtype": str(self.dtype),
+                "sha256": {"bin": self.bin.sha256, "idx": self._idx.sha256},
+            }
+            self._sidecar.write((json.dumps(counts | self.metadata, indent=2, ensure_ascii=False) + "\n").encode())
             for file in self._files.files:
                 file.sync()
             self._prepared = True
@@ -194,26 +197,13 @@ class IndexedWriter:
     def __enter__(self) -> IndexedWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             if error is None:
                 self.prepare()
                 self._files.publish()
         finally:
             self._files.discard()
-
-    def _write_index_and_sidecar(self) -> None:
-        write_index(self._idx, self.dtype, self._lengths, self._document_indices)
-        counts = {
-            "documents": self.document_count,
-            "sequences": len(self._lengths),
-            "tokens": self.token_count,
-            "dtype": str(self.dtype),
-            "sha256": {"bin": self._bin.sha256, "idx": self._idx.sha256},
-        }
-        self._sidecar.write(sidecar_bytes(counts | self.metadata))
 
     def _require_in_range(self, tokens: Tokens) -> None:
         low, high = int(tokens.min()), int(tokens.max())
@@ -227,8 +217,11 @@ class IndexedWriter:
             )
 
 
-def _require_file(path: Path, prefix: Path) -> None:
-    if path.is_file():
+def require_files(prefix: str | Path) -> None:
+    """Raise IndexedDatasetError unless PREFIX.bin and PREFIX.idx exist."""
+    prefix = Path(prefix)
+    missing = [path for path in (bin_path(prefix), idx_path(prefix)) if not path.is_file()]
+    if not missing:
         return
     if prefix.suffix in (".bin", ".idx") and prefix.is_file():
         fix = f"give the prefix without its ending: {prefix.with_suffix('')}"
@@ -237,7 +230,7 @@ def _require_file(path: Path, prefix: Path) -> None:
     raise IndexedDatasetError(
         "no dataset at this prefix",
         where=prefix,
-        found=f"{path} is missing",
+        found=f"{missing[0]} is missing",
         expected=f"{prefix}.bin and {prefix}.idx",
         fix=fix,
     )

@@ -23,15 +23,9 @@ from megatron_dsmath.files.atomic_files import OutputFile
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
-DTYPES: dict[int, type[np.integer]] = {
-    1: np.uint8,
-    2: np.int8,
-    3: np.int16,
-    4: np.int32,
-    5: np.int64,
-    8: np.uint16,
-}  # 6 and 7 are floats
-CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+_INTEGERS = ((1, np.uint8), (2, np.int8), (3, np.int16), (4, np.int32), (5, np.int64), (8, np.uint16))  # 6, 7: floats
+DTYPES: dict[int, np.dtype[np.integer]] = {code: np.dtype(dtype) for code, dtype in _INTEGERS}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 ROWS_AT_ONCE = 1 << 20  # rows processed together, which bounds the memory
 COPY_AGAIN = "the file is damaged: copy it again from its source, or tokenize again"
 
@@ -127,7 +121,7 @@ def row_ranges(count: int) -> Iterator[slice]:
 
 
 def _read_header(path: Path, content: mmap.mmap | bytes) -> tuple[np.dtype[np.integer], int, int]:
-    """The dtype of the tokens, the number of sequences and of document boundaries."""
+    """The dtype of the tokens, and the numbers of sequences and document boundaries."""
     size_bytes, header = len(content), content[: HEADER.size]
     if header[: len(MAGIC)] != MAGIC:
         fix = "give the prefix of a .bin/.idx pair"
@@ -138,7 +132,7 @@ def _read_header(path: Path, content: mmap.mmap | bytes) -> tuple[np.dtype[np.in
     if version != VERSION:
         raise _index_error("the version of the index is not supported", path, version, VERSION, "tokenize again")
     if code not in DTYPES:
-        known = ", ".join(f"{code} ({np.dtype(dtype)})" for code, dtype in DTYPES.items())
+        known = ", ".join(f"{code} ({dtype})" for code, dtype in DTYPES.items())
         raise _index_error("the dtype of the index is not an integer", path, f"dtype code {code}", known)
     expected_bytes = HEADER.size + 12 * sequences + 8 * boundaries
     if size_bytes != expected_bytes:
@@ -147,7 +141,7 @@ def _read_header(path: Path, content: mmap.mmap | bytes) -> tuple[np.dtype[np.in
         raise _index_error(what, path, f"{size_bytes:,} bytes", f"{expected_bytes:,} bytes for {counts}")
     if boundaries == 0:
         raise _index_error("the index has no document boundaries", path, 0, "at least 1")
-    return np.dtype(DTYPES[code]), sequences, boundaries
+    return DTYPES[code], sequences, boundaries
 
 
 def _require_contiguous_sequences(path: Path, index: Index, bin_bytes: int) -> None:
@@ -170,9 +164,8 @@ def _require_contiguous_sequences(path: Path, index: Index, bin_bytes: int) -> N
         if misplaced.any():
             row = int(np.argmax(misplaced))
             found = f"byte {index.offsets[rows][row]:,} for sequence {rows.start + row:,}"
-            raise _index_error(
-                "a sequence does not begin where the previous one ends", path, found, f"byte {starts[row]:,}"
-            )
+            what = "a sequence does not begin where the previous one ends"
+            raise _index_error(what, path, found, f"byte {starts[row]:,}")
         next_offset = int(ends[-1])
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path, idx_path
+from megatron_dsmath.data.indexed.dataset import IndexedDataset, bin_path, idx_path, require_files
 from megatron_dsmath.data.indexed.index_file import row_ranges
-from megatron_dsmath.data.indexed.sidecar import Metadata, read_sidecar, sha256_of, sidecar_path
+from megatron_dsmath.data.indexed.sidecar import Metadata, read_sidecar, sidecar_path
 from megatron_dsmath.errors import IndexedDatasetError
+from megatron_dsmath.files.atomic_files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class Verification:
 def inspect(prefix: str | Path) -> Inspection:
     """Collect the statistics of the dataset at `prefix`. Raises IndexedDatasetError if it cannot be opened."""
     dataset = IndexedDataset(prefix)
-    lengths = dataset.lengths
+    lengths, starts, ends = dataset.lengths, dataset.document_indices[:-1], dataset.document_indices[1:]
     return Inspection(
         prefix=dataset.prefix,
         dtype=str(dataset.dtype),
         documents=dataset.document_count,
-        empty_documents=_empty_documents(dataset),
+        empty_documents=sum(int((starts[rows] == ends[rows]).sum()) for rows in row_ranges(dataset.document_count)),
         sequences=len(dataset),
         tokens=dataset.token_count,
         shortest_sequence=int(lengths.min()) if len(lengths) else 0,
@@ -71,9 +72,7 @@ def verify(prefix: str | Path, vocabulary_size: int | None = None) -> Verificati
     be read.
     """
     sidecar = read_sidecar(prefix) or {}
-    for path in (bin_path(prefix), idx_path(prefix)):
-        if not path.is_file():
-            IndexedDataset(prefix)  # raises the error for a missing file
+    require_files(prefix)
     checks, faults = ["the index describes the .bin"], []
     try:
         dataset = IndexedDataset(prefix)
@@ -87,13 +86,6 @@ def verify(prefix: str | Path, vocabulary_size: int | None = None) -> Verificati
         checks.append("the counts and hashes are those of the sidecar")
         faults += _differences(dataset, sidecar)
     return Verification(dataset.prefix, tuple(checks), tuple(faults))
-
-
-def _empty_documents(dataset: IndexedDataset) -> int:
-    boundaries = dataset.document_indices
-    return sum(
-        int(np.count_nonzero(boundaries[1:][rows] == boundaries[rows])) for rows in row_ranges(dataset.document_count)
-    )
 
 
 def _ids_outside(dataset: IndexedDataset, limit: int) -> list[IndexedDatasetError]:
@@ -130,8 +122,8 @@ def _differences(dataset: IndexedDataset, sidecar: Metadata) -> list[IndexedData
         "sequences": len(dataset),
         "tokens": dataset.token_count,
         "dtype": str(dataset.dtype),
-        "bin": sha256_of(bin_path(dataset.prefix)),
-        "idx": sha256_of(idx_path(dataset.prefix)),
+        "bin": file_sha256(bin_path(dataset.prefix)),
+        "idx": file_sha256(idx_path(dataset.prefix)),
     }
     return [
         IndexedDatasetError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +20,6 @@ def sidecar_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.json")
 
 
-def sidecar_bytes(metadata: Metadata) -> bytes:
-    """The content of the sidecar file: indented, in the given order."""
-    return (json.dumps(metadata, indent=2, ensure_ascii=False) + "\n").encode()
-
-
 def read_sidecar(prefix: str | Path) -> Metadata | None:
     """The content of PREFIX.json; None if there is none, as for datasets that Megatron-LM wrote.
 
@@ -34,13 +28,20 @@ def read_sidecar(prefix: str | Path) -> Metadata | None:
     path = sidecar_path(prefix)
     try:
         metadata = json.loads(path.read_bytes())
+        if isinstance(metadata, dict):
+            return metadata
+        found: object = type(metadata).__name__
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(metadata, dict):
-        raise _unreadable(path, type(metadata).__name__)
-    return metadata
+        found = error
+    raise IndexedDatasetError(
+        "the sidecar cannot be read",
+        where=path,
+        found=found,
+        expected="a JSON object, as `dsmath data tokenize` writes it",
+        fix="remove it to continue without its counts and hashes, or tokenize again",
+    )
 
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> Metadata:
@@ -71,26 +72,7 @@ def idx_sha256(sidecar: Metadata | None) -> str | None:
     return _text(sidecar, "sha256", "idx")
 
 
-def sha256_of(path: Path) -> str:
-    """The hash of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _text(sidecar: Metadata | None, group: str, name: str) -> str | None:
     entries = (sidecar or {}).get(group)
     text = entries.get(name) if isinstance(entries, dict) else None
     return text if isinstance(text, str) else None
-
-
-def _unreadable(path: Path, found: object) -> IndexedDatasetError:
-    return IndexedDatasetError(
-        "the sidecar cannot be read",
-        where=path,
-        found=found,
-        expected="a JSON object, as `dsmath data tokenize` writes it",
-        fix="remove it to continue without its counts and hashes, or tokenize again",
-    )

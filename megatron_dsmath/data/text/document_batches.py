@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from megatron_dsmath.data.text.documents import BadLine, Document, parse_documents
 from megatron_dsmath.data.text.parquet import RowBatch, parquet_batches, row_batches
 from megatron_dsmath.errors import OutputError, UsageError
-from megatron_dsmath.files.lines import (
-    EXCERPT_BYTES,
-    LINE_LIMIT_BYTES,
-    Line,
-    LineBlock,
-    LineReader,
-    require_content,
-)
+from megatron_dsmath.files.lines import EXCERPT_BYTES, LINE_LIMIT_BYTES, Line, LineBlock, LineReader, require_content
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch

@@ -69,7 +69,7 @@ def quarantine_row(path: Path, line: Line, error: DataError) -> bytes:
 
 
 class _Object(list[tuple[str, Any]]):
-    """A JSON object as a list of pairs, in which a repeated field is visible."""
+    """A JSON object as a list of pairs, which keeps repeated fields."""
 
 
 def refuse_constant(name: str) -> NoReturn:

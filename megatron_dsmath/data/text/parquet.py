@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from megatron_dsmath.data.text.documents import BadLine, Document
 from megatron_dsmath.errors import DataError, DependencyError
 from megatron_dsmath.files.lines import BLOCK_BYTES, EXCERPT_BYTES, LINE_LIMIT_BYTES, Line
 
 if TYPE_CHECKING:
-    from pyarrow import Array, RecordBatch, Schema
+    from pyarrow import RecordBatch, Schema
     from pyarrow.parquet import ParquetFile
 
 MAX_ROWS = 4096  # per batch
@@ -35,10 +36,8 @@ class RowBatch(NamedTuple):
         """The document of each row, or the bad row. `fields`: the same that the batch was read with."""
         for number, row in enumerate(self.rows, self.first_number):
             try:
-                texts = tuple(
-                    _text(content, field, f"{self.path}:row {number}")
-                    for field, content in zip(fields, row, strict=True)
-                )
+                where = f"{self.path}:row {number}"
+                texts = tuple(_text(content, field, where) for field, content in zip(fields, row, strict=True))
             except DataError as error:
                 content = b"\n".join(content or b"" for content in row)
                 kept = content if len(content) <= LINE_LIMIT_BYTES else content[:EXCERPT_BYTES]
@@ -49,11 +48,7 @@ class RowBatch(NamedTuple):
 
 def row_batches(path: Path, fields: Sequence[str], finished_bytes: int) -> Iterator[RowBatch]:
     """The rows of `path`, read with `parquet_batches`. `finished_bytes`: bytes of the files that were read before."""
-
-    def contents(batch: RecordBatch) -> list[tuple[bytes | None, ...]]:
-        return list(zip(*(_contents(batch.column(field)) for field in fields), strict=True))
-
-    for first_number, rows, read_bytes in parquet_batches(path, contents, fields):
+    for first_number, rows, read_bytes in parquet_batches(path, partial(_contents, fields), fields):
         yield RowBatch(path, first_number, rows, finished_bytes + read_bytes)
 
 
@@ -66,7 +61,17 @@ def parquet_batches(
     strings; None reads all columns. Raises DependencyError without pyarrow, and DataError with the file and, if known,
     the row.
     """
-    pyarrow, parquet = _load_pyarrow(path)
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DependencyError(
+            "a .parquet file needs the package pyarrow",
+            where=path,
+            found="it is not installed",
+            expected="pyarrow",
+            fix="pip install 'megatron_dsmath[parquet]', or convert the file to JSONL",
+        ) from error
     size_bytes, number = path.stat().st_size, 0
     try:
         with parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
@@ -87,22 +92,6 @@ def parquet_batches(
         ) from error
     if number == 0:
         raise DataError("the file is empty", where=path, found="no row", expected="rows", fix="leave it out")
-
-
-def _load_pyarrow(path: Path) -> tuple[Any, Any]:
-    """The package, and its module for Parquet."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DependencyError(
-            "a .parquet file needs the package pyarrow",
-            where=path,
-            found="it is not installed",
-            expected="pyarrow",
-            fix="pip install 'megatron_dsmath[parquet]', or convert the file to JSONL",
-        ) from error
-    return pyarrow, parquet
 
 
 def _require_texts(path: Path, schema: Schema, fields: Sequence[str]) -> None:
@@ -126,13 +115,13 @@ def _rows_per_batch(file: ParquetFile, group: int) -> int:
     return min(MAX_ROWS, max(1, BLOCK_BYTES // int(row_bytes)))
 
 
-def _contents(column: Array) -> list[bytes | None]:
-    """The texts as bytes, because pyarrow does not check that they are UTF-8."""
+def _contents(fields: Sequence[str], batch: RecordBatch) -> list[tuple[bytes | None, ...]]:
+    """The texts of each row as bytes, because pyarrow does not check that they are UTF-8."""
     import pyarrow
 
-    plain = column.dictionary_decode() if isinstance(column, pyarrow.DictionaryArray) else column
-    contents: list[bytes | None] = plain.cast(pyarrow.large_binary()).to_pylist()
-    return contents
+    columns = [batch.column(field) for field in fields]
+    plain = [column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column for column in columns]
+    return list(zip(*(column.cast(pyarrow.large_binary()).to_pylist() for column in plain), strict=True))
 
 
 def _text(content: bytes | None, field: str, where: str) -> str:

@@ -21,7 +21,7 @@ from megatron_dsmath.files.atomic_files import OutputFile, PartialFile, require_
 class DatasetWriters:
     """The `writers` of the datasets, and the `inputs` that take their documents.
 
-    With a shuffle seed, an input is the temporary dataset of a `shuffled_writer`; without, it is the writer itself.
+    With a shuffle seed, an input is the temporary dataset of a `_shuffled_writer`; without, it is the writer itself.
     """
 
     writers: Sequence[IndexedWriter]
@@ -34,9 +34,8 @@ class DatasetWriters:
 
     @property
     def growing_files(self) -> list[OutputFile]:
-        """The files that grow with every document."""
-        files = (file for writer in self.inputs for file in writer.growing_files)
-        return list(dict.fromkeys([*self.extra_files, *files]))
+        """The files that grow with every document: the extra files and each .bin."""
+        return [*self.extra_files, *(writer.bin for writer in self.inputs)]
 
     @property
     def document_count(self) -> int:
@@ -78,40 +77,35 @@ def open_datasets(
             for number, prefix in enumerate(prefixes)
         ]
         with ExitStack() as shuffles:
-            inputs = [
-                shuffles.enter_context(shuffled_writer(writer, prefix, shuffle_seed, resume_from))
-                for writer, prefix in zip(writers, prefixes, strict=True)
-            ]
+            inputs = writers
+            if shuffle_seed is not None:
+                inputs = [
+                    shuffles.enter_context(_shuffled_writer(writer, prefix, shuffle_seed, resume_from))
+                    for writer, prefix in zip(writers, prefixes, strict=True)
+                ]
             yield DatasetWriters(writers, inputs)
         for writer in writers:
             writer.prepare()
 
 
 @contextmanager
-def shuffled_writer(
-    writer: IndexedWriter, prefix: Path, seed: int | None, resume_from: Mapping[Path, PartialFile]
+def _shuffled_writer(
+    writer: IndexedWriter, prefix: Path, seed: int, resume_from: Mapping[Path, PartialFile]
 ) -> Iterator[IndexedWriter]:
     """A writer whose documents are added to `writer` in a random order when the block ends without an error.
 
-    Until then they are in PREFIX.unshuffled.bin, which is read through a memory map. Without a `seed` this is
-    `writer` itself. Raises OutputError if the disk has no space for both copies.
+    Until then they are in PREFIX.unshuffled.bin, which is read through a memory map. Raises OutputError if the disk
+    has no space for both copies.
     """
-    if seed is None:
-        yield writer
-        return
     unshuffled = Path(f"{prefix}.unshuffled")
     try:
         with IndexedWriter(unshuffled, writer.dtype, resume_from=resume_from) as first:
             yield first
         require_free_space(prefix.parent, bin_path(unshuffled).stat().st_size + idx_path(unshuffled).stat().st_size)
-        _add_shuffled(writer, IndexedDataset(unshuffled), seed)
+        dataset, key = IndexedDataset(unshuffled), random_words("shuffle of documents", seed)
+        for rows in row_ranges(dataset.document_count):
+            for number in permute(np.arange(rows.start, rows.stop), dataset.document_count, key):
+                writer.add_document(dataset.document(int(number)))
     finally:
         for path in (idx_path(unshuffled), bin_path(unshuffled), sidecar_path(unshuffled)):
             path.unlink(missing_ok=True)
-
-
-def _add_shuffled(writer: IndexedWriter, dataset: IndexedDataset, seed: int) -> None:
-    key = random_words("shuffle of documents", seed)
-    for rows in row_ranges(dataset.document_count):
-        for number in permute(np.arange(rows.start, rows.stop), dataset.document_count, key):
-            writer.add_document(dataset.document(int(number)))

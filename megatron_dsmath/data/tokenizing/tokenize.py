@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_dsmath.data.indexed.dataset import bin_path, dtype_for, idx_path
-from megatron_dsmath.data.indexed.sidecar import Metadata, sidecar_path, tokenizer_metadata
+from megatron_dsmath.data.indexed.sidecar import sidecar_path, tokenizer_metadata
 from megatron_dsmath.data.text.document_batches import (
     DocumentBatch,
     document_batches,
@@ -29,8 +29,7 @@ from megatron_dsmath.data.tokenizing.journal import Journal
 from megatron_dsmath.data.tokenizing.piece_encoder import EncodedTexts
 from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from megatron_dsmath.errors import DataError, TokenizerError, UsageError
-from megatron_dsmath.files import lines
-from megatron_dsmath.files.lines import require_content
+from megatron_dsmath.files.lines import BLOCK_BYTES, require_content
 from megatron_dsmath.files.progress import Progress, Report
 from megatron_dsmath.files.worker_processes import WorkerProcesses
 
@@ -123,7 +122,12 @@ def tokenize(
                     report_progress(Progress(datasets.document_count, tokens, result.read_bytes, input_bytes))
             _require_tokens(datasets, list(endings), paths, bad_count)
             for writer, name in zip(datasets.writers, endings, strict=True):
-                writer.metadata = _metadata(encode.tokenizer, name, options, paths, bad_count)
+                writer.metadata = {
+                    **tokenizer_metadata(encode.tokenizer),
+                    "bad_lines": bad_count,
+                    "options": {"field": name, **asdict(options)},
+                    "files": [path.name for path in paths],
+                }
     journal.remove()
     if not extra_files:
         quarantine.unlink(missing_ok=True)  # an earlier run's file would contradict the sidecar
@@ -152,12 +156,21 @@ class BatchEncoder:
     """Encodes the `fields` of each line of a batch. Raises the DataError of a bad line unless bad lines are skipped."""
 
     def __init__(self, tokenizer: Path, fields: Sequence[str], options: Options) -> None:
-        """Load the tokenizer. Raises TokenizerError."""
+        """Load the tokenizer. Raises TokenizerError if it cannot be loaded or has no BOS that is to be prepended."""
         self.tokenizer = load_tokenizer(tokenizer, options.eod_token, parse_special=options.parse_special)
         self.dtype = dtype_for(self.tokenizer.vocabulary_size)
         self._fields = fields
         self._skip_bad_lines = options.bad_lines == "skip"
-        self._before = [self._require_bos()] if options.prepend_bos else []
+        begin = self.tokenizer.begin_of_document if options.prepend_bos else None
+        if options.prepend_bos and begin is None:
+            raise TokenizerError(
+                "the tokenizer has no token that begins a document",
+                where=self.tokenizer.path,
+                found="no BOS token",
+                expected="a BOS token, to prepend it",
+                fix="leave out --prepend-bos",
+            )
+        self._before = [] if begin is None else [begin]
         self._after = [self.tokenizer.end_of_document] if options.append_eod else []
 
     def __call__(self, batch: DocumentBatch) -> EncodedBatch:
@@ -189,17 +202,6 @@ class BatchEncoder:
         tokens[is_text] = encoded.tokens
         return EncodedTexts(tokens, lengths)
 
-    def _require_bos(self) -> int:
-        if self.tokenizer.begin_of_document is None:
-            raise TokenizerError(
-                "the tokenizer has no token that begins a document",
-                where=self.tokenizer.path,
-                found="no BOS token",
-                expected="a BOS token, to prepend it",
-                fix="leave out --prepend-bos",
-            )
-        return self.tokenizer.begin_of_document
-
 
 def _start_workers(
     start: Callable[[], BatchEncoder], workers: int
@@ -211,16 +213,7 @@ def _start_workers(
 def _describe_task(tokenizer: Tokenizer, endings: Mapping[str, str], options: Options, paths: Sequence[Path]) -> str:
     """Everything that determines the output; each input file is identified by its size and modification time."""
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return json.dumps([list(endings.items()), asdict(options), tokenizer.fingerprint, files, lines.BLOCK_BYTES])
-
-
-def _metadata(tokenizer: Tokenizer, field: str, options: Options, paths: Sequence[Path], bad_lines: int) -> Metadata:
-    return {
-        **tokenizer_metadata(tokenizer),
-        "bad_lines": bad_lines,
-        "options": {"field": field, **asdict(options)},
-        "files": [path.name for path in paths],
-    }
+    return json.dumps([list(endings.items()), asdict(options), tokenizer.fingerprint, files, BLOCK_BYTES])
 
 
 def _require_inputs_and_outputs(paths: Sequence[Path], prefixes: Sequence[Path]) -> None:

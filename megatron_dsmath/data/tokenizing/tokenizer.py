@@ -16,14 +16,8 @@ from megatron_dsmath.errors import TokenizerError
 
 # The tokenizer files that a Hugging Face folder may contain; those that exist are copied into an exported model.
 HUGGING_FACE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja"),
 )
 CJK_BYTES = 2  # per character: Chinese, Japanese and Korean text has more, text in other scripts has less
 ID_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "model")  # the parts of a tokenizer.json that determine ids
@@ -47,12 +41,11 @@ class Tokenizer(ABC):
         return self._encode_with_library([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, on one core; use several processes for more cores."""
-        encoder = self._piece_encoder_for(texts)
-        return encoder.encode(texts).to_lists() if encoder else self._encode_with_library(texts)
+        """The ids of each text."""
+        return self.encode_arrays(texts).to_lists()
 
     def encode_arrays(self, texts: Sequence[str]) -> EncodedTexts:
-        """The ids of each text, as two arrays."""
+        """The ids of each text as two arrays, on one core; use several processes for more cores."""
         encoder = self._piece_encoder_for(texts)
         return encoder.encode(texts) if encoder else EncodedTexts.from_lists(self._encode_with_library(texts))
 
@@ -92,7 +85,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json`, used with the `tokenizers` library."""
 
     def __init__(self, path: Path, end_of_document: str | None, parse_special: bool) -> None:
-        """Load the file, and its special tokens from `tokenizer_config.json`. Raises TokenizerError."""
+        """Load the file, and its special tokens from `tokenizer_config.json`."""
         from tokenizers import Tokenizer as Engine
 
         config = path.with_name("tokenizer_config.json")
@@ -155,7 +148,6 @@ class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece `.model`, used with the `sentencepiece` library, which never parses control symbols."""
 
     def __init__(self, path: Path, end_of_document: str | None) -> None:
-        """Load the model. Raises TokenizerError."""
         import sentencepiece
 
         sentencepiece.set_min_log_level(2)  # else every worker prints harmless messages about the model
@@ -210,24 +202,20 @@ def _find_file(path: Path) -> Path:
     if path.is_dir():
         models = sorted(path.glob("*.model"))
         candidates = [path / "tokenizer.json", path / "tokenizer.model", *(models if len(models) == 1 else [])]
+        content = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or "an empty folder"
     else:
         candidates = [path] if path.suffix in (".json", ".model") else []
+        content = f"a file named {path.name}" if path.exists() else "nothing at this path"
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise TokenizerError(
         "no tokenizer found",
         where=path,
-        found=_content_at(path),
+        found=content,
         expected="a tokenizer.json, a SentencePiece .model, or a folder that contains one",
         fix="correct the path",
     )
-
-
-def _content_at(path: Path) -> str:
-    if path.is_dir():
-        return ", ".join(sorted(file.name for file in path.iterdir())[:10]) or "an empty folder"
-    return f"a file named {path.name}" if path.exists() else "nothing at this path"
 
 
 def _read_object(path: Path) -> dict[str, Any]:
