@@ -1,1 +1,1 @@
-"""THE LOOP and what it leaves behind: metrics, checkpoints, a status."""
+"""The training loop and its outputs: metrics, checkpoints and a status."""

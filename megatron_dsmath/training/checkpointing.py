@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -252,16 +252,6 @@ def machine(topology: Topology) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(topology.device) if on_gpu else "cpu",
         "torch": torch.__version__,
     }
-
-
-def resume_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The entries of `now` that differ from those of a manifest, for messages: `threads 2 then, 1 now`."""
-
-    def text(value: Any) -> str:
-        return "unknown" if value is None else str(value)
-
-    names = [name for name in now if before.get(name) != now[name]]
-    return [f"{name} {text(before.get(name))} then, {text(now[name])} now" for name in names]
 
 
 @cache

@@ -20,16 +20,11 @@ class Goodput:
     """Sums over all starts of a run so far; read from its files once, then updated with each step and save."""
 
     first_start_unix: float
-    restarts: int = 0
-    """Starts after the first; a return to a checkpoint after a rejected step counts as one."""
-    lost_steps: int = 0
-    """Steps that a restart trained again."""
-    useful_seconds: float = 0.0
-    """Wall time of the steps in metrics.jsonl."""
-    save_seconds: float = 0.0
-    """Wall time in which training waited for a save."""
-    failed_saves: int = 0
-    """Saves that failed at the disk, after which training continued."""
+    restarts: int = 0  # starts after the first; a return to a checkpoint after a rejected step counts as one
+    lost_steps: int = 0  # steps that a restart trained again
+    useful_seconds: float = 0.0  # wall time of the steps in metrics.jsonl
+    save_seconds: float = 0.0  # wall time in which training waited for a save
+    failed_saves: int = 0  # saves that failed at the disk, after which training continued
 
     @classmethod
     def of(cls, directory: RunDirectory) -> Goodput:
@@ -43,10 +38,6 @@ class Goodput:
             save_seconds=sum(save.get("seconds", 0.0) for save in saves),
             failed_saves=sum("failed" in save for save in saves),
         )
-
-    def add_step(self, seconds: float) -> None:
-        """Add a step that is written to metrics.jsonl."""
-        self.useful_seconds += seconds
 
     def add_save(self, directory: RunDirectory, step: int, seconds: float) -> None:
         """Add a save, and append it to logs/saves.jsonl."""

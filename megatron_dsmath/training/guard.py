@@ -34,12 +34,9 @@ class Judgement(NamedTuple):
 
     cause: Literal["non_finite", "spike"] | None
     action: Literal["apply", "stop", "skip", "rewind"]
-    sigmas: tuple[float | None, float | None]
-    """Of the loss and of the gradient norm, as `SpikeWindow.sigmas`."""
-    spike_window: SpikeWindow
-    """The window after the step is applied or rejected."""
-    computed_again: str | None = None
-    """The result of computing the step a second time, where that was done (`rerun`)."""
+    sigmas: tuple[float | None, float | None]  # of the loss and of the gradient norm (`SpikeWindow.sigmas`)
+    spike_window: SpikeWindow  # after the step is applied or rejected
+    computed_again: str | None = None  # the result of a second computation of the step, if there was one (`rerun`)
 
 
 def judge(guard: GuardConfig, state: State, sums: StepSums) -> Judgement:

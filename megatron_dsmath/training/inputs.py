@@ -21,8 +21,7 @@ TOKENIZER = "data.tokenizer"
 _ABSENT = "absent"
 STATE_BYTES_PER_PARAMETER = 16  # at most: a weight of 4 bytes, its fp32 copy and two moments
 
-Resume = Literal["newest", "last-good"]
-"""The checkpoint from which a run continues: the newest, or the newest without a damaged byte."""
+Resume = Literal["newest", "last-good"]  # the newest checkpoint, or the newest without a damaged byte
 
 
 class Inputs(NamedTuple):

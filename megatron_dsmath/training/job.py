@@ -56,7 +56,7 @@ def open_job(
     directory = RunDirectory(Path(run.output))
     model_chunks = decoder.build(run, topology)
     if checkpoint is None:
-        decoder.load_weights(model_chunks, run.model, topology, first_weights(run, topology))
+        decoder.load_weights(model_chunks, run.model, topology, _initial_weights(run, topology))
     reduced = gradients.wrap_data_parallel(run, model_chunks, topology.data_size)
     return Job(
         run=run,
@@ -72,8 +72,7 @@ def open_job(
     )
 
 
-def first_weights(run: RunConfig, topology: Topology) -> decoder.WeightSource:
-    """The initial weights of a run: those of `model.initial_weights`, or drawn from the seed."""
+def _initial_weights(run: RunConfig, topology: Topology) -> decoder.WeightSource:
     if run.model.initial_weights is None:
         return decoder.WeightsFromSeed(run.model, run.seed)
     weights = open_weights(Path(run.model.initial_weights), topology.rank, topology.world_size)

@@ -23,16 +23,11 @@ class RankProgress:
 
     def __init__(self) -> None:
         self.section: Section = "setup"
-        self.step = 0
-        """Completed steps."""
-        self.detail = ""
-        """The operation within the section."""
-        self.marks = 0
-        """Increases with every section and every operation that begins."""
-        self.topology = ""
-        """The rank's coordinates in the layout; empty until the layout is set up."""
-        self.on_enter: Callable[[], None] | None = None
-        """Called whenever a section begins."""
+        self.step = 0  # completed steps
+        self.detail = ""  # the operation within the section
+        self.marks = 0  # increases with every section and every operation that begins
+        self.topology = ""  # the rank's coordinates in the layout; empty until the layout is set up
+        self.on_enter: Callable[[], None] | None = None  # called whenever a section begins
         self._step_seconds: deque[float] = deque(maxlen=MEDIAN_STEPS)
         self._entered = time.monotonic()
 

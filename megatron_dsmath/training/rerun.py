@@ -26,18 +26,10 @@ class Deviation(NamedTuple):
     """A rank on which two computations of a step differ."""
 
     rank: int
-    place: str
-    """The rank's coordinates in the layout; empty for a single process."""
+    place: str  # the rank's coordinates in the layout; empty for a single process
     host: str
-    first: str
-    """The first difference."""
-    is_own: bool
-    """Whether the rank computed the different value; else the value may come from another rank."""
-
-    @property
-    def name(self) -> str:
-        """The rank in messages, with coordinates and host."""
-        return f"rank {self.rank}{f' ({self.place})' if self.place else ''} on {self.host}"
+    first: str  # the first difference
+    is_own: bool  # whether the rank computed the different value; else the value may come from another rank
 
 
 def compute_step(job: Job, state: State, batches: Sequence[DeviceBatch]) -> tuple[StepSums, Judgement]:
@@ -97,12 +89,8 @@ def _observed(job: Job, batches: Sequence[DeviceBatch]) -> tuple[StepSums, Excha
 def _end_results(job: Job, sums: StepSums, *, gradients_are_own: bool) -> Exchanges:
     """The results of a computation on this rank: the losses, and the gradients as they would be applied."""
     gradients = [parameter.grad for parameter in job.optimizer.get_parameters() if parameter.grad is not None]
-    return read_checksums(
-        {
-            ("losses", 0, 1): (True, checksum(sums.reports)),
-            ("gradients", 0, 1): (gradients_are_own, checksum(gradients)),
-        }
-    )
+    losses = True, checksum(sums.reports)
+    return read_checksums({("losses", 0, 1): losses, ("gradients", 0, 1): (gradients_are_own, checksum(gradients))})
 
 
 def _deviations(job: Job, one: Exchanges, other: Exchanges) -> list[Deviation]:
@@ -146,5 +134,5 @@ def _disagreement(job: Job, state: State, pairs: Sequence[Sequence[Deviation]]) 
 
 
 def _names(deviations: Sequence[Deviation]) -> str:
-    names = ", ".join(deviation.name for deviation in deviations)
+    names = ", ".join(f"rank {d.rank}{f' ({d.place})' if d.place else ''} on {d.host}" for d in deviations)
     return names if all(deviation.is_own for deviation in deviations) else f"{names} (or a rank that sent it to them)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.manifest import Manifest
@@ -14,7 +15,7 @@ from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.parallel import shards
 from megatron_dsmath.parallel.collectives import broadcast_object, gather_objects
 from megatron_dsmath.parallel.topology import Topology
-from megatron_dsmath.training.checkpointing import SHARDS, layout, machine, resume_differences
+from megatron_dsmath.training.checkpointing import SHARDS, layout, machine
 from megatron_dsmath.training.inputs import Resume
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.run_directory import keep_rows_until
@@ -60,10 +61,15 @@ def restore(job: Job, checkpoint: Path | None) -> State:
 
 
 def _resume_note(job: Job, manifest: Manifest) -> str:
-    """The differences that prevent a bitwise equal continuation, for the message; empty where there are none."""
+    """The differences that prevent a bitwise equal continuation, as `threads 2 then, 1 now`; empty without any."""
+
+    def text(value: Any) -> str:
+        return "unknown" if value is None else str(value)
+
     before = {**manifest.layout, **manifest.machine, "precision": manifest.precision}
     now = {**layout(job), **machine(job.topology), "precision": job.run.precision}
-    differences = resume_differences(before, now)
+    changed = [name for name in now if before.get(name) != now[name]]
+    differences = [f"{name} {text(before.get(name))} then, {text(now[name])} now" for name in changed]
     return f"; not bitwise: {', '.join(differences)}" if differences else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -41,11 +42,8 @@ class RunDirectory:
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
-            try:
-                probe.write_bytes(b"x")
-            finally:
-                probe.unlink(missing_ok=True)
+            with tempfile.TemporaryFile(dir=self.root, buffering=0) as probe:
+                probe.write(b"x")
         except OSError as error:
             raise OutputError(
                 "the run's directory cannot be written",

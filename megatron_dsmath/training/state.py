@@ -20,17 +20,12 @@ SIGMAS = 6.0  # a loss or gradient norm further above the mean is a spike
 class SpikeWindow:
     """The recent losses and gradient norms, and the counts of spikes and rejected steps (`guard`)."""
 
-    losses: tuple[float, ...] = ()
-    gradient_norms: tuple[float, ...] = ()
-    """The last WINDOW_STEPS of each."""
-    spikes: int = 0
-    """Number of spikes since the first step of the run."""
-    rejected_steps: int = 0
-    """Number of rejected steps since the first step of the run."""
-    rejected_after: int = -1
-    """Completed steps before the furthest rejected step."""
-    rejected_there: int = 0
-    """Number of rejections since the run first came to that step; it has not completed the step since then."""
+    losses: tuple[float, ...] = ()  # the last WINDOW_STEPS
+    gradient_norms: tuple[float, ...] = ()  # the last WINDOW_STEPS
+    spikes: int = 0  # since the first step of the run
+    rejected_steps: int = 0  # since the first step of the run
+    rejected_after: int = -1  # completed steps before the furthest rejected step
+    rejected_there: int = 0  # rejections of that step, which has not been completed since
 
     def sigmas(self, loss: float, gradient_norm: float) -> tuple[float | None, float | None]:
         """Standard deviations of each above the window's mean; None while the window is too short or constant."""
@@ -56,14 +51,6 @@ class SpikeWindow:
             rejected_there=self.rejected_there + 1 if again else 1,
         )
 
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> SpikeWindow:
-        """Read the entry of a manifest. Raises TypeError for unknown names."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
-        }
-        return cls(**values)
-
 
 def _sigmas(value: float, window: Sequence[float]) -> float | None:
     if len(window) < LEAST_STEPS:
@@ -77,18 +64,12 @@ def _sigmas(value: float, window: Sequence[float]) -> float | None:
 class State:
     """The state of a run between two steps."""
 
-    step: int = 0
-    """Completed optimizer steps."""
-    next_sample: int = 0
-    """The number of the first sample that is not trained on yet. Together with the plan it is the state of the data."""
-    plan: RunPlan | None = None
-    """The plan of the run's data with all its versions; None before the first start."""
-    consumed_tokens: int = 0
-    """Tokens trained on, `sequence_length` per sample."""
-    tokens_by_corpus: Mapping[str, int] = field(default_factory=dict)
-    """Target tokens of each corpus that were counted in the loss."""
-    spike_window: SpikeWindow = field(default_factory=SpikeWindow)
-    """The numbers of the last steps, with which the guard detects spikes; `memory` in a manifest."""
+    step: int = 0  # completed optimizer steps
+    next_sample: int = 0  # the first sample that is not trained on yet; with the plan it is the state of the data
+    plan: RunPlan | None = None  # of the run's data with all its versions; None before the first start
+    consumed_tokens: int = 0  # tokens trained on, `sequence_length` per sample
+    tokens_by_corpus: Mapping[str, int] = field(default_factory=dict)  # target tokens that were counted in the loss
+    spike_window: SpikeWindow = field(default_factory=SpikeWindow)  # `memory` in a manifest
 
     def after_step(self, run: RunConfig, tokens_by_corpus: Mapping[str, int], spike_window: SpikeWindow) -> State:
         """The state after one more step with these tokens; `spike_window` includes the step."""
@@ -120,6 +101,7 @@ class State:
     def from_dict(cls, facts: Mapping[str, Any]) -> State:
         """Read the entries of a manifest. Raises TypeError for unknown names and ValueError for an invalid plan."""
         plan = PLAN_ADAPTER.validate_python(facts.get("plan"), strict=False)
-        spike_window = SpikeWindow.from_dict(facts.get("memory", {}))
+        memory = facts.get("memory", {}).items()
+        window: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in memory}
         others = {name: value for name, value in facts.items() if name not in ("plan", "memory")}
-        return cls(**others, plan=plan, spike_window=spike_window)
+        return cls(**others, plan=plan, spike_window=SpikeWindow(**window))

@@ -22,18 +22,12 @@ from megatron_dsmath.training.tokens_hash import agreed_hash, hash_words
 class StepSums(NamedTuple):
     """The sums over a step's global batch; the same on every rank except `reports`."""
 
-    loss: float
-    """Nats per target token."""
-    loss_by_corpus: dict[str, float | None]
-    """Nats per target token of each corpus or group of conversations; None where it has no target in the step."""
-    tokens_by_corpus: dict[str, int]
-    """Target tokens."""
-    gradient_norm: float
-    """Before clipping; not finite if it is not finite on any rank."""
-    reports: list[torch.Tensor]
-    """Nats and target tokens by name, [names, 2], of each microbatch; only on the last pipeline stage."""
-    tokens_hash: StepHash
-    """The hash of the tokens that entered the model (`tokens_hash`)."""
+    loss: float  # nats per target token
+    loss_by_corpus: dict[str, float | None]  # of each corpus or group of conversations; None where it has no target
+    tokens_by_corpus: dict[str, int]  # target tokens
+    gradient_norm: float  # before clipping; not finite if it is not finite on any rank
+    reports: list[torch.Tensor]  # per microbatch: nats and target tokens [names, 2]; only on the last pipeline stage
+    tokens_hash: StepHash  # of the tokens that entered the model (`tokens_hash`)
 
 
 def forward_backward(job: Job, batches: Sequence[DeviceBatch]) -> StepSums:

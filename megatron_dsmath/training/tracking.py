@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megatron_dsmath.errors import OutputError
 from megatron_dsmath.fault_injection import fault_point
@@ -30,9 +28,8 @@ _ALWAYS_SHOWN = ("validation_loss", "evaluation_accuracy")
 class Tracker:
     """Makes the metrics row of a step, and writes it to every output."""
 
-    def __init__(self, job: Job, wandb: WeightsAndBiases | None, progress: Progress | None) -> None:
-        self.job, self.wandb, self.progress = job, wandb, progress
-        self.task = progress.add_task("", total=job.run.schedule.steps, line="") if progress else None
+    def __init__(self, job: Job, wandb: WeightsAndBiases | None) -> None:
+        self.job, self.wandb = job, wandb
         self.goodput = self._goodput()
         self.next_step = 0
         self.flops_per_token = job.run.model.flops_per_token(job.run.data.sequence_length)
@@ -43,7 +40,7 @@ class Tracker:
         """The row of a step in metrics.jsonl; `metrics.METRICS` describes each entry."""
         if state.step != self.next_step:  # the first step, or the first after a return to a checkpoint
             self.goodput = self._goodput()
-        self.goodput.add_step(step_seconds)
+        self.goodput.useful_seconds += step_seconds
         self.next_step = state.step + 1
         tokens_per_second = self.job.run.tokens_per_step / step_seconds
         return {
@@ -77,10 +74,10 @@ class Tracker:
     def _log(self, row: Row) -> None:
         append_row(self.job.directory.metrics, row)
         if row["step"] % self.job.run.tracking.console_every_steps == 0 or not row.keys().isdisjoint(_ALWAYS_SHOWN):
-            self._show(row)
+            steps = self.job.run.schedule.steps
+            remaining = _duration((steps - row["step"]) * row["step_seconds"])
+            print(f"step {row['step']}/{steps}  {_line(row)}  about {remaining} left", flush=True)
             self.job.directory.write_status("running", None, row["step"], **self.goodput.facts())
-        if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, completed=row["step"], line=_line(row))
         if self.wandb is not None:
             self.wandb.log(row)
 
@@ -109,34 +106,17 @@ class Tracker:
     def _goodput(self) -> Goodput:
         return Goodput(time.time()) if self.job.topology.rank else Goodput.of(self.job.directory)
 
-    def _show(self, row: Row) -> None:
-        if self.progress is None:
-            steps = self.job.run.schedule.steps
-            left = (steps - row["step"]) * row["step_seconds"]
-            print(f"step {row['step']}/{steps}  {_line(row)}  about {_duration(left)} left", flush=True)
-
 
 @contextmanager
-def open_tracker(job: Job, state: State) -> Iterator[Tracker]:
-    """A tracker for the run from `state` on; closes its outputs at the end, also after an error."""
-    if job.topology.rank:
-        yield Tracker(job, None, None)
-        return
-    wandb = WeightsAndBiases.open(job.run, job.directory)
-    console = Console()
-    progress = None
-    if console.is_terminal:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"), TimeRemainingColumn())
-        progress = Progress(*columns, console=console)
-        progress.start()
+def open_tracker(job: Job) -> Iterator[Tracker]:
+    """A tracker for the run; closes its outputs at the end, also after an error."""
+    wandb, settings = None, job.run.tracking
+    if job.topology.rank == 0:
+        config = job.run.model_dump(mode="json")
+        wandb = WeightsAndBiases.start(settings.wandb_project, settings.wandb, job.directory, config)
     try:
-        tracker = Tracker(job, wandb, progress)
-        if progress is not None and tracker.task is not None:
-            progress.update(tracker.task, completed=state.step)
-        yield tracker
+        yield Tracker(job, wandb)
     finally:
-        if progress is not None:
-            progress.stop()
         if wandb is not None:
             wandb.close()
 

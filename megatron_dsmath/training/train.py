@@ -42,7 +42,7 @@ def train(
     job = open_job(run, topology, checkpoint, progress)
     state = restore(job, checkpoint)
     with (
-        open_tracker(job, state) as tracker,
+        open_tracker(job) as tracker,
         Saver(job, tracker.save_failed) as saver,
         StepBatches(job) as step_batches,
     ):

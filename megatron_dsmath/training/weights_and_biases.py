@@ -11,17 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.training.metrics import WANDB_NAMES, wandb_names
 from megatron_dsmath.training.run_directory import RunDirectory
 
 LONGEST_FINISH_SECONDS = 20.0  # a run that is asked to stop has little time left
-PROBLEM_COLUMNS = ("question", "reference", "output", "programs", "verdict")
 
 Mode = Literal["auto", "online", "offline", "disabled"]
-EvaluationRow = Mapping[str, Any]
-"""An answer with its problem and verdict, as `evaluation.rows` writes it."""
+EvaluationRow = Mapping[str, Any]  # an answer with its problem and verdict, as `evaluation.rows` writes it
 
 
 class WeightsAndBiases:
@@ -29,12 +26,6 @@ class WeightsAndBiases:
 
     def __init__(self, run: Any) -> None:
         self.run = run
-
-    @classmethod
-    def open(cls, run: RunConfig, directory: RunDirectory) -> WeightsAndBiases | None:
-        """Start or continue a training run at W&B; None where W&B is disabled or fails."""
-        settings = run.tracking
-        return cls.start(settings.wandb_project, settings.wandb, directory, run.model_dump(mode="json"))
 
     @classmethod
     def start(
@@ -98,28 +89,28 @@ class WeightsAndBiases:
         """Finish the W&B run; one that does not finish in time is left for `wandb sync`."""
         if self.run is None:
             return
-        finishing = threading.Thread(target=self._finish, args=(self.run,), daemon=True)
+        finishing = threading.Thread(target=_finish, args=(self.run,), daemon=True)
         finishing.start()
         finishing.join(LONGEST_FINISH_SECONDS)
         if finishing.is_alive():
             print(f"W&B did not finish the run within {LONGEST_FINISH_SECONDS:.0f} s", file=sys.stderr)
 
-    @staticmethod
-    def _finish(run: Any) -> None:
-        try:
-            run.finish()
-        except Exception as error:  # as in `start`
-            print(f"W&B could not finish the run: {error}", file=sys.stderr)
+
+def _finish(run: Any) -> None:
+    try:
+        run.finish()
+    except Exception as error:  # as in `start`
+        print(f"W&B could not finish the run: {error}", file=sys.stderr)
 
 
 def _table(rows: Sequence[EvaluationRow]) -> Any:
     import wandb
 
-    return wandb.Table(columns=list(PROBLEM_COLUMNS), data=[_problem(row) for row in rows])
+    columns = ["question", "reference", "output", "programs", "verdict"]
+    return wandb.Table(columns=columns, data=[_cells(row) for row in rows])
 
 
-def _problem(row: EvaluationRow) -> list[str]:
-    """The cells of a row, in the order of PROBLEM_COLUMNS."""
+def _cells(row: EvaluationRow) -> list[str]:
     programs = [f"{program['program']}\n# {program['verdict']}: {program['stdout']}" for program in row["programs"]]
     verdict = "correct" if row["correct"] else row["note"] or f"wrong: {row['extracted']}"
     texts = (row["question"], row["reference"], row["output"], "\n\n".join(programs), verdict)

@@ -39,7 +39,7 @@ def test_it_counts_everything_since_the_first_start(directory: RunDirectory, mon
     found = Goodput.of(directory)
     counts = {"restarts": 2, "lost_steps": 12}
     assert found.facts() == {"goodput": 400 / 1000, **counts, "save_seconds": 4.0, "failed_saves": 1}
-    found.add_step(100.0)
+    found.useful_seconds += 100.0
     found.add_save(directory, 101, 3.0)
     assert found.facts() == {"goodput": 500 / 1000, **counts, "save_seconds": 7.0, "failed_saves": 1}
     assert read_rows(directory.saves)[-1] == {"step": 101, "seconds": 3.0, "time_unix": 2000.0}

@@ -18,7 +18,6 @@ from megatron_dsmath.training.run_directory import RunDirectory
 from megatron_dsmath.training.weights_and_biases import WeightsAndBiases, wandb_mode
 from tests.support.corpora import write_run_file
 from tests.support.ranks import run_ranks
-from tests.support.runs import run_config
 from tests.training.ranks import Ending, dsmath, rows_of
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -84,18 +83,21 @@ def directory(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-OFFLINE = run_config(tracking__wandb="offline")
 OFFLINE_RUN = {"tracking__wandb": "offline", "schedule__drops": []}
+
+
+def offline_record(directory: RunDirectory) -> WeightsAndBiases | None:
+    return WeightsAndBiases.start("test", "offline", directory, {"seed": 7})
 
 
 def test_restarts_continue_one_record(wandb: Callable[..., StandIn], directory: RunDirectory) -> None:
     module = wandb()
     for _ in range(2):
-        assert WeightsAndBiases.open(OFFLINE, directory) is not None
+        assert offline_record(directory) is not None
     first, second = module.calls
     assert first["id"] == second["id"] != ""
     assert (first["mode"], first["dir"], first["project"], first["name"]) == ("offline", directory.root, "test", "run")
-    assert first["config"]["optimizer"]["beta2"] == 0.95
+    assert first["config"] == {"seed": 7}
 
 
 def test_two_runs_are_two_records(wandb: Callable[..., StandIn], tmp_path: Path) -> None:
@@ -103,14 +105,14 @@ def test_two_runs_are_two_records(wandb: Callable[..., StandIn], tmp_path: Path)
     for name in ("one", "other"):
         directory = RunDirectory(tmp_path / name)
         directory.create()
-        WeightsAndBiases.open(OFFLINE, directory)
+        offline_record(directory)
     first, second = module.calls
     assert first["id"] != second["id"]
 
 
 def test_a_row_is_logged_at_its_step_by_w_and_b_s_names(wandb: Callable[..., StandIn], directory: RunDirectory) -> None:
     module = wandb()
-    record = WeightsAndBiases.open(OFFLINE, directory)
+    record = offline_record(directory)
     assert record is not None
     record.log(ROW)
     record.close()
@@ -124,7 +126,7 @@ def test_problems_are_a_table_of_questions_programs_and_verdicts(
     wandb: Callable[..., StandIn], directory: RunDirectory
 ) -> None:
     module = wandb()
-    record = WeightsAndBiases.open(OFFLINE, directory)
+    record = offline_record(directory)
     assert record is not None
     program = {"program": "print(6 * 7)", "verdict": "ok", "stdout": "42\n", "error": ""}
     asked = {"question": "6 times 7?", "reference": "42", "note": ""}
@@ -151,7 +153,7 @@ def test_a_failure_is_said_once_and_stops_nothing(
     failing: str, wandb: Callable[..., StandIn], directory: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wandb(failing)
-    record = WeightsAndBiases.open(OFFLINE, directory)
+    record = offline_record(directory)
     assert (record is None) == (failing in ("init", "define_metric"))
     if record is not None:
         for _ in range(3):
@@ -168,7 +170,7 @@ def test_a_missing_package_stops_nothing(
     monkeypatch: pytest.MonkeyPatch, directory: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
-    assert WeightsAndBiases.open(OFFLINE, directory) is None
+    assert offline_record(directory) is None
     assert capsys.readouterr().err.startswith("W&B is off for this run")
 
 
@@ -185,7 +187,7 @@ def test_a_slow_end_is_not_waited_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     module = wandb()
-    record = WeightsAndBiases.open(OFFLINE, directory)
+    record = offline_record(directory)
     assert record is not None
     monkeypatch.setattr(module.records[0], "finish", lambda: time.sleep(60))
     monkeypatch.setattr(weights_and_biases, "LONGEST_FINISH_SECONDS", 0.05)
@@ -197,7 +199,7 @@ def test_a_slow_end_is_not_waited_for(
 
 def test_disabled_is_disabled(wandb: Callable[..., StandIn], directory: RunDirectory) -> None:
     module = wandb()
-    assert WeightsAndBiases.open(run_config(tracking__wandb="disabled"), directory) is None
+    assert WeightsAndBiases.start("test", "disabled", directory, {}) is None
     assert module.calls == []
     assert not directory.wandb.exists()
 
