@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -100,11 +101,7 @@ def test_a_directory_that_cannot_be_made_is_refused_in_one_error(tmp_path: Path)
 def test_a_disk_that_takes_no_byte_is_refused_and_keeps_no_probe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, data: bytes) -> int:
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0))
     with pytest.raises(OutputError, match="No space left on device"):
         RunDirectory(tmp_path / "run").create()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
