@@ -15,10 +15,7 @@ FAILED = ("failed", "running")  # `running`: killed before it could write how it
 
 
 def require_progress(directory: RunDirectory, checkpoint: Path | None) -> None:
-    """Raise RunError where a start from `checkpoint` and MOST_RESTARTS restarts in a row failed.
-
-    The refusal ends the row: after it, the run may be started as many times again.
-    """
+    """Raise RunError if a start from `checkpoint` and MOST_RESTARTS restarts in a row failed; then count from 0."""
     failures = _failures_in_a_row(directory, _step_of(checkpoint))
     if failures <= MOST_RESTARTS:
         return
@@ -40,13 +37,8 @@ def begin_attempt(directory: RunDirectory, checkpoint: Path | None) -> None:
     require_progress(directory, checkpoint)
     directory.create()
     last = directory.last_status()
-    row = {
-        "time_unix": time.time(),
-        "from_step": _step_of(checkpoint),
-        "after": last.get("state"),
-        "message": last.get("message"),
-    }
-    append_row(directory.attempts, row)
+    row = {"from_step": _step_of(checkpoint), "after": last.get("state"), "message": last.get("message")}
+    append_row(directory.attempts, {"time_unix": time.time(), **row})
 
 
 def _failures_in_a_row(directory: RunDirectory, from_step: int) -> int:

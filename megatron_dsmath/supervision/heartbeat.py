@@ -44,7 +44,7 @@ def heartbeat(progress: RankProgress, thread: int | None, still_seconds: float, 
 
 
 def entered_section(progress: RankProgress) -> bytes:
-    """The section that the main thread enters, as one short record that is written in one system call."""
+    """The section that the main thread enters, as one short record for a single system call."""
     return json.dumps({name: getattr(progress, name) for name in _ENTERED}).encode().ljust(_ENTRY_BYTES)
 
 
@@ -68,25 +68,20 @@ def hang_error(
         behind = min((beat["step"], beat["marks"]) for beat in beats.values())
         last = [rank for rank, beat in beats.items() if (beat["step"], beat["marks"]) == behind]
         hanging = [rank for rank in last if beats[rank]["waits_in"] is None] or last
-    others = [f"rank {rank} {describe(beat)}" for rank, beat in beats.items() if rank not in hanging]
-    named = [f"rank {rank} {_describe_hanging(beats.get(rank), rank in silent)}" for rank in hanging]
+    texts = {rank: f"rank {rank} {_describe(beat)}" for rank, beat in beats.items()}
+    others = [text for rank, text in texts.items() if rank not in hanging]
+    texts |= {rank: f"rank {rank} never wrote a heartbeat" for rank in missing}
+    texts |= {rank: f"rank {rank} no longer runs; {_describe(beats[rank])} at its last heartbeat" for rank in silent}
     return InternalError(
         "a rank hangs",
-        where="; ".join(named),
+        where="; ".join(texts[rank] for rank in hanging),
         found="; ".join([f"no rank made progress for {still_seconds:.0f} s", *others[:MOST_OTHER_RANKS]]),
         expected="progress within guard.setup_timeout_seconds, step_timeout_seconds or save_timeout_seconds",
         fix=f"the Python stacks of all ranks are in {stacks}; run it again: it continues from its newest checkpoint",
     )
 
 
-def _describe_hanging(beat: Heartbeat | None, is_silent: bool) -> str:
-    if beat is None:
-        return "never wrote a heartbeat"
-    return f"no longer runs; {describe(beat)} at its last heartbeat" if is_silent else describe(beat)
-
-
-def describe(beat: Heartbeat) -> str:
-    """The host, process, section and line of a rank at its last heartbeat."""
+def _describe(beat: Heartbeat) -> str:
     coordinates = f"({beat['topology']}) " if beat["topology"] else ""
     section = {"setup": "in setup", "end": "at the end"}.get(beat["section"], f"in {beat['section']}")
     step = f" after step {beat['step']}" if beat["section"] != "setup" else ""

@@ -71,8 +71,7 @@ def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]]) -> int:
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
                 process.kill()
-                process.wait()
-            return _common_code([process.returncode for process in processes])
+            return _common_code([process.wait() for process in processes])
         time.sleep(0.05)
 
 

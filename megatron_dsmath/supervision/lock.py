@@ -30,9 +30,6 @@ LONG_DEAD_SECONDS = 3600.0  # more than clocks differ: such an owner is dead wit
 Owner = dict[str, Any]
 
 
-_OTHER_DIRECTORY = {"run": "set output to another directory", "evaluation": "set --out to another directory"}
-
-
 def require_free(directory: RunDirectory) -> None:
     """Raise RunError, which names the owner, where a running job holds the directory; writes nothing."""
     try:
@@ -73,7 +70,14 @@ def _hold(file: Path, kind: str) -> Iterator[None]:
         raise write_error(file, error) from error
     try:
         _require_dead(file, descriptor, kind)
-        _write(descriptor, json.dumps(_this_process()) + "\n")
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_start": process_start(os.getpid()),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+        _write(descriptor, json.dumps(owner) + "\n")
         released = threading.Event()
         threading.Thread(target=_touch, args=(descriptor, released), name="lease", daemon=True).start()
         try:
@@ -87,10 +91,20 @@ def _hold(file: Path, kind: str) -> Iterator[None]:
 
 
 def _require_dead(file: Path, descriptor: int, kind: str) -> None:
-    has_lock = _lock(descriptor)
-    owner = _read(file)
-    if has_lock is False or (owner is not None and _is_alive(file, owner, has_lock=bool(has_lock))):
-        raise _directory_is_held(file, owner or {}, kind)
+    """Raise RunError, which names the owner, where a running job holds the lock `file`."""
+    has_lock, owner = _lock(descriptor), _read(file)
+    if has_lock is not False and (owner is None or not _is_alive(file, owner, has_lock=bool(has_lock))):
+        return
+    owner = owner or {}
+    job = f", SLURM job {owner['job']}" if owner.get("job") else ""
+    raise RunError(
+        f"another job has the {kind}'s directory",
+        where=file.parent,
+        found=f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}{job}, since "
+        f"{owner.get('since', 'an unknown time')}",
+        expected="one job at a time",
+        fix=f"wait for it or stop it, or set {'output' if kind == 'run' else '--out'} to another directory",
+    )
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -117,28 +131,6 @@ def _is_alive(file: Path, owner: Owner, *, has_lock: bool) -> bool:
         if file.stat().st_mtime_ns != touched:
             return True
     return False
-
-
-def _this_process() -> Owner:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_start": process_start(os.getpid()),
-        "job": os.environ.get("SLURM_JOB_ID"),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-    }
-
-
-def _directory_is_held(file: Path, owner: Owner, kind: str) -> RunError:
-    job = f", SLURM job {owner['job']}" if owner.get("job") else ""
-    return RunError(
-        f"another job has the {kind}'s directory",
-        where=file.parent,
-        found=f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}{job}, since "
-        f"{owner.get('since', 'an unknown time')}",
-        expected="one job at a time",
-        fix=f"wait for it or stop it, or {_OTHER_DIRECTORY[kind]}",
-    )
 
 
 def _read(file: Path) -> Owner | None:

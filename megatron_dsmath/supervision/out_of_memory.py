@@ -23,7 +23,6 @@ _SIGNS = re.compile(
 )
 _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.,]+ ?(?:bytes|[KMGT]i?B))", re.IGNORECASE)
 _FP32 = 4  # bytes
-_MOMENTS = 2
 
 
 @contextmanager
@@ -81,13 +80,13 @@ def _required_memory(run: RunConfig, world_size: int) -> str:
     data_size = max(1, world_size // parallel.model_size)
     shared = data_size if parallel.distributed_optimizer else 1
     weight_bytes = 2 if run.precision == "bf16" else _FP32
-    copies = _MOMENTS + (run.precision == "bf16")
+    copies = 2 + (run.precision == "bf16")  # two moments, and the fp32 weights
     targets = parallel.microbatch_sequences * run.data.sequence_length
     sizes = {
         f"weights ({parameters:,} parameters)": parameters * weight_bytes,
         "gradients": parameters * _FP32,
         "optimizer state": parameters * _FP32 * copies // shared,
-        "a save's copy in host memory": parameters * (_FP32 * (_MOMENTS + 1) // shared + weight_bytes),
+        "a save's copy in host memory": parameters * (_FP32 * 3 // shared + weight_bytes),
         "logits of a microbatch on the last stage": targets * model.vocabulary_size // parallel.tensor * _FP32,
     }
     return ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items()) + ", and its activations"

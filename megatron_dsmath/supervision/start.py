@@ -48,10 +48,7 @@ _STATES: dict[int, Status] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_R
 
 
 def check_run(path: str, overrides: Sequence[str], world_size: int | None) -> RunConfig:
-    """Load the run file and check everything that needs neither torch nor a second process.
-
-    Returns the run and creates its directory. Raises the error of the first check that fails.
-    """
+    """Load the run file, check all that needs neither torch nor a second process, and create the run's directory."""
     run = load(path, overrides, world_size)
     directory, checkpoint = RunDirectory(Path(run.output)), newest_checkpoint(Path(run.output))
     require_free(directory)
@@ -70,8 +67,15 @@ def start_run(
     evaluation: Evaluation | None = None,
 ) -> int:
     """Train in the world that this process was started in, or start `ranks` local ranks; returns the exit code."""
-    if ranks is not None:
-        _require_startable(ranks)
+    if ranks is not None and "RANK" in os.environ:
+        raise UsageError(
+            "--nproc starts processes, but this process was itself started as a rank",
+            where="--nproc",
+            found=f"RANK={os.environ['RANK']} in the environment",
+            fix="remove --nproc: torchrun or srun starts the processes",
+        )
+    if ranks is not None and ranks < 1:
+        raise UsageError("the number of processes is wrong", where="--nproc", found=ranks, expected="1 or more")
     if ranks is not None and ranks > 1:
         directory = RunDirectory(Path(check_run(path, overrides, ranks).output))
         with hold_run(directory):
@@ -87,21 +91,9 @@ def start_run(
     return run_rank(RankStart(run, resume, evaluation, RunDirectory(Path(run.output)), rank, world_size))
 
 
-def _require_startable(ranks: int) -> None:
-    if "RANK" in os.environ:
-        raise UsageError(
-            "--nproc starts processes, but this process was itself started as a rank",
-            where="--nproc",
-            found=f"RANK={os.environ['RANK']} in the environment",
-            fix="remove --nproc: torchrun or srun starts the processes",
-        )
-    if ranks < 1:
-        raise UsageError("the number of processes is wrong", where="--nproc", found=ranks, expected="1 or more")
-
-
 @dataclass(frozen=True)
 class RankStart:
-    """What one process needs to train as a rank of a run."""
+    """The run, the rank and the settings of one process."""
 
     run: RunConfig
     resume: Resume

@@ -150,12 +150,13 @@ class Watchdog:
         error = hang_error(beats, silent, self._ranks, still_seconds, stacks)
         print(error.text(), file=sys.stderr, flush=True)
         with suppress(OutputError, OSError):
-            facts = Goodput.of(self._directory).facts()
-            step = self._directory.last_step()
-            message = f"{error.what}: {error.where}"
-            self._directory.write_status("failed", EXIT_INTERNAL, step, message, **facts)
-        for rank in silent:
-            _kill(beats[rank])
+            facts, step = Goodput.of(self._directory).facts(), self._directory.last_step()
+            self._directory.write_status("failed", EXIT_INTERNAL, step, f"{error.what}: {error.where}", **facts)
+        for beat in (beats[rank] for rank in silent):
+            # A stopped process reacts to SIGKILL only.
+            if _is_on_this_host(beat) and process_start(beat["pid"]) == beat["process_start"]:
+                with suppress(OSError):
+                    os.kill(beat["pid"], signal.SIGKILL)
         self._call.unlink(missing_ok=True)  # the next start may have the same world name
         os._exit(EXIT_INTERNAL)
 
@@ -202,10 +203,3 @@ def world_name() -> str:
 
 def _is_on_this_host(beat: Heartbeat) -> bool:
     return bool(beat["host"] == socket.gethostname() and beat["process_start"] is not None)
-
-
-def _kill(beat: Heartbeat) -> None:
-    """Kill a rank that no longer runs, if it is on this machine: a stopped process reacts to SIGKILL only."""
-    if _is_on_this_host(beat) and process_start(beat["pid"]) == beat["process_start"]:
-        with suppress(OSError):
-            os.kill(beat["pid"], signal.SIGKILL)
