@@ -38,7 +38,7 @@ def open_validated_dataset(prefix: Path) -> IndexedDataset:
         states = _file_states(prefix)  # before the validation: a file that changes during it is validated again
         dataset = _open_and_validate(prefix)
         with suppress(OutputError):
-            replace_text(_record_path(prefix), json.dumps(states) + "\n")
+            replace_text(Path(f"{prefix}.validated"), json.dumps(states) + "\n")
         return dataset
 
 
@@ -65,13 +65,9 @@ def _file_states(prefix: Path) -> FileStates:
 
 def _is_recorded(prefix: Path) -> bool:
     try:
-        return bool(json.loads(_record_path(prefix).read_bytes()) == _file_states(prefix))
+        return bool(json.loads(Path(f"{prefix}.validated").read_bytes()) == _file_states(prefix))
     except (OSError, ValueError, RecursionError):  # a missing or damaged record
         return False
-
-
-def _record_path(prefix: Path) -> Path:
-    return Path(f"{prefix}.validated")
 
 
 @contextmanager

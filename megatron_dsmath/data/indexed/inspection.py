@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +66,15 @@ def inspect(prefix: str | Path) -> Inspection:
 
 
 def verify(prefix: str | Path, vocabulary_size: int | None = None) -> Verification:
-    """Check the dataset at `prefix`: its index, its token ids, and the counts and hashes of its sidecar.
+    """Check the dataset at `prefix`: its index, its token ids, and the counts and hashes of its sidecar, if any.
 
-    Ids must be below `vocabulary_size`, or if it is None, below that of the sidecar. `checks` lists only what could be
-    checked, which is less without a sidecar. Raises IndexedDatasetError if there is no dataset or the sidecar cannot
-    be read.
+    Ids must be below `vocabulary_size`; the default is that of the sidecar. Raises IndexedDatasetError if there is no
+    dataset or the sidecar cannot be read.
     """
     sidecar = read_sidecar(prefix) or {}
     require_files(prefix)
-    checks, faults = ["the index describes the .bin"], []
+    checks = ["the index describes the .bin"]
+    faults: list[IndexedDatasetError] = []
     try:
         dataset = IndexedDataset(prefix)
     except IndexedDatasetError as fault:
@@ -88,29 +89,23 @@ def verify(prefix: str | Path, vocabulary_size: int | None = None) -> Verificati
     return Verification(dataset.prefix, tuple(checks), tuple(faults))
 
 
-def _ids_outside(dataset: IndexedDataset, limit: int) -> list[IndexedDatasetError]:
+def _ids_outside(dataset: IndexedDataset, limit: int) -> Iterator[IndexedDatasetError]:
     """The first id that is negative or not below `limit`, if any."""
     for rows in row_ranges(dataset.token_count):
         tokens = dataset.tokens[rows]
         outside = (tokens < 0) | (tokens >= limit)
         if outside.any():
             token = rows.start + int(np.argmax(outside))
-            return [
-                IndexedDatasetError(
-                    "a token id is not in the vocabulary",
-                    where=f"{bin_path(dataset.prefix)}, token {token:,}, document {_document_of(dataset, token):,}",
-                    found=int(dataset.tokens[token]),
-                    expected=f"0 to {limit - 1:,}",
-                    fix="the dataset was made with another tokenizer, or is damaged: tokenize again",
-                )
-            ]
-    return []
-
-
-def _document_of(dataset: IndexedDataset, token: int) -> int:
-    """The document that contains a token, both counted from 0."""
-    sequence = int(np.searchsorted(dataset.offsets, token * dataset.dtype.itemsize, side="right")) - 1
-    return int(np.searchsorted(dataset.document_indices, sequence, side="right")) - 1
+            sequence = np.searchsorted(dataset.offsets, token * dataset.dtype.itemsize, side="right") - 1
+            document = int(np.searchsorted(dataset.document_indices, sequence, side="right")) - 1
+            yield IndexedDatasetError(
+                "a token id is not in the vocabulary",
+                where=f"{bin_path(dataset.prefix)}, token {token:,}, document {document:,}",
+                found=int(dataset.tokens[token]),
+                expected=f"0 to {limit - 1:,}",
+                fix="the dataset was made with another tokenizer, or is damaged: tokenize again",
+            )
+            return
 
 
 def _differences(dataset: IndexedDataset, sidecar: Metadata) -> list[IndexedDatasetError]:

@@ -115,12 +115,8 @@ def require_valid_options(workers: int, bad_lines: str) -> None:
     if workers < 1:
         raise UsageError("the number of workers is wrong", where="--workers", found=workers, expected="1 or more")
     if bad_lines not in ("fail", "skip"):
-        raise UsageError(
-            "the treatment of bad lines is unknown",
-            where="--bad-lines",
-            found=repr(bad_lines),
-            expected="fail or skip",
-        )
+        what, expected = "the treatment of bad lines is unknown", "fail or skip"
+        raise UsageError(what, where="--bad-lines", found=repr(bad_lines), expected=expected)
 
 
 def require_separate_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:

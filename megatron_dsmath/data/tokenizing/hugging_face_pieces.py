@@ -41,12 +41,9 @@ def added_literals(engine: Engine) -> tuple[str, ...]:
 
 def _parsed_tokens(engine: Engine) -> dict[str, int]:
     """The added tokens that the engine searches for in a text, and their ids."""
-    tokens = engine.get_added_tokens_decoder()
-    return {
-        token.content: identifier
-        for identifier, token in tokens.items()
-        if not (token.special and engine.encode_special_tokens)
-    }
+    tokens = engine.get_added_tokens_decoder().items()
+    is_plain = engine.encode_special_tokens  # special tokens are plain text
+    return {token.content: identifier for identifier, token in tokens if not (token.special and is_plain)}
 
 
 def _model_encoder(engine: Engine, added: dict[str, int]) -> EncodePieces:

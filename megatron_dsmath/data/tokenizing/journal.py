@@ -81,7 +81,7 @@ class Journal:
         self._last_entry = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the journal's files, at the end of the task."""
+        """Remove the journal's files."""
         for path in (self._path, self._lengths_path):
             with suppress(OSError):
                 path.unlink()

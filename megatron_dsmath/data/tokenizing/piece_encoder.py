@@ -175,14 +175,10 @@ class PieceCache:
 
     def _clear(self) -> None:
         self._row_of: dict[str, int] = {}
-        self._keys = np.full(1, NO_KEY)
-        self._first_ids = np.zeros(1, np.int64)
-        self._id_counts = np.zeros(1, np.int64)
+        self._keys, self._slots = np.full(1, NO_KEY), np.full(1 << SLOT_BITS, NO_ROW)
+        self._first_ids, self._id_counts = np.zeros(1, np.int64), np.zeros(1, np.int64)
         self._ids = np.zeros(1, np.int32)
-        self._row_count = 1
-        self._ids_end = 0
-        self._slots = np.full(1 << SLOT_BITS, NO_ROW)
-        self._size_bytes = 0
+        self._row_count, self._ids_end, self._size_bytes = 1, 0, 0
 
     def _add(self, pieces: list[str]) -> None:
         """Add rows for `pieces`, which have none."""

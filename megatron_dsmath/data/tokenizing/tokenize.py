@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -101,7 +101,9 @@ def tokenize(
     require_separate_outputs(paths, [*dataset_files, quarantine])
     input_bytes = sum(require_content(path) for path in paths)
     start = partial(BatchEncoder, Path(tokenizer), list(endings), options)
-    with _start_workers(start, workers) as processes:
+    with ExitStack() as stack:
+        # Several workers begin to load the tokenizer; one worker is this process.
+        processes = stack.enter_context(WorkerProcesses(start, workers)) if workers > 1 else None
         encode = start()
         journal = Journal(Path(out), _describe_task(encode.tokenizer, endings, options, paths))
         done = journal.read()
@@ -201,13 +203,6 @@ class BatchEncoder:
                 tokens[positions], is_text[positions] = special[0], False
         tokens[is_text] = encoded.tokens
         return EncodedTexts(tokens, lengths)
-
-
-def _start_workers(
-    start: Callable[[], BatchEncoder], workers: int
-) -> AbstractContextManager[WorkerProcesses[DocumentBatch, EncodedBatch] | None]:
-    """Worker processes, which begin to load the tokenizer; None for one worker, which is this process."""
-    return WorkerProcesses(start, workers) if workers > 1 else nullcontext()
 
 
 def _describe_task(tokenizer: Tokenizer, endings: Mapping[str, str], options: Options, paths: Sequence[Path]) -> str:

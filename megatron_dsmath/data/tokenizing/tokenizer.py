@@ -50,8 +50,7 @@ class Tokenizer(ABC):
         return encoder.encode(texts) if encoder else EncodedTexts.from_lists(self._encode_with_library(texts))
 
     @abstractmethod
-    def _encode_with_library(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, from the reference library."""
+    def _encode_with_library(self, texts: Sequence[str]) -> list[list[int]]: ...
 
     @abstractmethod
     def _piece_encoder_for(self, texts: Sequence[str]) -> PieceEncoder | None:
