@@ -101,8 +101,8 @@ def test_a_directory_that_cannot_be_made_is_refused_in_one_error(tmp_path: Path)
 def test_a_disk_that_takes_no_byte_is_refused_and_keeps_no_probe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("wb", buffering=0))
-    with pytest.raises(OutputError, match="No space left on device"):
+    with Path("/dev/full").open("wb", buffering=0) as disk, pytest.raises(OutputError, match="No space left on device"):
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: disk)
         RunDirectory(tmp_path / "run").create()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
