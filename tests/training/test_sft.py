@@ -220,7 +220,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Path], object], str]] = {
         lambda folder: _replace(folder / "set.json", '"fingerprint": "', '"fingerprint": "0'),
         "made with another tokenizer",
     ),
-    "a file is missing": ({}, lambda folder: (folder / "set.targets").unlink(), "no set of conversations"),
+    "a file is missing": ({}, lambda folder: (folder / "set.targets").unlink(), "not a set of conversations"),
     "no such set": ({}, lambda folder: (folder / "set.idx").unlink(), "set.idx"),
     "an example is longer": ({"data__sequence_length": 64}, lambda folder: None, "longer than a sequence"),
     "a small vocabulary": (
@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Path], object], str]] = {
         lambda folder: None,
         "more tokens than the model",
     ),
-    "nothing is held out": ({"data__held_out_share": 0.001}, lambda folder: None, "conversations enough to hold"),
+    "nothing is held out": ({"data__held_out_share": 0.001}, lambda folder: None, "too few conversations to hold"),
 }
 
 
@@ -250,7 +250,7 @@ def test_a_run_does_not_go_on_with_another_packing(folder: Path, undisturbed: Pa
 def test_a_run_does_not_go_on_with_another_set(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     small_set(tmp_path, 61, sequence_length=LENGTH)
     run = sft_run(tmp_path, undisturbed)
-    with pytest.raises(DataError, match="conversations were changed since the run first read them"):
+    with pytest.raises(DataError, match="conversations have changed since the run started"):
         open_inputs(run, newest_checkpoint(Path(run.output)))
 
 
