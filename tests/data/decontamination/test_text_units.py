@@ -95,7 +95,7 @@ def test_the_fast_splitter_follows_the_definition(text: str) -> None:
 
 @given(st.text("，：；？！（）－／～…\u3000\xa0aé中²1", max_size=20))
 def test_wide_punctuation_separates_as_its_compatible_form_does(text: str) -> None:
-    # Between digits a wide comma is no thousands comma, so a blank stands between any two characters.
+    # Between digits, a wide comma is not a thousands separator, so the test puts a blank between all characters.
     spaced = " ".join(text)
     assert ours(spaced) == theirs(unicodedata.normalize("NFKC", spaced))
 

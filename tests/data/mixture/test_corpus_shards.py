@@ -20,7 +20,7 @@ def test_a_pattern_opens_every_match_in_sorted_order(tmp_path: Path) -> None:
     assert [shard.prefix for shard in opened["code"]] == sorted(prefixes)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how a file is mapped")
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux reports how a file is mapped")
 def test_a_shard_is_mapped_for_random_reads(tmp_path: Path) -> None:
     shard = Shards(None).open(write_shard(tmp_path / "math", range(100)))
     mapped = Path("/proc/self/smaps").read_text().split(f"{shard.prefix}.bin")[1]

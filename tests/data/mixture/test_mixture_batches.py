@@ -16,7 +16,7 @@ from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
 from megatron_dsmath.errors import LayoutError
 from tests.support.mixtures import corpus, mixture, opened, planned, targets, tokens_of, write_shard
 
-FIRST_TOKEN = {"math": 0, "code": 20_000, "prose": 40_000}  # a token tells its corpus and its place
+FIRST_TOKEN = {"math": 0, "code": 20_000, "prose": 40_000}  # a token identifies its corpus and its position
 TOKENS = {"math": 240, "code": 600, "prose": 1000}
 
 

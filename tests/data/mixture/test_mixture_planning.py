@@ -1,4 +1,4 @@
-"""A mixture that changes while the run goes on: what was not seen yet stays next in line."""
+"""A run whose mixture changes continues with the data that it has not read yet."""
 
 from __future__ import annotations
 
