@@ -20,9 +20,8 @@ POINT_OF_THE_CALLER = {
 NONE_NEEDED = {
     "checkpoint.store.set_aside": "one rename of a checkpoint that is damaged already",
     "checkpoint.logit_gate.run_own_logits": "a request between two processes, in a directory of its own",
-    "checkpoint.safetensors_files.write_safetensors": "a conversion, written into a directory without a final name",
+    "checkpoint.safetensors_files.write_text": "a conversion, written into a directory without a final name",
     "checkpoint.safetensors_files._write_file": "the same",
-    "checkpoint.to_huggingface._write": "the same",
     "checkpoint.tokenizer_files.write_beside_weights": "the same",
     "files.atomic_files.publish": "data and results, which a killed process writes again",
     "supervision.lock._write": "a lease, which is judged by its age and not by its content",
