@@ -215,7 +215,7 @@ class TrackingConfig(Section):
     """Where metrics are reported; metrics.jsonl is always written."""
 
     console_every_steps: PositiveInt
-    """Print a line after this many steps."""
+    """Print a line after this many steps (if the output is not a terminal)."""
     wandb: Literal["auto", "online", "offline", "disabled"]
     """auto: online if an API key is found, else offline. A failure of W&B never stops a run."""
     wandb_project: str

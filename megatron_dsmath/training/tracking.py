@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megatron_dsmath.errors import OutputError
 from megatron_dsmath.fault_injection import fault_point
@@ -28,8 +30,9 @@ _ALWAYS_SHOWN = ("validation_loss", "evaluation_accuracy")
 class Tracker:
     """Makes the metrics row of a step, and writes it to every output."""
 
-    def __init__(self, job: Job, wandb: WeightsAndBiases | None) -> None:
-        self.job, self.wandb = job, wandb
+    def __init__(self, job: Job, wandb: WeightsAndBiases | None, progress: Progress | None) -> None:
+        self.job, self.wandb, self.progress = job, wandb, progress
+        self.task = progress.add_task("", total=job.run.schedule.steps, line="") if progress else None
         self.goodput = self._goodput()
         self.next_step = 0
         self.flops_per_token = job.run.model.flops_per_token(job.run.data.sequence_length)
@@ -74,10 +77,13 @@ class Tracker:
     def _log(self, row: Row) -> None:
         append_row(self.job.directory.metrics, row)
         if row["step"] % self.job.run.tracking.console_every_steps == 0 or not row.keys().isdisjoint(_ALWAYS_SHOWN):
-            steps = self.job.run.schedule.steps
-            remaining = _duration((steps - row["step"]) * row["step_seconds"])
-            print(f"step {row['step']}/{steps}  {_line(row)}  about {remaining} left", flush=True)
+            if self.progress is None:
+                steps = self.job.run.schedule.steps
+                remaining = _duration((steps - row["step"]) * row["step_seconds"])
+                print(f"step {row['step']}/{steps}  {_line(row)}  about {remaining} left", flush=True)
             self.job.directory.write_status("running", None, row["step"], **self.goodput.facts())
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=row["step"], line=_line(row))
         if self.wandb is not None:
             self.wandb.log(row)
 
@@ -110,13 +116,20 @@ class Tracker:
 @contextmanager
 def open_tracker(job: Job) -> Iterator[Tracker]:
     """A tracker for the run; closes its outputs at the end, also after an error."""
-    wandb, settings = None, job.run.tracking
+    wandb, progress, settings = None, None, job.run.tracking
     if job.topology.rank == 0:
         config = job.run.model_dump(mode="json")
         wandb = WeightsAndBiases.start(settings.wandb_project, settings.wandb, job.directory, config)
+        console = Console()
+        if console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"), TimeRemainingColumn())
+            progress = Progress(*columns, console=console)
+            progress.start()
     try:
-        yield Tracker(job, wandb)
+        yield Tracker(job, wandb, progress)
     finally:
+        if progress is not None:
+            progress.stop()
         if wandb is not None:
             wandb.close()
 

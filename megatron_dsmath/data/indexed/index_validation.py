@@ -1,14 +1,16 @@
 """Validates an index once, in the first process that opens it for a run, instead of in every rank at every start.
 
 PREFIX.validated records the size and modification time of both files and the hash of the index. A file that differs in
-any of these is validated again. The record is not part of the dataset. If the folder of the data is not writable, every
-process validates the index itself.
+any of these is validated again. The record is not part of the dataset. If the folder of the data is not writable, the
+record is written to the user's cache; if that is not writable either, every process validates the index itself.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,8 +39,7 @@ def open_validated_dataset(prefix: Path) -> IndexedDataset:
             return IndexedDataset(prefix, validate=False)
         states = _file_states(prefix)  # before the validation: a file that changes during it is validated again
         dataset = _open_and_validate(prefix)
-        with suppress(OutputError):
-            replace_text(Path(f"{prefix}.validated"), json.dumps(states) + "\n")
+        _write_record(prefix, states)
         return dataset
 
 
@@ -64,10 +65,27 @@ def _file_states(prefix: Path) -> FileStates:
 
 
 def _is_recorded(prefix: Path) -> bool:
-    try:
-        return bool(json.loads(Path(f"{prefix}.validated").read_bytes()) == _file_states(prefix))
-    except (OSError, ValueError, RecursionError):  # a missing or damaged record
-        return False
+    for record in _record_paths(prefix):
+        with suppress(OSError, ValueError, RecursionError):  # a missing or damaged record
+            if json.loads(record.read_bytes()) == _file_states(prefix):
+                return True
+    return False
+
+
+def _write_record(prefix: Path, states: FileStates) -> None:
+    """Write the record to the first path that is writable, if any."""
+    for record in _record_paths(prefix):
+        with suppress(OSError, OutputError):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(record, json.dumps(states) + "\n")
+            return
+
+
+def _record_paths(prefix: Path) -> tuple[Path, Path]:
+    """The path in the folder of the data, and the path in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111, Path.home may raise
+    name = hashlib.sha256(str(prefix.resolve()).encode()).hexdigest()
+    return Path(f"{prefix}.validated"), Path(cache) / "dsmath" / f"{name}.validated"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from tests.support.datasets import DOCUMENTS, write_ours, write_theirs
 
 
 @pytest.fixture(autouse=True)
-def validations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def validations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     """The prefix of each validation. Every index is large enough to be recorded."""
     prefixes: list[Path] = []
     validate = index_validation._open_and_validate
@@ -29,6 +29,7 @@ def validations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(index_validation, "MIN_RECORDED_BYTES", 0)
     monkeypatch.setattr(index_validation, "_open_and_validate", counted)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return prefixes
 
 
@@ -118,10 +119,22 @@ def test_a_damaged_record_is_ignored(tmp_path: Path, validations: list[Path], co
     assert len(validations) == 1
 
 
-def test_without_a_writable_folder_every_process_validates(
+def test_without_a_writable_folder_the_record_is_in_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validations: list[Path]
 ) -> None:
     prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    refuse_writing_into(tmp_path, monkeypatch)
+    for _ in range(2):
+        open_validated_dataset(prefix)
+    assert len(validations) == 1
+    assert [record.parent for record in tmp_path.rglob("*.validated")] == [tmp_path / "cache" / "dsmath"]
+
+
+def test_without_any_writable_folder_every_process_validates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validations: list[Path]
+) -> None:
+    prefix = write_ours(tmp_path / "corpus", DOCUMENTS)
+    (tmp_path / "cache").write_bytes(b"a file, not a folder")
     refuse_writing_into(tmp_path, monkeypatch)
     for _ in range(2):
         assert open_validated_dataset(prefix).token_count == 8
