@@ -25,7 +25,6 @@ NONE_NEEDED = {
     "checkpoint.tokenizer_files.write_beside_weights": "the same",
     "files.atomic_files.publish": "data and results, which a killed process writes again",
     "supervision.lock._write": "a lease, which is judged by its age and not by its content",
-    "training.run_directory.create": "a probe that finds out whether writing fails",
     "supervision.watchdog._write_stacks": "stacks for people; a failure is ignored",
     "supervision.watchdog._write_entered_section": "a message to the other ranks; a failure is ignored",
 }

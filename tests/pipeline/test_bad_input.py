@@ -221,7 +221,7 @@ def test_two_mistakes_in_the_data_are_said_together(
     [
         ("parallel.tensor=4", 4, "the tensor-parallel size does not divide the model"),
         ("parallel.pipeline=3", 3, "the layers do not divide into equal stages"),
-        ("parallel.tensor=2", 3, "the processes do not divide into copies of the model"),
+        ("parallel.tensor=2", 3, "the number of processes is not a multiple of the ranks of one copy of the model"),
         ("parallel.microbatch_sequences=3", 1, "the microbatches do not divide the global batch"),
         ("schedule.sequences_per_step=6", 2, "the data-parallel processes do not divide the global batch"),
     ],
