@@ -60,8 +60,8 @@ def test_a_run_that_packs_documents_is_compared_with_packed_documents() -> None:
         ("tp2,dp8", "takes 8 processes"),
         ("tp3", "does not divide the run's model"),
         ("pp3", "do not divide into equal stages"),
-        ("sp", "there is one"),
-        ("vpp2", "there is one"),
+        ("sp", "needs several tensor-parallel ranks"),
+        ("vpp2", "need several pipeline stages"),
         ("dp4mb4", "do not divide the global batch"),
     ],
 )
