@@ -41,7 +41,7 @@ POINTS = {
     "save.weights": "the weights are about to be checked before a save; one of them changes (`fault_factor`)",
     "end.begin": "the last step is done or a stop is agreed on, and the state is saved",
     "row.before_append": "a row of metrics.jsonl or of a file in logs/ is about to be written (rank 0)",
-    "file.before_rename": "the new text of STATUS.json, run.yaml or a file in logs/ is written under a temporary name",
+    "file.before_rename": "the text of STATUS.json, run.yaml, LATEST or a file in logs/ is in a temporary file",
     "checkpoint.begun": "the incomplete directory exists and is empty (rank 0)",
     "checkpoint.copying": "the rank is about to copy its state into the staging buffer",
     "checkpoint.copied": "the rank's state is copied; its writer has not been asked to write it",

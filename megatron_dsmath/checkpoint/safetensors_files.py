@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_dsmath.errors import ConversionError
-from megatron_dsmath.files.atomic_files import sync
+from megatron_dsmath.files.atomic_files import sync, write_text
 from megatron_dsmath.model.parameters import Shape
 
 SINGLE = "model.safetensors"
@@ -146,12 +146,6 @@ def write_safetensors(
         total = sum(size_bytes(*tensor) for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8 and sync it to disk."""
-    path.write_text(text, encoding="utf-8")
-    sync(path)
 
 
 def size_bytes(shape: Shape, dtype: torch.dtype) -> int:

@@ -7,7 +7,6 @@ hint for people. See docs/checkpoints.md.
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_dsmath.checkpoint.manifest import MANIFEST, FileEntry, Manifest, not_a_checkpoint, read_manifest
-from megatron_dsmath.errors import CheckpointError
+from megatron_dsmath.errors import CheckpointError, OutputError
 from megatron_dsmath.fault_injection import fault_point
 from megatron_dsmath.files import directories
-from megatron_dsmath.files.atomic_files import file_sha256, require_free_space, sync
+from megatron_dsmath.files.atomic_files import file_sha256, replace_text, require_free_space, sync, write_text
 from megatron_dsmath.files.directories import report_write_errors
 
 LATEST = "LATEST"
@@ -181,17 +180,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     path = folder / MANIFEST
     with report_write_errors(path):
         fault_point("checkpoint.before_manifest")
-        path.write_text(manifest.to_json(), encoding="utf-8")
-        sync(path)
+        write_text(path, manifest.to_json())
 
 
 def write_latest(published: Path) -> None:
     """Write the name of a published checkpoint into `LATEST`; errors are ignored, since the file is only a hint."""
     fault_point("checkpoint.before_pointer")
-    with suppress(OSError):
-        scratch = published.with_name(f"{LATEST}.{os.getpid()}")
-        scratch.write_text(f"{published.name}\n", encoding="utf-8")
-        scratch.replace(published.with_name(LATEST))
+    with suppress(OutputError):
+        replace_text(published.with_name(LATEST), f"{published.name}\n")
 
 
 def _step(folder: Path) -> int:

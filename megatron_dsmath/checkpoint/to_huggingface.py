@@ -12,11 +12,12 @@ from megatron_dsmath.checkpoint.checkpoint_weights import precision_of
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG, config_from
 from megatron_dsmath.checkpoint.manifest import LogitVerdict, Manifest, read_manifest
 from megatron_dsmath.checkpoint.model_card import model_card, read_scores
-from megatron_dsmath.checkpoint.safetensors_files import size_bytes, write_safetensors, write_text
+from megatron_dsmath.checkpoint.safetensors_files import size_bytes, write_safetensors
 from megatron_dsmath.checkpoint.tokenizer_files import Chat, tokenizer_file, write_beside_weights
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
 from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.files import directories
+from megatron_dsmath.files.atomic_files import write_text
 
 
 @dataclass(frozen=True)

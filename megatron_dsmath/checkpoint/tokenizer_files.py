@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_dsmath.checkpoint.safetensors_files import inside, read_json, write_text
+from megatron_dsmath.checkpoint.safetensors_files import inside, read_json
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
 from megatron_dsmath.data.tokenizing.tokenizer import HUGGING_FACE_FILES, Tokenizer, load_tokenizer
-from megatron_dsmath.files.atomic_files import sync
+from megatron_dsmath.files.atomic_files import sync, write_text
 
 FOLDER = "tokenizer"  # in a checkpoint
 GENERATION = "generation_config.json"

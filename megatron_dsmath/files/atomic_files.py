@@ -215,6 +215,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file to the disk, in a directory that no reader sees yet (`directories`). Raises OSError."""
+    path.write_text(text, encoding="utf-8")
+    sync(path)
+
+
 def _open_exclusively(path: Path, kept_bytes: int) -> BinaryIO:
     """Open `path`, locked and truncated to `kept_bytes`; the system releases the lock of a killed process."""
     while True:

@@ -42,7 +42,7 @@ def begin(target: Path) -> Path:
     """
     target = target.absolute()
     require_absent(target)
-    incomplete = target.with_name(f"{target.name}.incomplete-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
+    incomplete = _temporary_name(target)
     with report_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent, target.name)
@@ -74,7 +74,7 @@ def discard(incomplete: Path) -> None:
 
 def delete(published: Path) -> None:
     """Delete a published directory; it is renamed first, so that no reader sees a part of it."""
-    incomplete = published.with_name(f"{published.name}.incomplete-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
+    incomplete = _temporary_name(published)
     published.rename(incomplete)
     fault_point("checkpoint.pruning")
     discard(incomplete)
@@ -126,6 +126,10 @@ def report_write_errors(path: Path, needed_bytes: int | None = None) -> Iterator
         yield
     except OSError as error:
         raise write_error(path, error, needed_bytes) from error
+
+
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f"{target.name}.incomplete-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _host() -> str:

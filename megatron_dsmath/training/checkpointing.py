@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megatron_dsmath.checkpoint import store
+from megatron_dsmath.checkpoint import store, tokenizer_files
 from megatron_dsmath.checkpoint.background_writer import Answer, BackgroundWriter
+from megatron_dsmath.checkpoint.checkpoint_weights import SHARDS_FOLDER
 from megatron_dsmath.checkpoint.manifest import FileEntry, Manifest
 from megatron_dsmath.errors import DsmathError, InternalError, OutputError
 from megatron_dsmath.fault_injection import fault_factor, fault_point
@@ -26,8 +27,6 @@ from megatron_dsmath.parallel.topology import Topology
 from megatron_dsmath.training.inputs import STATE_BYTES_PER_PARAMETER, deciding_keys
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.state import State
-
-SHARDS, TOKENIZER = "shards", "tokenizer"
 
 
 class _Saving(NamedTuple):
@@ -165,10 +164,10 @@ class Saver:
             folder = directories.begin(root / f"step_{state.step}")
             with directories.report_write_errors(folder):
                 fault_point("checkpoint.begun", state.step)
-                (folder / SHARDS).mkdir()
-                (folder / TOKENIZER).mkdir()
+                (folder / SHARDS_FOLDER).mkdir()
+                (folder / tokenizer_files.FOLDER).mkdir()
                 for file in self._job.tokenizer.files:
-                    shutil.copyfile(file, folder / TOKENIZER / file.name)
+                    shutil.copyfile(file, folder / tokenizer_files.FOLDER / file.name)
         except OutputError as error:
             if folder is not None:
                 directories.discard(folder)
@@ -181,16 +180,16 @@ class Saver:
         fault_point("checkpoint.copying", state.step)
         small = serializer.serialize(writer.memory)
         fault_point("checkpoint.copied", state.step)
-        present = [f"{SHARDS}/{name}" for name in small]
+        present = [f"{SHARDS_FOLDER}/{name}" for name in small]
         if self._is_first:
-            present += [f"{TOKENIZER}/{file.name}" for file in self._job.tokenizer.files]
+            present += [f"{tokenizer_files.FOLDER}/{file.name}" for file in self._job.tokenizer.files]
         try:
             with directories.report_write_errors(folder):
                 for name, content in small.items():
-                    (folder / SHARDS / name).write_bytes(content)
+                    (folder / SHARDS_FOLDER / name).write_bytes(content)
         except OutputError as error:
             return error
-        staged = {f"{SHARDS}/{serializer.file_name}": serializer.size_bytes}
+        staged = {f"{SHARDS_FOLDER}/{serializer.file_name}": serializer.size_bytes}
         writer.ask("write", folder=str(folder), staged=staged, present=present)
         return None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_dsmath.checkpoint import store
+from megatron_dsmath.checkpoint.checkpoint_weights import SHARDS_FOLDER
 from megatron_dsmath.checkpoint.manifest import Manifest
 from megatron_dsmath.checkpoint.weights import check_same_model
 from megatron_dsmath.config import RunConfig, dump
@@ -15,7 +16,7 @@ from megatron_dsmath.files.atomic_files import replace_text
 from megatron_dsmath.parallel import shards
 from megatron_dsmath.parallel.collectives import broadcast_object, gather_objects
 from megatron_dsmath.parallel.topology import Topology
-from megatron_dsmath.training.checkpointing import SHARDS, layout, machine
+from megatron_dsmath.training.checkpointing import layout, machine
 from megatron_dsmath.training.inputs import Resume
 from megatron_dsmath.training.job import Job
 from megatron_dsmath.training.run_directory import keep_rows_until
@@ -93,7 +94,7 @@ def _load(job: Job, folder: Path) -> Manifest:
             expected=f"{job.run.precision}, as in the run file",
             fix=f"set precision: {manifest.precision}, or start a new run with model.initial_weights set to this run",
         )
-    shards.load(folder / SHARDS, job.model_chunks, job.optimizer)
+    shards.load(folder / SHARDS_FOLDER, job.model_chunks, job.optimizer)
     return manifest
 
 

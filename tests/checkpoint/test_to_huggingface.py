@@ -210,8 +210,10 @@ def test_a_kill_at_any_file_leaves_no_output_folder(
     checkpoint: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process ends while that file is synced; the next export removes the leftovers and is complete."""
-    from megatron_dsmath.checkpoint import safetensors_files, to_huggingface
-    from megatron_dsmath.files.atomic_files import sync
+    from megatron_dsmath.checkpoint import safetensors_files
+    from megatron_dsmath.files import atomic_files
+
+    sync = atomic_files.sync
 
     def die(path: Path) -> None:
         if path.name == name:
@@ -220,7 +222,7 @@ def test_a_kill_at_any_file_leaves_no_output_folder(
 
     process = os.fork()
     if process == 0:
-        safetensors_files.sync = to_huggingface.sync = die
+        safetensors_files.sync = atomic_files.sync = die
         export(checkpoint, tmp_path / "out", gate=False)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9

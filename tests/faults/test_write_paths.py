@@ -16,12 +16,14 @@ POINT_OF_THE_CALLER = {
     "checkpoint.writer_process._write_all": "writer.inside_file",
     "files.directories.publish": "checkpoint.before_rename",
     "files.atomic_files.sync": "writer.before_sync",
+    "files.atomic_files.write_text": "checkpoint.before_manifest",
 }
 NONE_NEEDED = {
     "checkpoint.store.set_aside": "one rename of a checkpoint that is damaged already",
     "checkpoint.logit_gate.run_own_logits": "a request between two processes, in a directory of its own",
-    "checkpoint.safetensors_files.write_text": "a conversion, written into a directory without a final name",
-    "checkpoint.safetensors_files._write_file": "the same",
+    "checkpoint.safetensors_files._write_file": "a conversion, written into a directory without a final name",
+    "checkpoint.safetensors_files.write_safetensors": "the same",
+    "checkpoint.to_huggingface.write_huggingface": "the same",
     "checkpoint.tokenizer_files.write_beside_weights": "the same",
     "files.atomic_files.publish": "data and results, which a killed process writes again",
     "supervision.lock._write": "a lease, which is judged by its age and not by its content",
@@ -42,6 +44,8 @@ def writing_functions() -> Iterator[tuple[str, bool]]:
 
 
 def writes(call: ast.Call) -> bool:
+    if isinstance(call.func, ast.Name):
+        return call.func.id == "write_text"  # of files/atomic_files.py
     if not isinstance(call.func, ast.Attribute):
         return False
     name, texts = call.func.attr, [node.value for node in call.args if isinstance(node, ast.Constant)]
