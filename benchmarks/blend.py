@@ -33,6 +33,7 @@ from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
 from megatron_dsmath.data.mixture.mixture_planning import plan_run
 from megatron_dsmath.data.mixture.planned_corpora import planned_corpora
+from tests.support.mixtures import only_phase
 from tests.support.runs import tree
 
 STEP_SAMPLES, STEPS = 2560, 47_684  # paper, section 2.3: 10M tokens per step, 500B in total
@@ -43,7 +44,8 @@ VOCABULARY = 102_400
 def open_batches(folder: Path, samples: int) -> MixtureBatches:
     """Open the batches as the start of a run does."""
     shards = Shards(None)
-    return MixtureBatches(plan_run(mixture(folder), 1234, shards, samples), shards, VOCABULARY)
+    config = mixture(folder)
+    return MixtureBatches(plan_run(config, 1234, shards, [only_phase(config, samples)]), shards, VOCABULARY)
 
 
 @contextmanager
@@ -209,7 +211,7 @@ def scaled_run_holds(folder: Path) -> bool:
             writer.add_documents(generator.integers(0, VOCABULARY, int(lengths.sum()), np.int32), lengths)
     samples = int(STEPS * STEP_SAMPLES * SEQUENCE_LENGTH * scale / sequence_length / steps) // ranks * ranks
     config, shards, output = mixture(small, sequence_length), Shards(None), folder / "run"
-    plan = plan_run(config, 1234, shards, steps * samples)
+    plan = plan_run(config, 1234, shards, [only_phase(config, steps * samples)])
     batches, ledger = MixtureBatches(plan, shards, VOCABULARY), Ledger(output / "ledger")
     ledger.write_plan(plan)
     model = {"model__vocabulary_size": VOCABULARY, "model__max_position_embeddings": sequence_length}

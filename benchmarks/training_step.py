@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from megatron_dsmath.config.phases import phase_at
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.model import decoder
 from megatron_dsmath.model.loss import sum_by_group
@@ -191,7 +192,7 @@ def main() -> int:
                 step()
                 if turn:  # the first is a warm-up
                     best[name] = min(best[name], time.process_time() - started)
-        rates = {name: entry.run.tokens_per_step / seconds for name, seconds in best.items()}
+        rates = {name: phase_at(entry.run, 0).tokens_per_step / seconds for name, seconds in best.items()}
         ratio = rates["ours"] / rates[entry.against]
         held &= ratio >= entry.at_least
         print(

@@ -122,15 +122,27 @@ def check_overlap(run: RunConfig) -> Iterator[ConfigError]:
 
 def check_microbatch_size(run: RunConfig) -> Iterator[ConfigError]:
     """The global batch is a whole number of microbatches; `world_contradictions` checks the number of ranks."""
-    sequences, microbatch = run.schedule.sequences_per_step, run.parallel.microbatch_sequences
-    if sequences % microbatch:
-        yield LayoutError(
-            "the microbatches do not divide the global batch",
-            where="parallel.microbatch_sequences",
-            found=f"{microbatch}, schedule.sequences_per_step {sequences}",
-            expected="a divisor of schedule.sequences_per_step",
-            fix=f"for example parallel.microbatch_sequences: {_nearest_divisor(sequences, microbatch)}",
-        )
+    microbatch = run.parallel.microbatch_sequences
+    for key, sequences in global_batches(run).items():
+        if sequences % microbatch:
+            yield LayoutError(
+                "the microbatches do not divide the global batch",
+                where="parallel.microbatch_sequences",
+                found=f"{microbatch}, {key} {sequences}",
+                expected=f"a divisor of {key}",
+                fix=f"for example parallel.microbatch_sequences: {_nearest_divisor(sequences, microbatch)}",
+            )
+
+
+def global_batches(run: RunConfig) -> dict[str, int]:
+    """The different global batch sizes of a run, each with the first key that sets it."""
+    schedule, found = run.schedule, dict[int, str]()
+    if not schedule.phases or any(phase.sequences_per_step is None for phase in schedule.phases):
+        found[schedule.sequences_per_step] = "schedule.sequences_per_step"
+    for index, phase in enumerate(schedule.phases):
+        if phase.sequences_per_step is not None:
+            found.setdefault(phase.sequences_per_step, f"schedule.phases.{index}.sequences_per_step")
+    return {key: sequences for sequences, key in found.items()}
 
 
 LAYOUT_RULES: tuple[Rule, ...] = (
@@ -145,7 +157,7 @@ LAYOUT_RULES: tuple[Rule, ...] = (
 
 def world_contradictions(run: RunConfig, world_size: int) -> Iterator[ConfigError]:
     """The rules that need the number of processes."""
-    parallel, sequences = run.parallel, run.schedule.sequences_per_step
+    parallel = run.parallel
     if world_size % parallel.model_size:
         yield LayoutError(
             "the number of processes is not a multiple of the ranks of one copy of the model",
@@ -157,23 +169,24 @@ def world_contradictions(run: RunConfig, world_size: int) -> Iterator[ConfigErro
         return
     data_size = world_size // parallel.model_size
     share = data_size * parallel.microbatch_sequences
-    if sequences % share:
-        yield LayoutError(
-            "the data-parallel processes do not divide the global batch",
-            where="schedule.sequences_per_step",
-            found=f"{sequences} sequences, {data_size} data-parallel processes x microbatches of "
-            f"{parallel.microbatch_sequences}",
-            expected=f"a multiple of {share}",
-            fix=f"for example schedule.sequences_per_step: {-(-sequences // share) * share}",
-        )
-    elif parallel.virtual_stages > 1 and (sequences // share) % parallel.pipeline:
-        yield LayoutError(
-            "the interleaved schedule needs microbatches in groups of the pipeline's size",
-            where="parallel.virtual_stages",
-            found=f"{sequences // share} microbatches, {parallel.pipeline} stages",
-            expected="a number of microbatches that is a multiple of parallel.pipeline",
-            fix="set parallel.virtual_stages: 1, or another schedule.sequences_per_step",
-        )
+    for key, sequences in global_batches(run).items():
+        if sequences % share:
+            yield LayoutError(
+                "the data-parallel processes do not divide the global batch",
+                where=key,
+                found=f"{sequences} sequences, {data_size} data-parallel processes x microbatches of "
+                f"{parallel.microbatch_sequences}",
+                expected=f"a multiple of {share}",
+                fix=f"for example {key}: {-(-sequences // share) * share}",
+            )
+        elif parallel.virtual_stages > 1 and (sequences // share) % parallel.pipeline:
+            yield LayoutError(
+                "the interleaved schedule needs microbatches in groups of the pipeline's size",
+                where="parallel.virtual_stages",
+                found=f"{sequences // share} microbatches, {parallel.pipeline} stages",
+                expected="a number of microbatches that is a multiple of parallel.pipeline",
+                fix=f"set parallel.virtual_stages: 1, or another {key}",
+            )
 
 
 def even_stages(layers: int, chunks: int) -> list[int]:

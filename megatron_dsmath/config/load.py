@@ -100,8 +100,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), world_size: int | None
 
 
 def dump(run: RunConfig) -> str:
-    """The run as a YAML file with every value, which alone repeats the run."""
-    return write(run.model_dump(mode="json"))
+    """The run as a YAML file, which alone repeats the run; optional keys at their default are left out."""
+    return write(run.model_dump(mode="json", exclude_defaults=True))
 
 
 def _validate(source: Source) -> tuple[RunConfig, list[ConfigError]]:
@@ -124,8 +124,13 @@ def _partial_section(section: type[BaseModel], tree: Any, invalid: set[Location]
             values[name] = _partial_section(inner, tree[name], invalid, key)
         elif not any(other[: len(key)] == key for other in invalid):
             value = lists_to_tuples(tree[name])
-            values[name] = tuple(inner.model_construct(**item) for item in value) if inner and is_list(field) else value
-    return section.model_construct(_fields_set=set(values), **values)
+            values[name] = (
+                tuple(inner.model_construct(**item) for item in value) if inner and is_list(field) and value else value
+            )
+    partial = section.model_construct(_fields_set=set(values), **values)
+    for name in section.model_fields.keys() - values.keys() & (tree.keys() if isinstance(tree, dict) else set()):
+        partial.__dict__.pop(name, None)  # a default does not replace an invalid value
+    return partial
 
 
 def _contradictions(rule: Rule, run: RunConfig, source: Source, is_complete: bool) -> list[ConfigError]:

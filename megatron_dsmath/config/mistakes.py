@@ -57,11 +57,18 @@ def keys(section: SectionType = RunConfig, prefix: str = "") -> Iterator[tuple[s
 
 def section_of(field: FieldInfo) -> SectionType | None:
     """The section that a field holds, alone or as items of a list or mapping; None for a plain value."""
-    for candidate in (field.annotation, *get_args(field.annotation)):
+    for candidate in _annotations(field.annotation):
         # In Python 3.10 tuple[int, ...] is an instance of type, and issubclass() raises for it.
         if get_origin(candidate) is None and isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
+
+
+def _annotations(annotation: Any) -> Iterator[Any]:
+    """Yield an annotation and the parts of it, as `tuple[X, ...]` and `X` of `tuple[X, ...] | None`."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _annotations(part)
 
 
 def is_list(field: FieldInfo) -> bool:
@@ -114,7 +121,7 @@ def _missing_key(location: Location, where: str, section: SectionType, fix: str)
 
 def _invalid_value(item: ErrorDetails, where: str, section: SectionType) -> ConfigError:
     phrase, instruction = _TYPES.get(item["type"], (None, "write such a value"))
-    expected = phrase or item["msg"].removeprefix("Input should be ")
+    expected = phrase or item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     field, _ = _find(item["loc"], section)
     if field is not None and isinstance(item["loc"][-1], str) and NoneType in get_args(field.annotation):
         expected += " or null"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from megatron_dsmath.config.curve import valid_curve, valid_length
+
+Curve = Annotated[str, AfterValidator(valid_curve)]
 
 
 class Section(BaseModel):
@@ -73,8 +77,9 @@ class CorpusConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     """The name in metrics and reports."""
-    weight: float = Field(gt=0)
-    """The corpus' share of the tokens, relative to the other weights (paper: 56, 4, 10, 20, 10)."""
+    weight: float = Field(ge=0)
+    """The corpus' share of the tokens, relative to the other weights (paper: 56, 4, 10, 20, 10); 0 for a corpus that
+    only `schedule.phases` reads."""
     paths: tuple[str, ...] = Field(min_length=1)
     """Prefixes of .bin/.idx pairs, or patterns of prefixes (`data/math_*`)."""
     max_epochs: float | None = Field(default=None, gt=0)
@@ -116,19 +121,38 @@ class DropConfig(Section):
     """The rate after the drop, as a share of the peak (paper: 0.316, 0.1)."""
 
 
-class ScheduleConfig(Section):
-    """The length of the run, its batch and its learning rate: linear warm-up to the peak, constant between drops."""
+class PhaseConfig(Section):
+    """A phase of the run (docs/schedule.md)."""
 
-    steps: PositiveInt
-    """Optimizer steps of the run (paper: 500B tokens, 47,684)."""
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """The name in reports."""
+    length: Annotated[str, AfterValidator(valid_length)]
+    """`2000 steps` or `400B tokens`, rounded up to whole steps."""
+    learning_rate: Curve
+    """The curve of the phase; it begins with the last rate of the phase before."""
+    sequences_per_step: PositiveInt | None = None
+    """The global batch size of the phase; null: `schedule.sequences_per_step`."""
+    weights: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """The weights of the corpora that the phase reads, by name; null: those of `data.corpora`."""
+
+
+class ScheduleConfig(Section):
+    """The length of the run, its batch and its learning rate: one curve, or a list of phases."""
+
+    steps: PositiveInt | None = None
+    """Optimizer steps of a run without phases (paper: 500B tokens, 47,684)."""
     sequences_per_step: PositiveInt
     """The global batch size, the same for every layout (paper: 10M tokens, 2,560 sequences)."""
     peak_learning_rate: float = Field(gt=0)
-    """The learning rate after warm-up (paper: 4.2e-4)."""
-    warmup_steps: NonNegativeInt
-    """Steps in which the rate rises to the peak (paper: 2,000)."""
-    drops: tuple[DropConfig, ...]
-    """Where the rate drops (paper: 31.6% after 80%, 10% after 90%); empty: it stays at the peak."""
+    """The learning rate after warm-up (paper: 4.2e-4); percentages in a curve are shares of it."""
+    learning_rate: Curve | None = None
+    """The curve of a run without phases, as `warm up over 2000 steps, constant until 80%, cosine to 10%`."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Phases that follow each other, in place of `steps` and `learning_rate`."""
+    warmup_steps: NonNegativeInt | None = None
+    """The older form of `warm up over N steps`; with `drops`, in place of `learning_rate`."""
+    drops: tuple[DropConfig, ...] | None = None
+    """The older form of `constant until 80%, drop to 31.6%`."""
 
 
 class OptimizerConfig(Section):
@@ -177,6 +201,7 @@ class ParallelConfig(Section):
 AllowedChange = Literal[
     "seed",
     "schedule.sequences_per_step",
+    "schedule.phases",
     "data.tokenizer",
     "data.sequence_length",
     "data.attend_across_documents",
@@ -262,8 +287,3 @@ class RunConfig(Section):
     validation: ValidationConfig
     tracking: TrackingConfig
     guard: GuardConfig
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Target tokens of an optimizer step."""
-        return self.schedule.sequences_per_step * self.data.sequence_length

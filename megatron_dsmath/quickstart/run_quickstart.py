@@ -15,6 +15,7 @@ import torch
 
 from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.config import RunConfig, load
+from megatron_dsmath.config.phases import total_steps
 from megatron_dsmath.data.indexed.dataset import idx_path
 from megatron_dsmath.data.tokenizing.tokenize import tokenize
 from megatron_dsmath.errors import EXIT_DONE, InternalError
@@ -46,7 +47,7 @@ def run_quickstart(out: Path, write_report: Callable[[Path, Rows], Path]) -> Pat
     directory = RunDirectory(Path(run.output))
     make_data(out, run)
     if directory.state() is None:
-        _train_and_kill(directory, overrides, after_step=run.schedule.steps * 5 // 8)
+        _train_and_kill(directory, overrides, after_step=total_steps(run) * 5 // 8)
     if directory.state() != "done":
         _train(overrides)
     rows = [*_killed(directory), *_export(out / "model", directory, overrides)]
@@ -145,7 +146,7 @@ def _evaluate(run: RunConfig) -> tuple[float, str]:
     Each token of the continuation is the most likely one.
     """
     job = open_job(run, initialize_topology(run.parallel, run.seed))
-    loss = validate(job)["validation_loss"]
+    loss = validate(job, job.start)["validation_loss"]
     model, tokens = job.model_chunks[0].eval(), job.tokenizer.encode(PROMPT)
     for _ in range(NEW_TOKENS):
         with torch.no_grad():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from megatron_dsmath.checkpoint.store import newest_checkpoint
 from megatron_dsmath.config import load
+from megatron_dsmath.config.phases import total_steps
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.errors import (
     EXIT_DONE,
@@ -157,7 +158,7 @@ def _train(start: RankStart, watchdog: Watchdog) -> int:
 
     code, message = EXIT_DONE, ""
     state = train(run, lambda: start.stop.made, start.resume, start.evaluation, start.progress)
-    if state.step < run.schedule.steps:
+    if state.step < total_steps(run):
         stopped = StoppedOnRequest(
             "the run was asked to stop",
             where=run.output,

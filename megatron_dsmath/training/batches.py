@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megatron_dsmath.config.phases import phase_at, total_steps
 from megatron_dsmath.config.sections import DataConfig
 from megatron_dsmath.data.audit.run_batches import RunBatches
 from megatron_dsmath.data.mixture.microbatch import Microbatch
@@ -58,8 +59,9 @@ class StepBatches:
             draw = self._draw(state.next_sample, state.step)
         self._ahead = None
         microbatches = draw.microbatches.result()
-        if state.step + 1 < job.run.schedule.steps:
-            self._ahead = self._draw(state.next_sample + job.run.schedule.sequences_per_step, state.step + 1)
+        if state.step + 1 < total_steps(job.run):
+            samples = phase_at(job.run, state.step).sequences_per_step
+            self._ahead = self._draw(state.next_sample + samples, state.step + 1)
         batches = to_device(microbatches, job.run.data, job.topology.device)
         if fault_factor("step.tokens", state.step) != 1.0:
             batches[0].tokens[0, 3] += 1
@@ -73,7 +75,7 @@ class StepBatches:
             fault_point("step.draw", step)
             return batches.step_batches(
                 first_sample,
-                run.schedule.sequences_per_step,
+                phase_at(run, step).sequences_per_step,
                 run.parallel.microbatch_sequences,
                 topology.data_rank,
                 topology.data_size,

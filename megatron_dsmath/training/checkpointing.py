@@ -17,6 +17,7 @@ from megatron_dsmath.checkpoint import store, tokenizer_files
 from megatron_dsmath.checkpoint.background_writer import Answer, BackgroundWriter
 from megatron_dsmath.checkpoint.checkpoint_weights import SHARDS_FOLDER
 from megatron_dsmath.checkpoint.manifest import FileEntry, Manifest
+from megatron_dsmath.config.phases import total_steps
 from megatron_dsmath.errors import DsmathError, InternalError, OutputError
 from megatron_dsmath.fault_injection import fault_factor, fault_point
 from megatron_dsmath.files import directories
@@ -83,7 +84,7 @@ class Saver:
     def is_due(self, state: State) -> bool:
         """Whether the state is to be saved, by this rank's clock; the ranks must agree on it."""
         settings = self._job.run.checkpoint
-        if state.step == self._job.run.schedule.steps:
+        if state.step == total_steps(self._job.run):
             return True
         if settings.every_steps and state.step % settings.every_steps == 0:
             return True
@@ -274,6 +275,6 @@ def _manifest(job: Job, state: State) -> Manifest:
         precision=run.precision,
         tokenizer_fingerprint=job.tokenizer.fingerprint,
         state=state.as_dict(),
-        run=deciding_keys(run),
+        run=deciding_keys(run, state.step),
         machine=machine(job.topology),
     )

@@ -22,14 +22,17 @@ from megatron_dsmath.parallel.optimizer import gathered_parameters
 from megatron_dsmath.parallel.pipeline import DeviceBatch
 from megatron_dsmath.training.batches import to_device
 from megatron_dsmath.training.job import Job
+from megatron_dsmath.training.state import State
 from megatron_dsmath.training.step import forward
 
 Row = Mapping[str, Any]
 Report = Callable[[int, Sequence[Row]], None]
 
 
-def validate(job: Job) -> dict[str, Any]:
-    """The validation entries of a metrics row, in nats per token; every call uses the same held-out samples.
+def validate(job: Job, state: State) -> dict[str, Any]:
+    """The validation entries of the metrics row of the step that led to `state`, in nats per token.
+
+    Every call uses the same held-out samples, of the corpora of all phases.
 
     `validation_loss` is comparable with `loss` (`data.audit.run_batches.RunBatches.validation_loss`).
     """
@@ -39,7 +42,7 @@ def validate(job: Job) -> dict[str, Any]:
         whole, by_corpus = forward(job, _validation_batches(job))
         for chunk in job.model_chunks:
             chunk.train()
-    loss = job.batches.validation_loss(whole, by_corpus)
+    loss = job.batches.validation_loss(state.next_sample, whole, by_corpus)
     return {"validation_loss": loss, "validation_loss_by_corpus": by_corpus}
 
 

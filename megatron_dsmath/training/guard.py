@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from megatron_dsmath.checkpoint import store
+from megatron_dsmath.config.phases import phase_at
 from megatron_dsmath.config.sections import GuardConfig
 from megatron_dsmath.errors import InternalError
 from megatron_dsmath.files import directories
@@ -71,14 +72,14 @@ def reject_step(job: Job, state: State, batches: Sequence[DeviceBatch], sums: St
         print(f"step {state.step + 1} is not applied ({judgement.cause}: {numbers}): {judgement.action}", flush=True)
     if judgement.action == "rewind":
         return _rewind(job, state, window)
-    state = state.skipping(job.run.schedule.sequences_per_step, window)
+    state = state.skipping(phase_at(job.run, state.step).sequences_per_step, window)
     _use_plan(job, state)
     return state
 
 
 def _rewind(job: Job, state: State, window: SpikeWindow) -> State:
     """Load an older checkpoint, and return its state with all samples up to the end of the rejected step skipped."""
-    step, end_sample = state.step, state.next_sample + job.run.schedule.sequences_per_step
+    step, end_sample = state.step, state.next_sample + phase_at(job.run, state.step).sequences_per_step
     oldest_first = _checkpoints(job, range(step - job.run.guard.rewind_steps + 1)) if job.topology.rank == 0 else []
     checkpoint = broadcast_object(oldest_first[-1] if oldest_first else None)
     if checkpoint is None:
@@ -125,7 +126,7 @@ def _write_report(job: Job, state: State, batches: Sequence[DeviceBatch], sums: 
         for sample in batch.samples.tolist()
     ]
     seen = gather_objects((bad_samples, _bad_gradient(job)), job.topology)
-    first, count = state.next_sample, job.run.schedule.sequences_per_step
+    first, count = state.next_sample, phase_at(job.run, state.step).sequences_per_step
     file = job.directory.logs / f"rejected_step_{state.step + 1}_sample_{first}.json"
     if job.topology.rank == 0:
         facts: dict[str, Any] = {

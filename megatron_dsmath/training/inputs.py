@@ -8,8 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.manifest import Manifest, read_manifest
+from megatron_dsmath.config.phases import phase_at, phases
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.data.audit.run_batches import RunBatches, open_batches
+from megatron_dsmath.data.mixture.mixture_planning import MixturePhase
 from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from megatron_dsmath.errors import CheckpointError, OutputError, TokenizerError, raise_all
 from megatron_dsmath.files.atomic_files import require_free_space
@@ -17,7 +19,7 @@ from megatron_dsmath.files.directories import require_writable
 from megatron_dsmath.training.run_directory import RunDirectory
 from megatron_dsmath.training.state import State
 
-TOKENIZER = "data.tokenizer"
+TOKENIZER, PHASES = "data.tokenizer", "schedule.phases"
 _ABSENT = "absent"
 STATE_BYTES_PER_PARAMETER = 16  # at most: a weight of 4 bytes, its fp32 copy and two moments
 
@@ -47,9 +49,19 @@ def open_inputs(run: RunConfig, checkpoint: Path | None) -> Inputs:
             fix="use the tokenizer that the model was trained with, or enlarge model.vocabulary_size",
         )
     state = State() if checkpoint is None else _saved_state(checkpoint, run, tokenizer)
-    end_sample = state.next_sample + max(0, run.schedule.steps - state.step) * run.schedule.sequences_per_step
-    batches = open_batches(run, tokenizer.fingerprint, end_sample, state.plan, state.next_sample)
+    batches = open_batches(run, tokenizer.fingerprint, remaining_phases(run, state.step), state.plan, state.next_sample)
     return Inputs(tokenizer, batches, replace(state, plan=batches.plan))
+
+
+def remaining_phases(run: RunConfig, step: int) -> list[MixturePhase]:
+    """What is left of the phases after `step` completed steps; the last phase is always listed."""
+    *_, last = every = phases(run)
+    current = [phase for phase in every if phase.end_step > step] or [last]
+    remaining = [max(0, phase.end_step - max(step, phase.first_step)) for phase in current]
+    return [
+        MixturePhase(phase.weights, steps * phase.sequences_per_step)
+        for phase, steps in zip(current, remaining, strict=True)
+    ]
 
 
 def require_room(run: RunConfig) -> None:
@@ -93,24 +105,31 @@ def _saved_state(checkpoint: Path, run: RunConfig, tokenizer: Tokenizer) -> Stat
         ) from None
 
 
-def deciding_keys(run: RunConfig) -> dict[str, Any]:
-    """The values that determine the order of the tokens, by dotted key; a corpus is identified by its name.
+def deciding_keys(run: RunConfig, step: int) -> dict[str, Any]:
+    """The values that determine the order of the tokens of the first `step` steps; a corpus is identified by its name.
 
-    The dataset of conversations and the tokenizer are not included: their content is compared (`conversation_plan`).
+    Batch and mixture are those of the phase of the last of these steps, and `schedule.phases` lists the earlier ones:
+    later phases may change, and a phase may be added. The dataset of conversations and the tokenizer are not included:
+    their content is compared (`conversation_plan`).
     """
+    current = phase_at(run, max(0, step - 1))
     data = run.data.model_dump(mode="json", exclude={"tokenizer", "corpora", "conversations"})
-    values = {"seed": run.seed, "schedule.sequences_per_step": run.schedule.sequences_per_step}
+    values: dict[str, Any] = {"seed": run.seed, "schedule.sequences_per_step": current.sequences_per_step}
+    earlier = [phase for phase in phases(run) if phase.end_step <= current.first_step]
+    if earlier:
+        values[PHASES] = [[phase.steps, phase.sequences_per_step, dict(phase.weights)] for phase in earlier]
     values |= {f"data.{key}": value for key, value in data.items()}
     for corpus in run.data.corpora:
-        facts = corpus.model_dump(mode="json", exclude={"name", "max_epochs"})  # a limit, not a choice
-        values |= {f"data.corpora.{corpus.name}.{key}": value for key, value in facts.items()}
+        if corpus.name in current.weights:
+            key = f"data.corpora.{corpus.name}"
+            values |= {f"{key}.weight": current.weights[corpus.name], f"{key}.paths": list(corpus.paths)}
     return values
 
 
 def refuse_changes(checkpoint: Path, manifest: Manifest, run: RunConfig, tokenizer_fingerprint: str) -> None:
     """Raise CheckpointError for each key that differs and that `checkpoint.allowed_changes` does not list."""
     before = {TOKENIZER: manifest.tokenizer_fingerprint, **manifest.run}
-    now = {TOKENIZER: tokenizer_fingerprint, **(deciding_keys(run) if manifest.run else {})}
+    now = {TOKENIZER: tokenizer_fingerprint, **(deciding_keys(run, manifest.step) if manifest.run else {})}
     allowed = run.checkpoint.allowed_changes
     refusals = [
         CheckpointError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_dsmath.checkpoint.weights import check_same_model, open_weights
+from megatron_dsmath.config.phases import phase_at
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.data.audit.ledger import Ledger, StepHash
 from megatron_dsmath.data.audit.run_batches import RunBatches
@@ -39,9 +40,10 @@ class Job:
     def record_step(self, state: State, tokens_hash: StepHash) -> None:
         """Write the ledger's row of the step that led to `state`, on rank 0."""
         if self.topology.rank == 0:
-            samples = self.run.schedule.sequences_per_step
-            version = len(self.batches.plan.versions) - 1
-            self.ledger.append(state.step, version, state.next_sample - samples, samples, tokens_hash)
+            samples = phase_at(self.run, state.step - 1).sequences_per_step
+            first_sample = state.next_sample - samples
+            version = self.batches.plan.version_at(first_sample)
+            self.ledger.append(state.step, version, first_sample, samples, tokens_hash)
 
 
 def open_job(

@@ -19,6 +19,7 @@ def model_flops_utilization(
 
 METRICS: dict[str, str] = {
     "step": "Completed optimizer steps, from 1.",
+    "phase": "The phase of the step, from 1 (`schedule.phases`); 1 in a run without phases.",
     "consumed_tokens": "Tokens trained on since the first step, `sequence_length` per sample.",
     "consumed_samples": "The number of the next sample: all samples trained on or skipped since the first step.",
     "tokens_by_corpus": "Target tokens of each corpus since the first step that were counted in the loss.",
@@ -51,7 +52,7 @@ _WANDB_GROUPS = {
     "eval": ("evaluation_accuracy", "evaluation_tool_calls"),
     "perf": ("step_seconds", "tokens_per_second", "mfu"),
     "run": (
-        *("step", "consumed_tokens", "consumed_samples", "tokens_by_corpus", "epochs_by_corpus"),
+        *("step", "phase", "consumed_tokens", "consumed_samples", "tokens_by_corpus", "epochs_by_corpus"),
         *("spikes", "rejected_steps", "goodput", "restarts", "lost_steps", "save_seconds", "failed_saves"),
     ),
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from megatron_dsmath.config.phases import phase_at
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.data.audit.run_batches import PLAN_ADAPTER
 from megatron_dsmath.data.mixture.run_plan import RunPlan
@@ -73,11 +74,12 @@ class State:
 
     def after_step(self, run: RunConfig, tokens_by_corpus: Mapping[str, int], spike_window: SpikeWindow) -> State:
         """The state after one more step with these tokens; `spike_window` includes the step."""
+        phase = phase_at(run, self.step)
         return replace(
             self,
             step=self.step + 1,
-            next_sample=self.next_sample + run.schedule.sequences_per_step,
-            consumed_tokens=self.consumed_tokens + run.tokens_per_step,
+            next_sample=self.next_sample + phase.sequences_per_step,
+            consumed_tokens=self.consumed_tokens + phase.tokens_per_step,
             tokens_by_corpus={
                 name: tokens + self.tokens_by_corpus.get(name, 0) for name, tokens in tokens_by_corpus.items()
             },

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from megatron_dsmath.config.phases import phase_at, phase_index, total_steps
 from megatron_dsmath.errors import OutputError
 from megatron_dsmath.fault_injection import fault_point
 from megatron_dsmath.files.atomic_files import append_row
@@ -32,7 +33,7 @@ class Tracker:
 
     def __init__(self, job: Job, wandb: WeightsAndBiases | None, progress: Progress | None) -> None:
         self.job, self.wandb, self.progress = job, wandb, progress
-        self.task = progress.add_task("", total=job.run.schedule.steps, line="") if progress else None
+        self.task = progress.add_task("", total=total_steps(job.run), line="") if progress else None
         self.goodput = self._goodput()
         self.next_step = 0
         self.flops_per_token = job.run.model.flops_per_token(job.run.data.sequence_length)
@@ -45,9 +46,10 @@ class Tracker:
             self.goodput = self._goodput()
         self.goodput.useful_seconds += step_seconds
         self.next_step = state.step + 1
-        tokens_per_second = self.job.run.tokens_per_step / step_seconds
+        tokens_per_second = phase_at(self.job.run, state.step - 1).tokens_per_step / step_seconds
         return {
             "step": state.step,
+            "phase": 1 + phase_index(self.job.run, state.step - 1),
             "consumed_tokens": state.consumed_tokens,
             "consumed_samples": state.next_sample,
             "loss": sums.loss,
@@ -78,7 +80,7 @@ class Tracker:
         append_row(self.job.directory.metrics, row)
         if row["step"] % self.job.run.tracking.console_every_steps == 0 or not row.keys().isdisjoint(_ALWAYS_SHOWN):
             if self.progress is None:
-                steps = self.job.run.schedule.steps
+                steps = total_steps(self.job.run)
                 remaining = _duration((steps - row["step"]) * row["step_seconds"])
                 print(f"step {row['step']}/{steps}  {_line(row)}  about {remaining} left", flush=True)
             self.job.directory.write_status("running", None, row["step"], **self.goodput.facts())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from megatron_dsmath.config.phases import total_steps
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.parallel.collectives import true_on_any_rank
 from megatron_dsmath.parallel.optimizer import apply_gradients
@@ -47,7 +48,7 @@ def train(
         StepBatches(job) as step_batches,
     ):
         (stopping,) = true_on_any_rank([stop_requested()], topology)
-        while state.step < run.schedule.steps and not stopping:
+        while state.step < total_steps(run) and not stopping:
             progress.enter("step", state.step)
             started = time.perf_counter()
             batches = step_batches.next(state)
@@ -56,14 +57,14 @@ def train(
                 saver.finish()
                 state = reject_step(job, state, batches, sums, judgement)
                 continue
-            rate = learning_rate(run.schedule, state.step)
+            rate = learning_rate(run, state.step)
             apply_gradients(job.optimizer, sums.gradient_norm, rate, run.optimizer.weight_decay)
             state = state.after_step(run, sums.tokens_by_corpus, judgement.spike_window)
             job.record_step(state, sums.tokens_hash)
             row = tracker.row(state, sums, judgement, rate, time.perf_counter() - started)
             if run.data.held_out_share and _is_due(run.validation.every_steps, run, state.step):
                 progress.enter("validation", state.step)
-                row |= validate(job)
+                row |= validate(job, state)
             if evaluation is not None and _is_due(evaluation.every_steps, run, state.step):
                 progress.enter("evaluation", state.step)
                 row |= evaluate(job, evaluation, state.step, tracker.log_problems)
@@ -80,4 +81,4 @@ def train(
 
 
 def _is_due(every_steps: int, run: RunConfig, step: int) -> bool:
-    return every_steps > 0 and (step % every_steps == 0 or step == run.schedule.steps)
+    return every_steps > 0 and (step % every_steps == 0 or step == total_steps(run))

@@ -16,6 +16,7 @@ from megatron_dsmath.checkpoint.huggingface_config import CONFIG, config_from
 from megatron_dsmath.checkpoint.safetensors_files import write_safetensors
 from megatron_dsmath.checkpoint.weight_reader import tensor_shapes
 from megatron_dsmath.checkpoint.weights import open_weights
+from megatron_dsmath.config.phases import total_steps
 from megatron_dsmath.config.sections import ModelConfig, RunConfig
 from megatron_dsmath.data.mixture.microbatch import Microbatch
 from megatron_dsmath.model import decoder, loss
@@ -106,7 +107,7 @@ class _RankOfLayout:
         with record_sums(self.model_chunks, run.model.layers, run.data.sequence_length, self.topology) as sums:
             self._loss(0, backward=False)
         losses, norms, gradients, updated = [], [], Tensors(), []
-        for step in range(run.schedule.steps):
+        for step in range(total_steps(run)):
             losses.append(self._loss(step, backward=True))
             if step == 0:
                 optimizer.gather_gradients(self.model_chunks)

@@ -58,8 +58,10 @@ def shrink_run(run: RunConfig, ranks: int, *, on_gpu: bool = False) -> RunConfig
             "steps": STEPS,
             "sequences_per_step": sequences,
             "peak_learning_rate": 3e-3,  # two steps change the weights by several percent, so that a wrong step shows
-            "warmup_steps": 0,
-            "drops": (),
+            "learning_rate": "constant",
+            "phases": (),
+            "warmup_steps": None,
+            "drops": None,
         }
     )
     # AdamW's first step is g / (|g| + epsilon): with a smaller epsilon, a gradient that is only rounding error would

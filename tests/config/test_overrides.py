@@ -39,7 +39,13 @@ BAD = {
         "it is nested",
     ),
     "a wrong type": ("schedule.steps=all", "--set schedule.steps", "all", "a whole number", "write digits"),
-    "out of range": ("data.corpora.0.weight=-1", "--set data.corpora.0.weight", "-1", "greater than 0", "range"),
+    "out of range": (
+        "data.corpora.0.weight=-1",
+        "--set data.corpora.0.weight",
+        "-1",
+        "greater than or equal to 0",
+        "range",
+    ),
     "within a new value": (
         "schedule.drops=[{after: 2, factor: 0.1}]",
         "--set schedule.drops: schedule.drops.0.after",

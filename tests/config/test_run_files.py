@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from megatron_dsmath.config import dump, load
-from megatron_dsmath.schedule.learning_rate import first_step_after
+from megatron_dsmath.config.phases import phase_at, segments, total_steps, total_tokens
 from tests.support.seeded import PAPER_RUN, RUN_FILES
 
 CONFIGS = PAPER_RUN.parents[1]
@@ -47,10 +47,11 @@ def test_the_paper_run_has_the_paper_s_hyperparameters() -> None:
 
 def test_the_paper_run_counts_its_tokens_as_in_the_decision_record() -> None:
     run = load(PAPER_RUN)
-    assert run.tokens_per_step == 2560 * 4096 == 10_485_760
-    assert run.schedule.steps == 47_684
-    assert 47_683 * run.tokens_per_step < 500_000_000_000 <= 47_684 * run.tokens_per_step
-    assert [first_step_after(drop.after, 47_684) for drop in run.schedule.drops] == [38_147, 42_915]
+    tokens_per_step = phase_at(run, 0).tokens_per_step
+    assert tokens_per_step == 2560 * 4096 == 10_485_760
+    assert total_steps(run) == 47_684
+    assert 47_683 * tokens_per_step < 500_000_000_000 <= 47_684 * tokens_per_step == total_tokens(run)
+    assert [segment.first_step for segment in segments(run)] == [0, 2_000, 38_147, 42_915]
 
 
 def test_the_paper_run_has_the_shape_of_the_released_model() -> None:

@@ -12,7 +12,7 @@ from megatron_dsmath.data.indexed.dataset import IndexedWriter, dtype_for
 from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
 from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
-from megatron_dsmath.data.mixture.mixture_planning import plan_run
+from megatron_dsmath.data.mixture.mixture_planning import MixturePhase, plan_run
 
 VOCABULARY = 60_000
 SEED = 1234
@@ -43,10 +43,14 @@ def mixture(*corpora: CorpusConfig, sequence_length: int = 4, held_out_share: fl
     )
 
 
+def only_phase(config: DataConfig, samples: int) -> MixturePhase:
+    return MixturePhase({entry.name: entry.weight for entry in config.corpora}, samples)
+
+
 def planned(
     config: DataConfig, earlier: MixturePlan | None = None, next_sample: int = 0, end_sample: int = 1000
 ) -> MixturePlan:
-    return plan_run(config, SEED, Shards(None), end_sample, earlier, next_sample)
+    return plan_run(config, SEED, Shards(None), [only_phase(config, end_sample - next_sample)], earlier, next_sample)
 
 
 def opened(plan: MixturePlan) -> MixtureBatches:

@@ -19,7 +19,7 @@ OLD, NEW = "a" * 64, "b" * 64  # fingerprints
 def manifest(run: RunConfig) -> Manifest:
     facts: dict[str, Any] = {"kind": "training", "step": 4, "next_sample": 32, "consumed_tokens": 1024, "state": {}}
     return Manifest(
-        **facts, model=run.model, layout={}, precision="fp32", tokenizer_fingerprint=OLD, run=deciding_keys(run)
+        **facts, model=run.model, layout={}, precision="fp32", tokenizer_fingerprint=OLD, run=deciding_keys(run, 4)
     )
 
 
@@ -82,7 +82,7 @@ def test_a_change_is_refused_with_each_key_old_and_new_and_allowed_by_naming_it(
 
 
 def test_every_deciding_key_can_be_allowed() -> None:
-    sections = {"data.corpora" if key.startswith("data.corpora.") else key for key in deciding_keys(run_config())}
+    sections = {"data.corpora" if key.startswith("data.corpora.") else key for key in deciding_keys(run_config(), 4)}
     assert sections | {"data.tokenizer"} == set(get_args(AllowedChange))
 
 

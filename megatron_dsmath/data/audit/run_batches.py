@@ -12,7 +12,7 @@ from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.data.mixture.microbatch import Microbatch
 from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
 from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
-from megatron_dsmath.data.mixture.mixture_planning import plan_run
+from megatron_dsmath.data.mixture.mixture_planning import MixturePhase, plan_run
 from megatron_dsmath.data.mixture.permutation import IntArray
 from megatron_dsmath.data.mixture.run_plan import RunPlan
 from megatron_dsmath.data.mixture.samples import Passage
@@ -47,8 +47,11 @@ class RunBatches(Protocol):
     ) -> Sequence[Microbatch]:
         """Return a rank's microbatches of held-out sequences; every rank gets equally many."""
 
-    def validation_loss(self, whole: float, by_name: Mapping[str, float | None]) -> float:
-        """Return the loss comparable with training, from the mean `whole` over all targets and the means by name."""
+    def validation_loss(self, sample: int, whole: float, by_name: Mapping[str, float | None]) -> float:
+        """Return the loss comparable with the training before `sample`.
+
+        `whole` is the mean over all targets, `by_name` the means of the groups.
+        """
 
     def epochs(self, sample: int) -> dict[str, float]:
         """Return how often each group was read before `sample`."""
@@ -67,11 +70,11 @@ class RunBatches(Protocol):
 
 
 def open_batches(
-    run: RunConfig, fingerprint: str, end_sample: int, earlier: RunPlan | None, next_sample: int
+    run: RunConfig, fingerprint: str, phases: Sequence[MixturePhase], earlier: RunPlan | None, next_sample: int
 ) -> RunBatches:
-    """Plan and open the data of a run from `next_sample` to `end_sample`; `fingerprint` is that of its tokenizer.
+    """Plan and open the data of a run from `next_sample` on; `fingerprint` is that of its tokenizer.
 
-    Raises as `plan_run`, and for conversations as `Examples`, `plan_conversations` and `PackedBatches`.
+    `phases`: what is left of the current phase, and the later ones. Raises as `plan_run`, and for conversations as `Examples`, `plan_conversations` and `PackedBatches`.
     """
     shards, vocabulary_size = Shards(fingerprint), run.model.vocabulary_size
     if run.data.conversations is not None:
@@ -86,9 +89,8 @@ def open_batches(
             expected="conversations, as at the start of the run",
             fix="restore data.conversations, or use a new output directory",
         )
-    return MixtureBatches(
-        plan_run(run.data, run.seed, shards, end_sample, earlier, next_sample), shards, vocabulary_size
-    )
+    plan = plan_run(run.data, run.seed, shards, phases, earlier, next_sample)
+    return MixtureBatches(plan, shards, vocabulary_size, [corpus.name for corpus in run.data.corpora])
 
 
 def open_recorded_batches(plan: RunPlan, fingerprint: str | None, vocabulary_size: int) -> RunBatches:

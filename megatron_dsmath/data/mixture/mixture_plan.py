@@ -1,6 +1,7 @@
 """The plan of a mixture: versions of the corpora and their positions, as stored in checkpoints and in the ledger.
 
 Each version holds the position of every corpus at its first sample, so that a new mixture continues with unread data.
+The phases of a run are versions that are planned before they begin.
 docs/data_plan.md explains the plan with an example.
 """
 
@@ -52,7 +53,7 @@ class CorpusPosition(Section):
 class Version(VersionStart):
     """A mixture that is valid from `first_sample` on."""
 
-    end_sample: Count  # the planned end of the run
+    end_sample: Count  # the planned end of the phase
     sequence_length: PositiveInt
     corpora: tuple[CorpusPosition, ...] = Field(min_length=1)
 
@@ -139,15 +140,58 @@ class MixturePlan(RunPlan):
 
     def with_skipped(self, next_sample: int, samples: int) -> MixturePlan:
         """See `RunPlan`."""
-        last, first = self.versions[-1], next_sample + samples
-        version = Version(
-            first_sample=first,
-            skipped_samples=samples,
-            end_sample=last.end_sample + samples,
-            sequence_length=last.sequence_length,
-            corpora=tuple(self.corpus_positions(len(self.versions) - 1, first).values()),
-        )
+        current, first, end = self.version_at(next_sample), next_sample, next_sample + samples
+        later = self.versions[current + 1 :]
+        plan = self.model_copy(update={"versions": self.versions[: current + 1]})
+        for version in later:
+            if version.first_sample < end:  # skipped up to its own samples, which are skipped too
+                skipped = version.model_copy(update={"skipped_samples": version.first_sample - first})
+                plan, first = plan.with_version(skipped), version.first_sample
+        plan = plan.with_version(plan.moved(self.versions[current], end, end - first, samples))
+        for version in later:
+            plan = plan.with_version(plan.moved(version, version.first_sample + samples, 0, samples))
+        return plan
+
+    def with_version(self, version: Version) -> MixturePlan:
+        """Return the plan with one more version."""
         return self.model_copy(update={"versions": (*self.versions, version)})
+
+    def moved(self, version: Version, first_sample: int, skipped_samples: int, samples: int) -> Version:
+        """Return a version that begins at `first_sample`, after all others, and ends `samples` later than before."""
+        length = version.sequence_length
+        return Version(
+            first_sample=first_sample,
+            skipped_samples=skipped_samples,
+            end_sample=version.end_sample + samples,
+            sequence_length=length,
+            corpora=tuple(
+                self.position(corpus.name, corpus.weight, corpus.shards, length, first_sample)
+                for corpus in version.corpora
+            ),
+        )
+
+    def position(
+        self, name: str, weight: float, shards: tuple[int, ...], sequence_length: int, sample: int
+    ) -> CorpusPosition:
+        """Return where a corpus continues at `sample`, after all versions.
+
+        That is in its epoch, at the next one if the sequence length is new, or at its start.
+        """
+        epoch, position, epoch_shards = 0, 0, shards
+        index = self.last_version_with(name, sample)
+        if index is not None:
+            before = self.corpus_positions(index, sample)[name]
+            epoch, position, epoch_shards = before.epoch, before.position, before.epoch_shards
+            if position and self.versions[index].sequence_length != sequence_length:
+                epoch, position = epoch + 1, 0
+        return CorpusPosition(
+            name=name,
+            weight=weight,
+            shards=shards,
+            epoch=epoch,
+            position=position,
+            epoch_shards=epoch_shards if position else shards,
+        )
 
     def samples_per_epoch(self, shards: tuple[int, ...], sequence_length: int) -> int:
         """Return the number of samples in an epoch over these shards."""

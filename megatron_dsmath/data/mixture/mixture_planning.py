@@ -1,15 +1,16 @@
-"""Plans the mixture of a run from its configuration and files; on a restart, adds a version if anything changed."""
+"""Plans the mixture of a run, with all its phases; on a restart, plans again what is not read yet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 from megatron_dsmath.config.sections import CorpusConfig, DataConfig
 from megatron_dsmath.data.indexed.dataset import IndexedDataset
 from megatron_dsmath.data.indexed.sidecar import bin_sha256, read_sidecar
 from megatron_dsmath.data.mixture.corpus_shards import Shards
-from megatron_dsmath.data.mixture.mixture_plan import CorpusPosition, MixturePlan, Shard, Version
+from megatron_dsmath.data.mixture.mixture_plan import MixturePlan, Shard, Version
 from megatron_dsmath.data.mixture.permutation import random_words
 from megatron_dsmath.data.mixture.samples import document_start
 from megatron_dsmath.errors import ConfigError, DataError, DsmathError, raise_all
@@ -17,48 +18,63 @@ from megatron_dsmath.errors import ConfigError, DataError, DsmathError, raise_al
 HELD_OUT_RUNS = 8  # at most, per corpus
 
 
+class MixturePhase(NamedTuple):
+    """What is left of a phase: the weights of the corpora that it reads, by name, and the number of samples."""
+
+    weights: Mapping[str, float]
+    samples: int
+
+
 def plan_run(
     config: DataConfig,
     seed: int,
     shards: Shards,
-    end_sample: int,
+    phases: Sequence[MixturePhase],
     earlier: MixturePlan | None = None,
     next_sample: int = 0,
 ) -> MixturePlan:
-    """Return the plan of a run with this `config` that continues at `next_sample` and ends before `end_sample`.
+    """Return the plan of a run with this `config` that continues at `next_sample` with `phases`, one or more.
 
-    It is the `earlier` plan, with one more version if anything changed. Raises ConfigError for an invalid weight, a
-    changed seed or held-out share, and a corpus that is read more often than its `max_epochs`; DataError for a corpus
-    that is too small; and the errors of `Shards.open_corpora` and `Shards.open_planned`.
+    It is the `earlier` plan up to there, with a version for each later phase, and one for the current phase if anything
+    changed. Raises ConfigError for an invalid weight, a changed seed or held-out share, and a corpus that is read more
+    often than its `max_epochs`; DataError for a corpus that is too small; and the errors of `Shards.open_corpora` and
+    `Shards.open_planned`.
     """
     plan = earlier or MixturePlan(seed=seed, held_out_share=config.held_out_share, shards=(), versions=())
     raise_all(list(_fixed_value_changes(plan, config, seed)))
     opened = shards.open_corpora(config.corpora)
-    plan = _with_new_shards(plan, opened, next_sample)
-    version = Version(
-        first_sample=next_sample,
-        skipped_samples=0,
-        end_sample=end_sample,
-        sequence_length=config.sequence_length,
-        corpora=tuple(
-            _corpus_position(plan, entry, opened[entry.name], config.sequence_length, next_sample)
-            for entry in config.corpora
-        ),
-    )
-    if not plan.versions or _mixture(version) != _mixture(plan.versions[-1]):
-        raise_all(list(_corpora_too_small(plan, version)))
-        plan = plan.model_copy(update={"versions": (*plan.versions, version)})
-    raise_all(list(_repeated_too_often(plan, config.corpora, end_sample)))
+    plan = _with_new_shards(plan, opened)
+    indices = {shard.prefix: index for index, shard in enumerate(plan.shards)}
+    shards_of = {name: tuple(indices[str(dataset.prefix)] for dataset in datasets) for name, datasets in opened.items()}
+    begun = tuple(version for version in plan.versions if version.first_sample <= next_sample)
+    plan, first_sample = plan.model_copy(update={"versions": begun}), next_sample
+    for number, phase in enumerate(phases):
+        length, end_sample = config.sequence_length, first_sample + phase.samples
+        positions = (
+            plan.position(name, weight, shards_of[name], length, first_sample) for name, weight in phase.weights.items()
+        )
+        version = Version(
+            first_sample=first_sample,
+            skipped_samples=0,
+            end_sample=end_sample,
+            sequence_length=length,
+            corpora=tuple(positions),
+        )
+        if number or not plan.versions or _mixture(version) != _mixture(plan.versions[-1]):
+            raise_all(list(_corpora_too_small(plan, version)))
+            plan = plan.with_version(version)
+        first_sample = end_sample
+    raise_all(list(_repeated_too_often(plan, config.corpora, first_sample)))
     return plan
 
 
-def _with_new_shards(plan: MixturePlan, opened: dict[str, list[IndexedDataset]], next_sample: int) -> MixturePlan:
+def _with_new_shards(plan: MixturePlan, opened: dict[str, list[IndexedDataset]]) -> MixturePlan:
     """Return the plan with all new shards; those added to a corpus together are split for validation together."""
     known = {shard.prefix for shard in plan.shards}
     new_shards: list[Shard] = []
     for name, datasets in opened.items():
         new = [dataset for dataset in datasets if str(dataset.prefix) not in known]
-        at_least = 1 if plan.last_version_with(name, next_sample) is None else 0
+        at_least = 0 if name in plan.names else 1
         counts = [dataset.document_count for dataset in new]
         runs = held_out_runs(sum(counts), plan.held_out_share, plan.seed, name, at_least=at_least)
         firsts = accumulate(counts, initial=0)
@@ -93,29 +109,6 @@ def _shard(dataset: IndexedDataset, runs: Sequence[range], first: int) -> Shard:
         held_out=tuple(
             (document_start(dataset, part.start), document_start(dataset, part.stop)) for part in parts if part
         ),
-    )
-
-
-def _corpus_position(
-    plan: MixturePlan, entry: CorpusConfig, datasets: Sequence[IndexedDataset], sequence_length: int, next_sample: int
-) -> CorpusPosition:
-    """Return where a corpus continues: in its epoch, at the next one if the sequence length is new, or at its start."""
-    indices = {shard.prefix: index for index, shard in enumerate(plan.shards)}
-    shards = tuple(indices[str(dataset.prefix)] for dataset in datasets)
-    epoch, position, epoch_shards = 0, 0, shards
-    version = plan.last_version_with(entry.name, next_sample)
-    if version is not None:
-        before = plan.corpus_positions(version, next_sample)[entry.name]
-        epoch, position, epoch_shards = before.epoch, before.position, before.epoch_shards
-        if position and plan.versions[version].sequence_length != sequence_length:
-            epoch, position = epoch + 1, 0
-    return CorpusPosition(
-        name=entry.name,
-        weight=entry.weight,
-        shards=shards,
-        epoch=epoch,
-        position=position,
-        epoch_shards=epoch_shards if position else shards,
     )
 
 
@@ -163,8 +156,8 @@ def _corpora_too_small(plan: MixturePlan, version: Version) -> Iterator[DsmathEr
 def _repeated_too_often(plan: MixturePlan, corpora: Sequence[CorpusConfig], end_sample: int) -> Iterator[ConfigError]:
     totals = {total.name: total for total in plan.totals(end_sample)}
     for entry in corpora:
-        total = totals[entry.name]
-        if entry.max_epochs is not None and total.epochs > entry.max_epochs:
+        total = totals.get(entry.name)  # None if only an earlier phase of a changed run file reads it
+        if total is not None and entry.max_epochs is not None and total.epochs > entry.max_epochs:
             yield ConfigError(
                 "the run reads a corpus more often than its max_epochs",
                 where=f"data.corpora.{entry.name}.max_epochs",

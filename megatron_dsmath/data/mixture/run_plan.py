@@ -37,8 +37,10 @@ class RunPlan(Section, ABC):
 
     def after_skips(self, sample: int) -> int:
         """Return `sample`, or the first sample after a skip that begins with `sample`."""
-        after = (version for version in self.versions if version.first_sample - version.skipped_samples == sample)
-        return max((version.first_sample for version in after), default=sample)
+        for version in self.versions:  # one skip may extend over several versions
+            if version.skipped_samples and version.first_sample - version.skipped_samples == sample:
+                sample = version.first_sample
+        return sample
 
 
 def require_order(versions: Sequence[VersionStart]) -> None:

@@ -84,7 +84,7 @@ class PackedBatches:
         numbers = np.pad(np.arange(count), (0, padding), constant_values=PADDING)
         return list(self._microbatches(self.validation_set, numbers, microbatch_sequences, data_rank, data_size))
 
-    def validation_loss(self, whole: float, by_name: Mapping[str, float | None]) -> float:
+    def validation_loss(self, sample: int, whole: float, by_name: Mapping[str, float | None]) -> float:
         """The mean over all targets, because held-out conversations have the same proportions as those for training."""
         return whole
 

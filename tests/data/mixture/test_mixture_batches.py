@@ -125,7 +125,7 @@ def test_a_removed_corpus_keeps_its_name_and_loses_its_share(data: Path) -> None
     later = mixture(corpus("prose", 1.0, data / "prose"), corpus("math", 3.0, data / "math"))
     batches = opened(planned(later, planned(config(data)), next_sample=48))
     assert batches.group_names == ("math", "code", "prose")
-    assert batches.validation_loss(9.0, {"math": 2.0, "code": 5.0, "prose": 4.0}) == 0.75 * 2.0 + 0.25 * 4.0
+    assert batches.validation_loss(50, 9.0, {"math": 2.0, "code": 5.0, "prose": 4.0}) == 0.75 * 2.0 + 0.25 * 4.0
     rows = in_order([batches.step_batches(48, 40, 40, 0, 1)])
     assert Counter(corpus for _, corpus, _, _ in rows) == {0: 30, 2: 10}
 
@@ -145,7 +145,7 @@ def test_validation_is_the_same_samples_in_every_layout(data: Path, size: int, d
     assert len(rows) - len(counted) < size * data_size
     assert counted == [
         (5 * corpus + number, corpus, *(part.tolist() for part in held_out.read(number)))
-        for corpus, held_out in enumerate(batches.mixture(0).validation)
+        for corpus, held_out in enumerate(batches.validation.values())
         for number in range(5)
     ]
 

@@ -16,7 +16,7 @@ from megatron_dsmath.data.mixture.corpus_shards import Shards
 from megatron_dsmath.data.mixture.mixture_plan import MixturePlan
 from megatron_dsmath.data.mixture.mixture_planning import plan_run
 from megatron_dsmath.errors import ConfigError, DataError, DsmathError
-from tests.support.mixtures import SEED, corpus, mixture, opened, planned, targets, tokens_of, write_shard
+from tests.support.mixtures import SEED, corpus, mixture, only_phase, opened, planned, targets, tokens_of, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,8 @@ def test_the_seed_and_the_held_out_share_cannot_change(data: Path, seed: int, he
     math = corpus("math", 1.0, data / "b")
     plan = planned(mixture(math, held_out_share=0.1))
     with pytest.raises(ConfigError) as refusal:
-        plan_run(mixture(math, held_out_share=held_out_share), seed, Shards(None), 1000, plan, 20)
+        config = mixture(math, held_out_share=held_out_share)
+        plan_run(config, seed, Shards(None), [only_phase(config, 980)], plan, 20)
     assert refusal.value.where == key
     assert f"set {key}: " in refusal.value.text()
 
@@ -258,10 +259,10 @@ def test_a_held_out_part_without_a_whole_sample_is_refused(data: Path) -> None:
 @given(share=st.floats(0.1, 0.45), sequence_length=st.integers(1, 4))
 def test_training_and_validation_share_no_document(data: Path, share: float, sequence_length: int) -> None:
     config = mixture(corpus("math", 1.0, data / "d", data / "e"), sequence_length=sequence_length, held_out_share=share)
-    only = opened(planned(config)).mixture(0)
+    batches = opened(planned(config))
     training, held_out = (
         {token // 5 for number in range(part.samples_per_epoch) for token in part.read(number).tokens.tolist()}
-        for part in (only.training[0], only.validation[0])
+        for part in (batches.mixture(0).training[0], batches.validation["math"])
     )
     assert len(held_out) == round(share * 32)
     assert training | held_out == {*range(600, 612), *range(800, 820)}
