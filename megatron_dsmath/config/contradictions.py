@@ -137,7 +137,7 @@ def check_phases(run: RunConfig) -> Iterator[ConfigError]:
             yield ConfigError(
                 "a corpus is never read",
                 where=f"data.corpora.{index}.weight",
-                found=f"{corpus.weight:g} for {corpus.name}, and no phase that gives it another",
+                found=corpus.weight,
                 expected="a number above 0, relative to the other weights",
                 fix="remove the corpus if the run does not use it",
             )

@@ -1,4 +1,4 @@
-"""Parses the learning rate of a run file, a sentence such as `warm up over 2000 steps, constant until 80%, cosine to 0`.
+"""Parses the learning rate of a run file, a sentence such as `warm up over 2000 steps, cosine to 10%`.
 
     curve  = part, part, ...
     part   = SHAPE [from RATE] [to RATE] [over LENGTH | until LENGTH]
@@ -38,9 +38,8 @@ class Length(NamedTuple):
 
     def steps(self, phase_steps: int, tokens_per_step: int) -> int:
         """The whole steps within this length, rounded down: 80% of 47,684 steps are 38,147."""
-        return floor(
-            self.number * {"share": phase_steps, "steps": 1, "tokens": Fraction(1, tokens_per_step)}[self.unit]
-        )
+        scale = {"share": Fraction(phase_steps), "steps": Fraction(1), "tokens": Fraction(1, tokens_per_step)}
+        return floor(self.number * scale[self.unit])
 
     def steps_of_phase(self, tokens_per_step: int) -> int:
         """The steps of a phase of this length, rounded up to whole steps: all of its tokens are read."""
@@ -83,7 +82,9 @@ def parse_length(text: str) -> Length:
     if match is None:
         raise ValueError(f"a length such as 80%, 2000 steps or 100B tokens, not {text!r}")
     number, percent, scale, unit = match.groups()
-    length = Length(Fraction(number) / 100, "share") if percent else Length(Fraction(number) * _SCALES[scale], unit)
+    length = Length(Fraction(number) / 100, "share")
+    if not percent:
+        length = Length(Fraction(number) * _SCALES[scale], "tokens" if unit == "tokens" else "steps")
     if not length.number:
         raise ValueError(f"a length above zero, not {text!r}")
     if percent and length.number > 1:

@@ -124,9 +124,9 @@ def _partial_section(section: type[BaseModel], tree: Any, invalid: set[Location]
             values[name] = _partial_section(inner, tree[name], invalid, key)
         elif not any(other[: len(key)] == key for other in invalid):
             value = lists_to_tuples(tree[name])
-            values[name] = (
-                tuple(inner.model_construct(**item) for item in value) if inner and is_list(field) and value else value
-            )
+            if inner and is_list(field) and value:
+                value = tuple(inner.model_construct(**item) for item in value)
+            values[name] = value
     partial = section.model_construct(_fields_set=set(values), **values)
     for name in section.model_fields.keys() - values.keys() & (tree.keys() if isinstance(tree, dict) else set()):
         partial.__dict__.pop(name, None)  # a default does not replace an invalid value

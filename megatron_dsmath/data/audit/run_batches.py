@@ -74,7 +74,8 @@ def open_batches(
 ) -> RunBatches:
     """Plan and open the data of a run from `next_sample` on; `fingerprint` is that of its tokenizer.
 
-    `phases`: what is left of the current phase, and the later ones. Raises as `plan_run`, and for conversations as `Examples`, `plan_conversations` and `PackedBatches`.
+    `phases`: what is left of the current phase, and the later ones. Raises as `plan_run`, and for conversations as
+    `Examples`, `plan_conversations` and `PackedBatches`.
     """
     shards, vocabulary_size = Shards(fingerprint), run.model.vocabulary_size
     if run.data.conversations is not None:
