@@ -144,6 +144,8 @@ def _takes(value: Schema, plural: str = "") -> str:
     if value["type"] == "null":
         return "`null`"
     bounds = ", ".join(phrase.format(value[bound]) for bound, phrase in BOUNDS.items() if bound in value)
+    if value["type"] == "object":
+        return f"a mapping of names to {_takes(value['additionalProperties'])}"
     return f"{PLAIN_TYPES[value['type']]}{plural}{f' ({bounds})' if bounds else ''}"
 
 

@@ -117,11 +117,12 @@ def data_blend(options: argparse.Namespace) -> int:
     from megatron_dsmath.checkpoint.store import newest_checkpoint
     from megatron_dsmath.config import load
     from megatron_dsmath.data.mixture.mixture_batches import MixtureBatches
-    from megatron_dsmath.data.mixture.planned_corpora import planned_corpora
-    from megatron_dsmath.training.inputs import open_inputs
+    from megatron_dsmath.data.mixture.planned_corpora import phase_corpora, planned_corpora
+    from megatron_dsmath.training.inputs import open_inputs, remaining_phases
 
     run = load(options.run, options.set)
-    batches = open_inputs(run, newest_checkpoint(Path(run.output))).batches
+    inputs = open_inputs(run, newest_checkpoint(Path(run.output)))
+    batches = inputs.batches
     if not isinstance(batches, MixtureBatches):
         raise UsageError(
             "the run does not read a mixture",
@@ -131,8 +132,12 @@ def data_blend(options: argparse.Namespace) -> int:
             fix="`dsmath sft show` prints the sequences of a run on conversations",
         )
     corpora = planned_corpora(batches.plan, batches.mixture(len(batches.plan.versions) - 1))
-    columns = ("name", "share", "samples", "tokens", "epochs", "largest_deviation_samples", "neighbours_alike")
-    print_table(corpora, columns, options.json)
+    columns = ("name", "share", "samples", "tokens", "epochs", "largest_deviation_samples")
+    if run.schedule.phases:
+        names = [phase.name for phase in run.schedule.phases][-len(remaining_phases(run, inputs.state.step)) :]
+        print_table(list(phase_corpora(batches.plan, names)), ("phase", *columns), options.json)
+    else:
+        print_table(corpora, (*columns, "neighbours_alike"), options.json)
     for corpus in corpora:
         if corpus.warning:
             print(corpus.warning, file=sys.stderr)

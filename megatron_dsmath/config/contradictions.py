@@ -68,7 +68,7 @@ def check_corpus_names(run: RunConfig) -> Iterator[ConfigError]:
 def check_schedule_form(run: RunConfig) -> Iterator[ConfigError]:
     """A run has one learning rate: phases, a curve, or the older keys; each with its length."""
     schedule = run.schedule
-    older = schedule.warmup_steps is not None or schedule.drops is not None
+    older = schedule.warmup_steps is not None or bool(schedule.drops)
     forms = {"phases": bool(schedule.phases), "learning_rate": schedule.learning_rate is not None, "drops": older}
     given = [name for name, is_given in forms.items() if is_given]
     if len(given) != 1:
@@ -76,17 +76,16 @@ def check_schedule_form(run: RunConfig) -> Iterator[ConfigError]:
             "the learning rate is stated more than once" if given else "the learning rate is missing",
             where=f"schedule.{given[-1]}" if given else "schedule",
             found=" and ".join(f"schedule.{name}" for name in given) or "none of the three",
-            expected="schedule.learning_rate, schedule.phases, or warmup_steps and drops",
+            expected="schedule.learning_rate, schedule.phases, or warmup_steps with drops",
             fix="delete the others" if given else "add learning_rate: warm up over 2000 steps, constant",
         )
-    if given == ["drops"] and (schedule.warmup_steps is None or schedule.drops is None):
-        missing = "warmup_steps" if schedule.warmup_steps is None else "drops"
+    if given == ["drops"] and schedule.warmup_steps is None:
         yield ConfigError(
-            f"the key {missing!r} is missing",
-            where=f"schedule.{missing}",
+            "the key 'warmup_steps' is missing",
+            where="schedule.warmup_steps",
             found="nothing",
-            expected="warmup_steps and drops together",
-            fix="add warmup_steps: 0" if missing == "warmup_steps" else "add drops: []",
+            expected="warmup_steps with drops",
+            fix="add warmup_steps: 0",
         )
     if bool(schedule.phases) == (schedule.steps is not None):
         yield ConfigError(
@@ -146,7 +145,7 @@ def check_phases(run: RunConfig) -> Iterator[ConfigError]:
 def check_drops(run: RunConfig) -> Iterator[ConfigError]:
     """In the older form, the rate falls at each drop, and the warm-up ends within the run."""
     schedule = run.schedule
-    if schedule.warmup_steps is None or schedule.drops is None or schedule.steps is None:
+    if schedule.warmup_steps is None or schedule.steps is None:
         return
     if schedule.warmup_steps > schedule.steps:
         yield ConfigError(
@@ -177,7 +176,7 @@ def check_drops(run: RunConfig) -> Iterator[ConfigError]:
 
 def check_learning_rate(run: RunConfig) -> Iterator[ConfigError]:
     """The parts of a curve follow each other within their phase, and only a warm-up raises the rate."""
-    if run.schedule.learning_rate is None and not run.schedule.phases:
+    if not run.schedule.phases and (run.schedule.learning_rate is None or run.schedule.steps is None):
         return
     every = phases(run)
     for segment in segments(run):

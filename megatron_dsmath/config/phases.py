@@ -130,7 +130,7 @@ def _segment(part: Part, index: int, phase: Phase, first_step: int, rate: float,
 def _warmup_and_drops(run: RunConfig) -> list[Segment]:
     """Return the segments of `warmup_steps` and `drops`; a warm-up may end after a drop, and comes first."""
     schedule, steps = run.schedule, total_steps(run)
-    peak, warmup_steps, drops = schedule.peak_learning_rate, schedule.warmup_steps or 0, schedule.drops or ()
+    peak, warmup_steps, drops = schedule.peak_learning_rate, schedule.warmup_steps or 0, schedule.drops
     found = [Segment(0, f"warm up over {warmup_steps} steps", "warm up", 0, warmup_steps, 0.0, peak)]
     starts = [0, *(int(Fraction(str(drop.after)) * steps) for drop in drops), steps]
     rates = [peak, *(peak * drop.factor for drop in drops)]

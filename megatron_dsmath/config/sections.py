@@ -150,9 +150,9 @@ class ScheduleConfig(Section):
     phases: tuple[PhaseConfig, ...] = ()
     """Phases that follow each other, in place of `steps` and `learning_rate`."""
     warmup_steps: NonNegativeInt | None = None
-    """The older form of `warm up over N steps`; with `drops`, in place of `learning_rate`."""
-    drops: tuple[DropConfig, ...] | None = None
-    """The older form of `constant until 80%, drop to 31.6%`."""
+    """The older form of `warm up over N steps`, in place of `learning_rate`."""
+    drops: tuple[DropConfig, ...] = ()
+    """The older form of `constant until 80%, drop to 31.6%`, after `warmup_steps`."""
 
 
 class OptimizerConfig(Section):

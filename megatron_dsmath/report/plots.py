@@ -55,7 +55,7 @@ def draw_loss_by_corpus(runs: Runs) -> bytes:
 
 
 def draw_learning_rate(runs: Runs) -> bytes:
-    """The learning rate of each step; for a single run with its corners."""
+    """The learning rate of each step; for a single run with its corners and phases."""
     with style.figure(height_inches=2.8) as figure:
         axes, labels = figure.subplots(), []
         for index, (name, run) in enumerate(runs.items()):
@@ -68,10 +68,29 @@ def draw_learning_rate(runs: Runs) -> bytes:
                 labels.append(Label(last, f"{printable_name(name)} {format_rate(last)}", colour(index)))
             else:
                 _annotate_corners(axes, rate)
+        if len(runs) == 1:
+            _mark_phases(axes, *runs.values())
         axes.set_ylim(bottom=0)
         style.format_axis(axes.yaxis, format_rate)
         _finish(axes, "Learning rate", "", labels)
         return style.png(figure)
+
+
+def _mark_phases(axes: Axes, run: RunRecord) -> None:
+    """Draw a line where each phase begins, with its name; nothing for a run with one phase."""
+    every = run.phases()
+    for phase in every if len(every) > 1 else ():
+        if phase.first_step < run.rows[-1]["step"]:
+            axes.axvline(phase.first_step, color=style.FAINT, linestyle=":", linewidth=1.0)
+            axes.annotate(
+                printable_name(phase.name),
+                (phase.first_step, 0.02),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 0),
+                textcoords="offset points",
+                color=style.FAINT,
+                fontsize=8.5,
+            )
 
 
 def rate_corners(rate: Series) -> list[tuple[int, float]]:

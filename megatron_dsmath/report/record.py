@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from megatron_dsmath.config.source import read
+from megatron_dsmath.config.phases import Phase, phases
+from megatron_dsmath.config.sections import RunConfig
+from megatron_dsmath.config.source import lists_to_tuples, read
 from megatron_dsmath.errors import ConfigError, DataError
 
 Row = dict[str, Any]
@@ -68,8 +71,23 @@ class RunRecord:
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the run; empty if run.yaml is not one of this version."""
+        try:
+            return phases(RunConfig.model_validate(lists_to_tuples(self.settings)))
+        except (ValidationError, ValueError):
+            return ()
+
     def weights(self) -> dict[str, float]:
-        """The configured share of the tokens for each corpus; they add up to 1."""
+        """The planned share of the tokens so far for each corpus; they add up to 1."""
+        planned, last_step = dict[str, float](), int(self.rows[-1]["step"])
+        every = self.phases()
+        for phase in every if len(every) > 1 else ():
+            tokens = phase.tokens_per_step * max(0, min(last_step, phase.end_step) - phase.first_step)
+            for name, weight in phase.weights.items():
+                planned[name] = planned.get(name, 0.0) + tokens * weight / sum(phase.weights.values())
+        if planned:
+            return {name: tokens / sum(planned.values()) for name, tokens in planned.items()}
         corpora = [_mapping(corpus) for corpus in self.setting("data.corpora") or []]
         weights = {str(corpus.get("name")): number(corpus.get("weight")) or 0.0 for corpus in corpora}
         return {name: weight / sum(weights.values()) for name, weight in weights.items() if weight}

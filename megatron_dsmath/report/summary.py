@@ -19,7 +19,8 @@ def facts(run: RunRecord) -> Facts:
     return [
         ("Model", _model(run)),
         ("Layout", _layout(run)),
-        ("Steps", f"{format_count(run.rows[-1]['step'])} of {format_count(number(run.setting('schedule.steps')))}"),
+        ("Steps", f"{format_count(run.rows[-1]['step'])} of {format_count(_planned_steps(run))}"),
+        ("Phases", ", ".join(f"{phase.name} {phase.steps:,} steps" for phase in run.phases()) or "–"),
         ("Tokens", f"{format_count(run.last('consumed_tokens'))} of {format_count(_planned_tokens(run))}"),
         ("Training loss", _training_loss(run)),
         ("Validation loss", _last_loss(run.series("validation_loss"), "–")),
@@ -68,7 +69,14 @@ def _layout(run: RunRecord) -> str:
     return ", ".join(parts)
 
 
+def _planned_steps(run: RunRecord) -> float | None:
+    every = run.phases()
+    return every[-1].end_step if every else number(run.setting("schedule.steps"))
+
+
 def _planned_tokens(run: RunRecord) -> float | None:
+    if every := run.phases():
+        return sum(phase.steps * phase.tokens_per_step for phase in every)
     keys = ("schedule.steps", "schedule.sequences_per_step", "data.sequence_length")
     factors = [factor for key in keys if (factor := number(run.setting(key))) is not None]
     return math.prod(factors) if len(factors) == len(keys) else None

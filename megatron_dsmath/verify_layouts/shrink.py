@@ -61,7 +61,7 @@ def shrink_run(run: RunConfig, ranks: int, *, on_gpu: bool = False) -> RunConfig
             "learning_rate": "constant",
             "phases": (),
             "warmup_steps": None,
-            "drops": None,
+            "drops": (),
         }
     )
     # AdamW's first step is g / (|g| + epsilon): with a smaller epsilon, a gradient that is only rounding error would

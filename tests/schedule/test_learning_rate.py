@@ -235,7 +235,7 @@ def test_drops_of_deepseek_llm_7b_fall_at_1_6_and_1_8_trillion_tokens() -> None:
 
 
 def _without_older_form() -> dict[str, Any]:
-    return {"schedule__warmup_steps": None, "schedule__drops": None}
+    return {"schedule__warmup_steps": None, "schedule__drops": []}
 
 
 def _rates(steps: int, curve: str) -> list[float]:

@@ -51,7 +51,7 @@ SAME_SUMS_IN_ANOTHER_ORDER = 1e-5
 
 
 def phased_run(inputs: Path, output: Path, listed: list[dict[str, Any]] = THREE, **overrides: Any) -> RunConfig:
-    values = {"steps": None, "warmup_steps": None, "drops": None, "phases": listed}
+    values = {"steps": None, "warmup_steps": None, "drops": [], "phases": listed}
     schedule = {f"schedule__{key}": value for key, value in values.items()}
     return small_run(inputs, output, **(schedule | {"checkpoint__every_steps": 1} | overrides))
 
@@ -167,7 +167,9 @@ def test_a_change_of_what_was_read_is_refused(
     assert any(error.what.startswith(key) for error in errors)
 
 
-@pytest.mark.parametrize("listed", [_changed(1, length="5 steps"), _changed(2, weights={"mathematics": 1.0}), THREE[:2]])
+@pytest.mark.parametrize(
+    "listed", [_changed(1, length="5 steps"), _changed(2, weights={"mathematics": 1.0}), THREE[:2]]
+)
 def test_what_is_not_read_may_change(listed: list[dict[str, Any]], inputs: Path, six_steps: Path) -> None:
     run = phased_run(inputs, six_steps, listed)
     found = open_inputs(run, six_steps / "checkpoints" / "step_6")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import sqrt
@@ -70,6 +70,31 @@ def planned_corpora(plan: MixturePlan, newest: Mixture) -> list[PlannedCorpus]:
             )
         )
     return corpora
+
+
+class PhaseCorpus(NamedTuple):
+    """What a phase is planned to draw from a corpus. `epochs` counts from the first step of the run to its end."""
+
+    phase: str
+    name: str
+    share: float
+    samples: int
+    tokens: int
+    epochs: float
+    largest_deviation_samples: float
+
+
+def phase_corpora(plan: MixturePlan, names: Sequence[str]) -> Iterator[PhaseCorpus]:
+    """Yield the corpora of the last phases of the `plan`, which have these names."""
+    for phase, version in zip(names, plan.versions[-len(names) :], strict=True):
+        samples = version.end_sample - version.first_sample
+        counts, deviations = version.blend.counts(np.array([samples]))[0], version.blend.largest_deviations(samples)
+        totals = {total.name: total for total in plan.totals(version.end_sample - 1)}
+        for name, share, count, deviation in zip(
+            version.blend.names, version.blend.shares, counts.tolist(), deviations, strict=True
+        ):
+            tokens = count * version.sequence_length
+            yield PhaseCorpus(phase, name, float(share), count, tokens, totals[name].epochs, deviation)
 
 
 class NeighbourSimilarity(NamedTuple):
