@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Runs = dict[str, RunRecord]  # by the displayed name
-CORNER = 0.05  # a relative change of the learning rate in one step that no smooth schedule makes after its warm-up
+CORNER = 0.05  # a relative change of the learning rate in one step that a smooth schedule makes only near zero
 
 
 def draw_loss(runs: Runs) -> bytes:
@@ -99,7 +99,9 @@ def rate_corners(rate: Series) -> list[tuple[int, float]]:
         return []
     peak = int(np.argmax(rate.values))
     before, after = rate.values[peak:-1], rate.values[peak + 1 :]
-    drops = peak + 1 + np.flatnonzero(after < before * (1 - CORNER))
+    falls = np.concatenate(([False, False], after < before))  # the two steps before the peak, and those after it
+    in_a_decay = falls[:-2] & falls[1:-1]  # the rate fell in both steps before: a decay to zero has no corner
+    drops = peak + 1 + np.flatnonzero((after < before * (1 - CORNER)) & ~in_a_decay)
     return [(int(rate.steps[index]), float(rate.values[index])) for index in (peak, *drops)]
 
 

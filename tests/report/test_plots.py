@@ -20,6 +20,11 @@ def test_a_constant_rate_has_one_corner() -> None:
     assert rate_corners(series([5e-5] * 4)) == [(1, 5e-5)]
 
 
+def test_the_end_of_a_decay_to_zero_has_no_corner() -> None:
+    rate = [1.0 - np.sqrt(step / 500) for step in range(500)]
+    assert rate_corners(series(rate)) == [(1, 1.0)]
+
+
 def test_a_smooth_decay_has_no_corner_but_its_peak() -> None:
     cosine = [0.5 * (1 + np.cos(np.pi * step / 1000)) for step in range(800)]
     assert rate_corners(series(cosine)) == [(1, 1.0)]
