@@ -21,6 +21,17 @@ from megatron_dsmath.errors import CheckpointError
 MANIFEST = "MANIFEST.json"
 CHECKOUT = Path(__file__).resolve().parents[2]
 Precision = Literal["fp32", "bf16", "fp16", "mixed"]
+# Fields that must agree for weights to fit; lengths, initial values and kernels may differ.
+_ARCHITECTURE = (
+    "layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "attention_heads",
+    "key_value_heads",
+    "vocabulary_size",
+    "norm_epsilon",
+    "rope_theta",
+)
 
 
 def software() -> dict[str, str]:
@@ -165,3 +176,19 @@ def not_a_checkpoint(path: Path, found: str) -> CheckpointError:
         expected=f"a directory with a {MANIFEST}, or a run's directory with complete checkpoints",
         fix="give a step_N directory, a run's directory, or a checkpoint that `dsmath import-hf` wrote",
     )
+
+
+def check_same_model(found: ModelConfig, run_model: ModelConfig, where: Path | None = None) -> None:
+    """Raise CheckpointError, with every key that differs, unless weights of the model `found` fit the run's model.
+
+    `where`: the checkpoint to name in the error.
+    """
+    differing = [key for key in _ARCHITECTURE if getattr(found, key) != getattr(run_model, key)]
+    if differing:
+        raise CheckpointError(
+            "the weights belong to another model than the run's",
+            where=where or ", ".join(f"model.{key}" for key in differing),
+            found=", ".join(f"{key} {getattr(found, key)}" for key in differing),
+            expected=", ".join(f"{key} {getattr(run_model, key)}" for key in differing),
+            fix="set these keys of the run file to the values found, or give other weights",
+        )

@@ -1,4 +1,4 @@
-"""Verbs for runs: doctor, quickstart, train, verify-layouts and report."""
+"""Verbs for runs: doctor, quickstart, recipe, train, verify-layouts and report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from megatron_dsmath.cli.arguments import Verbs, add_overrides, add_verb
-from megatron_dsmath.errors import EXIT_DONE
+from megatron_dsmath.errors import EXIT_DONE, UsageError
+from megatron_dsmath.tables import print_table
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -16,6 +17,10 @@ def add_verbs(verbs: Verbs) -> None:
 
     verb = add_verb(verbs, "quickstart", quickstart, "dsmath quickstart --out runs/quickstart")
     verb.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="output directory (runs/quickstart)")
+
+    verb = add_verb(verbs, "recipe", recipe, "dsmath recipe configs/recipes/deepseekmath_7b.yaml --plan", table=True)
+    verb.add_argument("recipe", metavar="RECIPE.yaml", help="a recipe; configs/recipes has examples")
+    verb.add_argument("--plan", action="store_true", help="list the stages and their states; run nothing")
 
     verb = add_verb(verbs, "train", train, "dsmath train configs/pretrain/deepseekmath_base_7b.yaml --nproc 8")
     verb.add_argument("run", metavar="RUN.yaml", help="a run file; configs/ has examples")
@@ -58,6 +63,21 @@ def quickstart(options: argparse.Namespace) -> int:
     page = run_quickstart(options.out, lambda run_dir, rows: write_report([run_dir], [Section("Quickstart", rows)]))
     print(f"report: {page}")
     return EXIT_DONE
+
+
+def recipe(options: argparse.Namespace) -> int:
+    """Run the stages of a recipe in order, from pretraining to evaluation; continue where it stopped."""
+    from megatron_dsmath.recipe.recipe_mistakes import load_stages
+    from megatron_dsmath.recipe.run_stages import run_stages
+    from megatron_dsmath.recipe.stage_states import plan_rows
+
+    if options.json and not options.plan:
+        raise UsageError("only the plan of a recipe is printed as JSON", where="--json", fix="add --plan")
+    stages = load_stages(options.recipe)
+    if options.plan:
+        print_table(plan_rows(stages), ("stage", "kind", "state", "steps", "tokens", "command"), options.json)
+        return EXIT_DONE
+    return run_stages(stages)
 
 
 def train(options: argparse.Namespace) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_dsmath.checkpoint.weights import check_same_model, open_weights
+from megatron_dsmath.checkpoint.manifest import check_same_model
+from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.config.phases import phase_at
 from megatron_dsmath.config.sections import RunConfig
 from megatron_dsmath.data.audit.ledger import Ledger, StepHash

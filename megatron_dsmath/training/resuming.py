@@ -8,8 +8,7 @@ from typing import Any
 
 from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.checkpoint_weights import SHARDS_FOLDER
-from megatron_dsmath.checkpoint.manifest import Manifest
-from megatron_dsmath.checkpoint.weights import check_same_model
+from megatron_dsmath.checkpoint.manifest import Manifest, check_same_model
 from megatron_dsmath.config import RunConfig, dump
 from megatron_dsmath.errors import CheckpointError
 from megatron_dsmath.files.atomic_files import replace_text

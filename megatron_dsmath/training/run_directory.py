@@ -57,6 +57,11 @@ class RunDirectory:
         """The number of earlier starts of the run."""
         return len(self._start_lines())
 
+    def first_start(self) -> float | None:
+        """When the run first came to its first step, in seconds of Unix time; None if it never did."""
+        lines = self._start_lines()
+        return float(json.loads(lines[0])["time_unix"]) if lines else None
+
     def killed_after(self) -> int | None:
         """The last step before the first start that trained steps again; None where there is none."""
         starts = map(json.loads, self._start_lines())

@@ -23,7 +23,7 @@ FLOORS = [
     ["training", "sandbox"],
     ["supervision", "grading"],
     ["evaluation"],
-    ["verify_layouts", "quickstart", "report", "doctor"],
+    ["verify_layouts", "quickstart", "recipe", "report", "doctor"],
     ["cli"],
     ["__main__"],
 ]

@@ -7,7 +7,8 @@ import torch
 
 from megatron_dsmath.checkpoint.checkpoint_weights import WeightsCheckpoint
 from megatron_dsmath.checkpoint.from_huggingface import HuggingFaceFolder, import_folder
-from megatron_dsmath.checkpoint.weights import check_same_model, open_weights
+from megatron_dsmath.checkpoint.manifest import check_same_model
+from megatron_dsmath.checkpoint.weights import open_weights
 from megatron_dsmath.errors import CheckpointError, ConversionError
 from tests.checkpoint.llama import write_llama, write_llama_with_tokenizer
 from tests.support.runs import run_config
