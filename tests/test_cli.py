@@ -45,6 +45,7 @@ def test_every_verb_of_the_interface_exists() -> None:
         "sft show",
         "verify-layouts",
         "quickstart",
+        "recipe",
         "train",
         "report",
         "data tokenize",

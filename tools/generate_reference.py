@@ -16,10 +16,17 @@ from typing import Any
 from megatron_dsmath import errors
 from megatron_dsmath.config import RunConfig
 from megatron_dsmath.files.atomic_files import replace_text
+from megatron_dsmath.recipe.recipe_file import RecipeFile
 from megatron_dsmath.training.metrics import METRICS, wandb_names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by tools/generate_reference.py from the code; edits are lost. -->"
+RUN_FILE = (
+    "One YAML file is one complete run: there is no inheritance, and only the keys marked so may be omitted. "
+    "`dsmath train RUN.yaml --set schedule.steps=100` changes a value for one start. Plain values follow YAML 1.2: "
+    "`1e-4` is a number, `no` is text."
+)
+RECIPE_FILE = "The stages of `dsmath recipe` and `launch/chain.sh`; [recipes](../recipes.md) describes how they run."
 PLAIN_TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
 BOUNDS = {
     "exclusiveMinimum": "above {}",
@@ -36,9 +43,10 @@ def pages() -> dict[str, str]:
     schema = run_schema()
     return {
         "configs/run.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
-        "docs/reference/config.md": config_page(schema),
+        "docs/reference/config.md": keys_page("The run file", RUN_FILE, schema),
         "docs/reference/errors.md": errors_page(),
         "docs/reference/metrics.md": metrics_page(),
+        "docs/reference/recipe.md": keys_page("The recipe file", RECIPE_FILE, RecipeFile.model_json_schema()),
     }
 
 
@@ -51,15 +59,9 @@ def run_schema() -> Schema:
     }
 
 
-def config_page(schema: Schema) -> str:
-    """The page of the keys of a run file, one table per section."""
-    lines = [
-        "# The run file",
-        NOTE,
-        "One YAML file is one complete run: there is no inheritance, and only the keys marked so may be omitted. "
-        "`dsmath train RUN.yaml --set schedule.steps=100` changes a value for one start. Plain values follow YAML 1.2: "
-        "`1e-4` is a number, `no` is text.",
-    ]
+def keys_page(name: str, introduction: str, schema: Schema) -> str:
+    """The page of the keys of a file, one table per section."""
+    lines = [f"# {name}", NOTE, introduction]
     for title, section in _sections(schema, schema):
         lines += [f"## {title}" if title else "## Top level", _cell(section["description"]).strip()]
         rows = [

@@ -12,7 +12,7 @@ from megatron_dsmath.config.sections import Section
 from megatron_dsmath.config.source import Source, lists_to_tuples, read
 from megatron_dsmath.errors import ConfigError, raise_all
 
-REFERENCE = "docs/recipes.md lists every key"
+REFERENCE = "docs/reference/recipe.md lists every key"
 
 
 class TrainSection(Section):
@@ -42,13 +42,13 @@ class BuildSection(Section):
     out: str
     """The prefix of the set."""
     sequence_length: PositiveInt = 4096
-    """The longest example."""
+    """The longest example, in tokens (4096)."""
     too_long: Literal["drop", "truncate", "fail"] = "drop"
-    """What to do about a longer example."""
+    """What to do about a longer example (drop)."""
     bad_lines: Literal["fail", "skip"] = "fail"
-    """What to do about a row that is not a conversation."""
+    """What to do about a row that is not a conversation (fail)."""
     workers: PositiveInt = 1
-    """Tokenizing processes."""
+    """Tokenizing processes (1)."""
 
 
 class ExportSection(Section):
@@ -59,7 +59,7 @@ class ExportSection(Section):
     out: str
     """The folder."""
     gate: bool = True
-    """Compare logits with transformers."""
+    """Compare logits with transformers (true)."""
 
 
 class EvaluateSection(Section):
@@ -78,11 +78,11 @@ class EvaluateSection(Section):
     limit: PositiveInt | None = None
     """Evaluate only the first problems of each task; null: all."""
     samples: PositiveInt = 1
-    """Answers per problem."""
+    """Answers per problem (1)."""
     backend: Literal["own", "transformers", "vllm"] = "own"
-    """The inference engine."""
+    """The inference engine (own)."""
     batch: PositiveInt = 16
-    """Answers that are generated together."""
+    """Answers that are generated together (16)."""
 
 
 class StageSection(Section):

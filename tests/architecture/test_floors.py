@@ -110,6 +110,7 @@ TESTED_BY = {
     "grading.units": "grading/test_strict.py",
     "parallel.shard_file": "parallel/test_shards.py",
     "quickstart.standard_library": "quickstart/test_corpora.py",
+    "recipe.recipe_stages": "recipe/test_recipe_mistakes.py",
     "report.summary": "report/test_page.py",
     "sandbox.confinement": "sandbox/test_pool.py",
     "sandbox.landlock": "sandbox/test_pool.py",
