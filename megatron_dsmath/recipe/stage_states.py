@@ -14,6 +14,7 @@ from megatron_dsmath.checkpoint.huggingface_config import CONFIG
 from megatron_dsmath.checkpoint.manifest import MANIFEST
 from megatron_dsmath.checkpoint.store import newest_checkpoint, read_step_manifest
 from megatron_dsmath.config import RunConfig
+from megatron_dsmath.config.phases import total_steps, total_tokens
 from megatron_dsmath.data.indexed.dataset import bin_path, idx_path
 from megatron_dsmath.data.indexed.sidecar import CONVERSATIONS, read_sidecar, sidecar_path
 from megatron_dsmath.data.sft.examples import labels_path, targets_path
@@ -50,11 +51,6 @@ class _Traces:
     differences: tuple[str, ...] = ()
 
 
-def total_steps(run: RunConfig) -> int:
-    """The optimizer steps of a run."""
-    return run.schedule.steps
-
-
 def stage_states(stages: Sequence[Stage]) -> dict[str, StageState]:
     """The state of each stage by its name. Raises CheckpointError where all checkpoints of a run are damaged."""
     traces: dict[str, _Traces] = {}
@@ -88,7 +84,7 @@ def plan_rows(stages: Sequence[Stage]) -> list[dict[str, Any]]:
                 "kind": stage.kind,
                 "state": str(states[stage.name]),
                 "steps": total_steps(run) if run else None,
-                "tokens": run.tokens_per_step * total_steps(run) if run else None,
+                "tokens": total_tokens(run) if run else None,
                 "command": shlex.join(["dsmath", *stage.local_arguments]),
                 "status": states[stage.name].status,
                 "missing": states[stage.name].missing,
