@@ -44,6 +44,7 @@ bench-model: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/recompute.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python benchmarks/averaging.py
 
 reference: $(INSTALLED)
 	$(BIN)/python tools/generate_reference.py

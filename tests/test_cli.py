@@ -55,6 +55,7 @@ def test_every_verb_of_the_interface_exists() -> None:
         "data blend",
         "checkpoint list",
         "checkpoint verify",
+        "checkpoint average",
         "import-hf",
         "export-hf",
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,6 @@ class ShardedWeights(WeightReader):
         self._table = {name: parameter for parameter in parameters(model) for name in parameter.hf_names}
         self._names = {parameter.name: self._stored_name(parameter.name) for parameter in parameters(model)}
         self._check(padded_vocabulary)
-        # Query, key and value are fused; they are read one after the other, with one other parameter between them.
-        self._unfused = lru_cache(maxsize=2)(self._unfuse)
 
     def dtype(self, name: str) -> torch.dtype:
         """The stored type of a tensor."""
@@ -70,24 +67,20 @@ class ShardedWeights(WeightReader):
 
     def _read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
         parameter = self._table[name]
-        return self._unfused(parameter)[parameter.hf_names.index(name)][part]
+        fused_rows = torch.arange(sum(shape[0] for shape in parameter.hf_shapes))[:, None]
+        unfused_rows = parameter.unfuse(fused_rows, self.model.key_value_heads)[parameter.hf_names.index(name)][:, 0]
+        columns = (slice(None), *part[1:])
+        return self._shards.read(self._names[parameter.name], unfused_rows[part[0]])[columns]
 
     def close(self) -> None:
-        """Release the cached tensors."""
-        self._unfused.cache_clear()
+        """Do nothing: files are open only while they are read."""
 
     def read_fused(self, parameter: Parameter) -> torch.Tensor:
         """Read a whole parameter as the ranks wrote it, without `unfuse`, so that the logit gate can test `unfuse`."""
-        tensor = self._stored(parameter)
+        rows = torch.arange(self.model.vocabulary_size) if parameter.is_vocabulary else None
+        tensor = self._shards.read(self._names[parameter.name], rows)
         weight_reader.require_finite(self.path, parameter.name, tensor)
         return tensor
-
-    def _unfuse(self, parameter: Parameter) -> tuple[torch.Tensor, ...]:
-        return parameter.unfuse(self._stored(parameter), self.model.key_value_heads)
-
-    def _stored(self, parameter: Parameter) -> torch.Tensor:
-        tensor = self._shards.read(self._names[parameter.name])
-        return tensor[: self.model.vocabulary_size] if parameter.is_vocabulary else tensor
 
     def _stored_name(self, name: str) -> str:
         for suffix, stored_suffix in TRANSFORMER_ENGINE_NAMES.items():
@@ -115,19 +108,24 @@ class ShardedWeights(WeightReader):
                 )
 
 
-def write_weights_checkpoint(weights: WeightReader, out: Path, compare: Callable[[Path], LogitVerdict]) -> Manifest:
-    """Write a checkpoint of step 0 at `out`, tensor by tensor; returns its manifest with the result of `compare`.
+def write_weights_checkpoint(
+    weights: WeightReader,
+    out: Path,
+    compare: Callable[[Path], LogitVerdict | None] = lambda _: None,
+    facts: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write a checkpoint of step 0 at `out`, block by block; returns its manifest with the result of `compare`.
 
-    `compare` gets the directory, complete but without its final name. After any error nothing is left. Raises
-    TokenizerError, OutputError, and the errors of reading `weights` and of `compare`.
+    `compare` gets the directory, complete but without its final name. `facts` replace values of the manifest. After any
+    error nothing is left. Raises TokenizerError, OutputError, and the errors of reading `weights` and of `compare`.
     """
-    manifest = describe_weights(weights)
+    manifest = describe_weights(weights).model_copy(update=facts)
     tensors = {name: (shape, weights.dtype(name)) for name, shape in weights.shapes.items()}
     directories.require_absent(out)
     store.require_space(out.absolute().parent, sum(size_bytes(*tensor) for tensor in tensors.values()))
     with directories.atomic_directory(out) as folder:
         (folder / WEIGHTS_FOLDER).mkdir()
-        write_safetensors(folder / WEIGHTS_FOLDER, tensors, weights.read_whole)
+        write_safetensors(folder / WEIGHTS_FOLDER, tensors, weights.row_blocks)
         tokenizer_files.write_beside_weights(weights, folder / tokenizer_files.FOLDER)
         manifest = manifest.model_copy(update={"files": store.hash_files(folder)})
         store.write_manifest(folder, manifest)  # `compare` opens the folder as a checkpoint

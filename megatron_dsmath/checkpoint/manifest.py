@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -12,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, ValidationError
 
 from megatron_dsmath import __version__
 from megatron_dsmath.config.sections import ModelConfig, Section
@@ -98,6 +99,16 @@ class LogitVerdict(Section):
         )
 
 
+class AveragedCheckpoint(Section):
+    """A checkpoint or a Hugging Face folder whose weights are part of an average."""
+
+    path: str  # where it was
+    step: NonNegativeInt | None  # completed optimizer steps; null for a Hugging Face folder
+    consumed_tokens: NonNegativeInt | None
+    weight: NonNegativeFloat  # relative to the other weights
+    sha256: str  # of the checkpoint's manifest, or of the folder's configuration and weights
+
+
 class Manifest(Section):
     """The description of a checkpoint; `files` may be empty until they are hashed."""
 
@@ -118,6 +129,7 @@ class Manifest(Section):
     # Other facts that decide results bit for bit, of rank 0: threads, processor, device, torch; empty for weights.
     machine: dict[str, Any] = Field(default_factory=dict)
     logit_gate: LogitVerdict | None = None  # of an import; null if nothing was imported
+    average: list[AveragedCheckpoint] | None = None  # what the weights are the mean of; absent if they are no mean
     software: dict[str, str] = Field(default_factory=software)
     files: Files = Field(default_factory=dict)  # every other file by its path in the checkpoint
     sha256: str | None = None  # hash of all values above, which detects changed numbers; `to_json` writes it
@@ -128,15 +140,27 @@ class Manifest(Section):
         return sum(entry.bytes for entry in self.files.values())
 
     @property
+    def average_shares(self) -> list[float]:
+        """The weights of the averaged checkpoints, divided by their sum."""
+        weights = [part.weight for part in self.average or []]
+        relative = [weight / (max(weights) or 1.0) for weight in weights]
+        return [weight / (math.fsum(relative) or 1.0) for weight in relative]
+
+    @property
     def values_sha256(self) -> str:
         """The hash that `sha256` must equal."""
-        values = self.model_dump(mode="json", exclude={"sha256"})
+        values = self._values()
         return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The content of MANIFEST.json."""
-        values = self.model_dump(mode="json") | {"sha256": self.values_sha256}
+        values = self._values() | {"sha256": self.values_sha256}
         return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def _values(self) -> dict[str, Any]:
+        # `average` is newer than the other keys: older manifests were hashed without it.
+        absent = {"average"} if self.average is None else set()
+        return self.model_dump(mode="json", exclude={"sha256"} | absent)
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
@@ -178,12 +202,17 @@ def not_a_checkpoint(path: Path, found: str) -> CheckpointError:
     )
 
 
+def differing_keys(found: ModelConfig, expected: ModelConfig) -> list[str]:
+    """The keys in which two models differ so that the weights of one do not fit the other."""
+    return [key for key in _ARCHITECTURE if getattr(found, key) != getattr(expected, key)]
+
+
 def check_same_model(found: ModelConfig, run_model: ModelConfig, where: Path | None = None) -> None:
     """Raise CheckpointError, with every key that differs, unless weights of the model `found` fit the run's model.
 
     `where`: the checkpoint to name in the error.
     """
-    differing = [key for key in _ARCHITECTURE if getattr(found, key) != getattr(run_model, key)]
+    differing = differing_keys(found, run_model)
     if differing:
         raise CheckpointError(
             "the weights belong to another model than the run's",

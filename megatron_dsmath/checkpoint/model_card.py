@@ -17,6 +17,8 @@ def model_card(title: str, manifest: Manifest, logits: LogitVerdict, scores: Map
     model, trained = manifest.model, manifest.kind == "training"
     base = manifest.state.get("source") or model.initial_weights  # only the name of the path is published
     base = Path(str(base)).name if base else "none: initial weights drawn from a seed"
+    if manifest.average:
+        base = f"the mean of {len(manifest.average)} checkpoints, listed below"
     shape = (
         f"{model.layers} layers, width {model.hidden_size}, feed-forward {model.ffn_hidden_size}, "
         f"{model.attention_heads} heads ({model.key_value_heads} key-value heads), "
@@ -34,7 +36,9 @@ def model_card(title: str, manifest: Manifest, logits: LogitVerdict, scores: Map
     ]
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "license: other", "---", ""]
     lines += [f"# {title}", "", "A `LlamaForCausalLM` written by `dsmath export-hf`.", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in facts]
+    counts = ("optimizer steps", "tokens seen")  # of an average, each checkpoint has its own
+    lines += [f"| {name} | {value} |" for name, value in facts if not (manifest.average and name in counts)]
+    lines += _average(manifest)
     lines += _data(manifest.state)
     lines += _table("Scores", "benchmark | score", {name: f"{score:g}" for name, score in scores.items()})
     lines += [
@@ -60,6 +64,21 @@ def read_scores(path: Path) -> dict[str, float]:
                 fix="correct this score",
             )
     return scores
+
+
+def _average(manifest: Manifest) -> list[str]:
+    """The checkpoints whose weights were averaged, by the names of their directories, and their shares of the mean."""
+    if not manifest.average:
+        return []
+    lines = ["", "## Average", "", "The weights are the weighted mean, computed in fp32, of these checkpoints:", ""]
+    lines += ["| checkpoint | optimizer steps | tokens seen | share |", "|---|---|---|---|"]
+    for part, share in zip(manifest.average, manifest.average_shares, strict=True):
+        path = Path(part.path)
+        in_run = path.parent.name == "checkpoints"
+        name = f"{path.parent.parent.name}, {path.name}" if in_run else path.name
+        counts = ["unknown" if count is None else f"{count:,}" for count in (part.step, part.consumed_tokens)]
+        lines.append(f"| {name} | {counts[0]} | {counts[1]} | {share:.4f} |")
+    return lines
 
 
 def _data(state: Mapping[str, Any]) -> list[str]:

@@ -127,12 +127,13 @@ class SafetensorsFiles:
 def write_safetensors(
     folder: Path,
     tensors: Mapping[str, tuple[Shape, torch.dtype]],
-    read: Callable[[str], torch.Tensor],
+    read: Callable[[str], torch.Tensor | Iterator[torch.Tensor]],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write `tensors` into `folder` in files of at most `shard_bytes`, with one tensor in memory at a time.
 
-    `read` returns a tensor by name. The bytes equal those of the safetensors library for the same tensors.
+    `read` returns a tensor by name, whole or as an iterator over blocks of its rows. The bytes equal those of the
+    safetensors library for the same tensors.
     """
     shards = list(_shards(tensors, shard_bytes))
     names = [
@@ -203,7 +204,9 @@ def _shards(tensors: Mapping[str, tuple[Shape, torch.dtype]], shard_bytes: int) 
 
 
 def _write_file(
-    path: Path, tensors: Mapping[str, tuple[Shape, torch.dtype]], read: Callable[[str], torch.Tensor]
+    path: Path,
+    tensors: Mapping[str, tuple[Shape, torch.dtype]],
+    read: Callable[[str], torch.Tensor | Iterator[torch.Tensor]],
 ) -> None:
     # The library's order: wide types first, so that every tensor is aligned; then by name.
     names = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, _CODES[tensors[name][1]], name))
@@ -223,9 +226,13 @@ def _write_file(
     sync(path)
 
 
-def _append(file: BinaryIO, tensor: torch.Tensor, shape: Shape, dtype: torch.dtype) -> None:
-    assert (tuple(tensor.shape), tensor.dtype) == (shape, dtype)
-    file.write(tensor.contiguous().view(torch.uint8).numpy().data)
+def _append(file: BinaryIO, content: torch.Tensor | Iterator[torch.Tensor], shape: Shape, dtype: torch.dtype) -> None:
+    rows = 0
+    for block in (content,) if isinstance(content, torch.Tensor) else content:
+        assert (tuple(block.shape[1:]), block.dtype) == (shape[1:], dtype)
+        file.write(block.contiguous().view(torch.uint8).numpy().data)
+        rows += block.shape[0]
+    assert rows == shape[0]
 
 
 def _not_json(path: Path, found: object) -> ConversionError:

@@ -90,6 +90,11 @@ def step_folders(path: Path) -> list[Path]:
     return []
 
 
+def complete_checkpoints(path: Path) -> list[Path]:
+    """The checkpoints of `step_folders` whose manifest is valid, oldest first."""
+    return [folder for folder in step_folders(path) if _is_complete(folder)]
+
+
 def listing(path: Path) -> list[dict[str, Any]]:
     """A row per checkpoint in `path` (a run's directory, a directory of checkpoints, or one checkpoint), oldest first.
 
@@ -130,8 +135,7 @@ def prune(root: Path, keep: int) -> list[Path]:
 
     Damaged checkpoints are kept for inspection.
     """
-    complete = [folder for folder in step_folders(root) if _is_complete(folder)]
-    old = complete[: -max(keep, KEPT_AT_LEAST)]
+    old = complete_checkpoints(root)[: -max(keep, KEPT_AT_LEAST)]
     for folder in old:
         with report_write_errors(folder):
             directories.delete(folder)

@@ -74,8 +74,8 @@ def write_huggingface(
     precision = precision_of(weights)
     store.require_space(out.absolute().parent, sum(size_bytes(*tensor) for tensor in tensors.values()))
     with directories.atomic_directory(out) as folder:
-        write_safetensors(folder, tensors, weights.read_whole)
-        write_beside_weights(weights, folder, _chat(manifest))
+        write_safetensors(folder, tensors, weights.row_blocks)
+        write_beside_weights(weights, folder, chat_format(manifest))
         config = config_from(weights.model, precision, weights.special_token_ids)
         write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         verdict = logit_gate.NOT_ASKED
@@ -86,7 +86,7 @@ def write_huggingface(
     return Exported(out, manifest.step, weights.model.parameters, precision, engine.name if engine else None, verdict)
 
 
-def _chat(manifest: Manifest) -> Chat | None:
+def chat_format(manifest: Manifest) -> Chat | None:
     """The chat template of the conversations that the model was trained on; None without conversations."""
     plan = manifest.state.get("plan")
     if not isinstance(plan, Mapping) or "chat_template" not in plan:

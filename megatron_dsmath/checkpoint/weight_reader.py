@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from megatron_dsmath.errors import ConversionError
 from megatron_dsmath.model.parameters import Parameter, Shape, parameters
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BLOCK_VALUES = 1 << 23  # of a tensor, in memory at a time: 32 MB in fp32
 PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class WeightReader(ABC):
-    """Stored weights of a model. Tensors are read on request, so that memory is bounded by one parameter.
+    """Stored weights of a model. Tensors are read on request and by parts, so that memory is bounded by one part.
 
     `path`: where the weights are stored. `model`: the model's configuration. `tokenizer_files`: the tokenizer's files
     and generation settings next to the weights. `special_token_ids`: BOS, EOS and padding, if known, by config.json's
@@ -61,6 +62,14 @@ class WeightReader(ABC):
         """Read the whole tensor `name`; raises as `read`."""
         shape = self.shapes[name]
         return self.read(name, shape, tuple(slice(None) for _ in shape))
+
+    def row_blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """Read the tensor `name` in blocks of whole rows with at most BLOCK_VALUES values; raises as `read`."""
+        shape = self.shapes[name]
+        rows = max(1, BLOCK_VALUES * shape[0] // torch.Size(shape).numel())
+        for first in range(0, shape[0], rows):
+            block = slice(first, min(first + rows, shape[0]))
+            yield self.read(name, shape, (block, *(slice(None) for _ in shape[1:])))
 
     def read_fused(self, parameter: Parameter) -> torch.Tensor:
         """Read a whole parameter in the decoder's fused form; raises as `read`."""

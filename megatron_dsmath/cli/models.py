@@ -7,17 +7,26 @@ from pathlib import Path
 
 from megatron_dsmath.cli.arguments import Verbs, add_group, add_verb
 from megatron_dsmath.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, CheckpointError, show
+from megatron_dsmath.files.progress import show_progress
 from megatron_dsmath.tables import print_facts, print_table
 
 
 def add_verbs(verbs: Verbs) -> None:
     """Add the verbs to the command."""
-    checkpoint = add_group(verbs, "checkpoint", "List and verify checkpoints.")
+    checkpoint = add_group(verbs, "checkpoint", "List, verify and average checkpoints.")
     verb = add_verb(checkpoint, "list", checkpoint_list, "dsmath checkpoint list runs/my_run", table=True)
     verb.add_argument("path", type=Path, metavar="PATH", help="a run's directory or its checkpoints")
     example = "dsmath checkpoint verify runs/my_run/checkpoints/step_100"
     verb = add_verb(checkpoint, "verify", checkpoint_verify, example, table=True)
     verb.add_argument("path", type=Path, metavar="PATH", help="a checkpoint")
+    example = "dsmath checkpoint average runs/my_run --last 3 --out models/average"
+    verb = add_verb(checkpoint, "average", checkpoint_average, example)
+    purpose = "checkpoints and Hugging Face folders, or with --last one run's directory"
+    verb.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=purpose)
+    verb.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT", help="the new checkpoint, in fp32")
+    verb.add_argument("--last", type=int, metavar="N", help="average the newest N complete checkpoints of the run")
+    purpose = "a number per checkpoint (with --last: oldest first); only ratios count (default: all equal)"
+    verb.add_argument("--weights", type=float, nargs="+", metavar="W", help=purpose)
 
     example = "dsmath import-hf models/deepseek-coder-7b-base-v1.5 --out models/start"
     verb = add_verb(verbs, "import-hf", import_hf, example)
@@ -50,6 +59,16 @@ def checkpoint_verify(options: argparse.Namespace) -> int:
         show(error)
         return EXIT_ANSWER_IS_NO
     print_facts({"path": options.path, "step": manifest.step, "files": len(manifest.files)}, options.json)
+    return EXIT_DONE
+
+
+def checkpoint_average(options: argparse.Namespace) -> int:
+    """Write the mean of the weights of several checkpoints as a new checkpoint."""
+    from megatron_dsmath.checkpoint.averaging import average
+
+    with show_progress() as progress:
+        done = average(options.paths, options.out, last=options.last, weights=options.weights, report=progress)
+    print(done)
     return EXIT_DONE
 
 

@@ -19,8 +19,26 @@ class Progress(NamedTuple):
     read_bytes: int
     total_bytes: int
 
+    @property
+    def counts(self) -> str:
+        """What is shown beside the bytes."""
+        return f"{self.documents:,} documents, {self.tokens:,} tokens"
 
-Report = Callable[[Progress], None]
+
+class TensorProgress(NamedTuple):
+    """The tensors and bytes of stored weights that have been read so far."""
+
+    tensors: int
+    read_bytes: int
+    total_bytes: int
+
+    @property
+    def counts(self) -> str:
+        """What is shown beside the bytes."""
+        return f"{self.tensors:,} tensors"
+
+
+Report = Callable[[Progress | TensorProgress], None]
 
 
 @contextmanager
@@ -37,8 +55,8 @@ def show_progress() -> Iterator[Report]:
     with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None, counts="")
 
-        def show(progress: Progress) -> None:
-            bar.update(task, total=progress.total_bytes, completed=progress.read_bytes, counts=_counts(progress))
+        def show(progress: Progress | TensorProgress) -> None:
+            bar.update(task, total=progress.total_bytes, completed=progress.read_bytes, counts=progress.counts)
 
         yield show
 
@@ -46,7 +64,7 @@ def show_progress() -> Iterator[Report]:
 def _plain_lines() -> Report:
     started = last_shown = time.monotonic()
 
-    def show(progress: Progress) -> None:
+    def show(progress: Progress | TensorProgress) -> None:
         nonlocal last_shown
         now = time.monotonic()
         if now - last_shown < SECONDS_BETWEEN_LINES:
@@ -55,14 +73,10 @@ def _plain_lines() -> Report:
         bytes_per_second = progress.read_bytes / (now - started)
         remaining_seconds = (progress.total_bytes - progress.read_bytes) / bytes_per_second if bytes_per_second else 0
         print(
-            f"{progress.read_bytes / progress.total_bytes:6.1%}  {_counts(progress)}"
+            f"{progress.read_bytes / progress.total_bytes:6.1%}  {progress.counts}"
             f"  {bytes_per_second / 1e6:.2f} MB/s  about {remaining_seconds:,.0f} s left",
             file=sys.stderr,
             flush=True,
         )
 
     return show
-
-
-def _counts(progress: Progress) -> str:
-    return f"{progress.documents:,} documents, {progress.tokens:,} tokens"

@@ -6,8 +6,9 @@ import io
 import pickle
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 
 from megatron_dsmath.errors import CheckpointError
@@ -68,20 +69,28 @@ class ShardReader:
         """The stored type of a tensor."""
         return self._find(name)[0].dtype
 
-    def read(self, name: str) -> torch.Tensor:
-        """Read a whole tensor from the chunks that the ranks wrote; values in no chunk are NaN.
+    def read(self, name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Read a tensor, or the rows with the indices `rows` (1-D), from the chunks that the ranks wrote.
 
-        Raises CheckpointError if a chunk is damaged or belongs to another tensor.
+        Only the bytes of these rows are read. Values in no chunk are NaN. Raises CheckpointError if a chunk is damaged
+        or belongs to another tensor.
         """
         stored, layer = self._find(name)
-        whole = torch.full(self.shapes[name], torch.nan, dtype=stored.dtype)
+        rows = torch.arange(self.shapes[name][0]) if rows is None else rows
+        values = torch.full((len(rows), *self.shapes[name][1:]), torch.nan, dtype=stored.dtype)
         for chunk in stored.chunks:
             box = [slice(offset, offset + size) for offset, size in zip(chunk.offsets, chunk.sizes, strict=True)]
-            if layer is None:
-                whole[tuple(box)] = self._load(name, stored, chunk)
-            elif box[0].start <= layer < box[0].stop:
-                whole[tuple(box[1:])] = self._load(name, stored, chunk)[layer - box[0].start]
-        return whole
+            if layer is not None:
+                stacked, *box = box
+                if not stacked.start <= layer < stacked.stop:
+                    continue
+            inside = ((rows >= box[0].start) & (rows < box[0].stop)).nonzero()[:, 0]
+            if len(inside):
+                held = self._map(name, stored, chunk)
+                held = held if layer is None else held[layer - chunk.offsets[0]]
+                target: Any = (inside, *box[1:])
+                values[target] = held[rows[inside] - box[0].start]
+        return values
 
     def _find(self, name: str) -> tuple[StoredTensor, int | None]:
         if name in self._tensors:
@@ -89,13 +98,21 @@ class ShardReader:
         layer, rest = name.removeprefix(_LAYERS).split(".", 1)
         return self._tensors[_LAYERS + rest], int(layer)
 
-    def _load(self, name: str, stored: StoredTensor, chunk: Chunk) -> torch.Tensor:
+    def _map(self, name: str, stored: StoredTensor, chunk: Chunk) -> torch.Tensor:
+        """The values of a chunk, mapped from its file."""
         path = self.folder / chunk.file
         try:
             with path.open("rb") as file:
-                file.seek(chunk.offset_bytes)
-                data = file.read(chunk.length_bytes)
-            tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+                archive = io.BufferedReader(_Archive(file, chunk))
+                described = torch.load(archive, map_location="meta", weights_only=True)
+                archive.seek(0)
+                start = torch._C.PyTorchFileReader(archive).get_record_offset("data/0")  # type: ignore[attr-defined]
+            length = described.untyped_storage().nbytes()
+            if start + length > chunk.length_bytes:
+                raise ValueError(f"{length:,} bytes of values in {chunk.length_bytes:,}")
+            mapped = np.memmap(path, np.uint8, "c", chunk.offset_bytes + start, (length,))
+            values = torch.from_numpy(mapped).view(described.dtype)
+            tensor = values.as_strided(described.shape, described.stride(), described.storage_offset())
             found = tensor.dtype, tuple(tensor.shape)
         except Exception as error:  # torch.load raises many types of errors on damaged bytes
             raise damaged(path, error) from error
@@ -208,6 +225,33 @@ def _unpickle(path: Path) -> _Record:
     if not isinstance(metadata, _Record):
         raise damaged(path, f"a {type(metadata).__name__}")
     return metadata
+
+
+class _Archive(io.RawIOBase):
+    """The bytes of a chunk in a file, which torch reads as a file of its own."""
+
+    def __init__(self, file: BinaryIO, chunk: Chunk) -> None:
+        self._file, self._start, self._length, self._position = file, chunk.offset_bytes, chunk.length_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._position)
+        content = self._file.read(max(0, min(len(buffer), self._length - self._position)))
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
 
 
 class _Record:

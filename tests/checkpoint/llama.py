@@ -66,10 +66,10 @@ def deepseek_shape(layers: int, narrower: int = 1) -> ModelConfig:
     )
 
 
-def write_random(folder: Path, model: ModelConfig) -> int:
+def write_random(folder: Path, model: ModelConfig, seed: int = 3) -> int:
     """Random bf16 weights, norms too, one tensor in memory at a time; returns their bytes."""
     folder.mkdir()
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
 
     def draw(name: str) -> torch.Tensor:
         weights = torch.empty(tensor_shapes(model)[name])

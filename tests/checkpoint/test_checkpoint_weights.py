@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_dsmath.checkpoint import weight_reader
 from megatron_dsmath.checkpoint.checkpoint_weights import ShardedWeights
 from megatron_dsmath.checkpoint.from_huggingface import HuggingFaceFolder, import_folder
 from megatron_dsmath.checkpoint.from_megatron import convert
@@ -53,6 +54,21 @@ def test_shards_of_every_layout_are_read_as_equal_tensors(
     read = {name: weights.read_whole(name) for name in tensor_shapes(model)}
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     assert same_bits(read, {name: tensor.to(dtype) for name, tensor in tensors_of(folder).items()})
+
+
+def test_a_part_of_any_tensor_is_that_part_of_the_whole(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and columns that cut groups of query, key and value rows, and ranks' parts."""
+    monkeypatch.setattr(weight_reader, "BLOCK_VALUES", 7 * 48)  # 7 rows, which divide no tensor
+    run_ranks(2, save_training_shards, run_config(parallel__tensor=2), folder, tmp_path / "shards")
+    weights = ShardedWeights(tmp_path / "shards", HuggingFaceFolder(folder).model, (), {})
+    for name, tensor in tensors_of(folder).items():
+        part = (slice(5, 13), slice(20, 31))[: tensor.dim()]
+        assert torch.equal(weights.read(name, tuple(tensor.shape), part), tensor[part]), name
+        blocks = [*weights.row_blocks(name)]
+        assert max(block.numel() for block in blocks) <= 7 * 48
+        assert torch.equal(torch.cat(blocks), tensor), name
 
 
 @pytest.mark.parametrize("layout", DEEPSEEK_LAYOUTS)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,13 +102,12 @@ FAULTS = {
 }
 
 
-def faulty(read: Callable[[str], torch.Tensor], fault: Fault) -> Callable[[str], torch.Tensor]:
+def faulty(read: Callable[[str], Iterator[torch.Tensor]], fault: Fault) -> Callable[[str], torch.Tensor]:
     swapped = {} if fault.swap is None else dict([fault.swap, fault.swap[::-1]])
 
     def faulty_read(name: str) -> torch.Tensor:
-        tensor = read(swapped.get(name, name))
+        tensor = torch.cat([*read(swapped.get(name, name))])
         if name == fault.rows_of:
-            tensor = tensor.clone()
             tensor[[0, 200]] = tensor[[200, 0]]  # 0 is the first of the ids spread over the vocabulary
         return tensor
 

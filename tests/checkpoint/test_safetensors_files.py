@@ -26,6 +26,14 @@ def test_bytes_equal_what_the_library_writes(tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").read_bytes() == theirs.read_bytes()
 
 
+def test_a_tensor_in_blocks_of_rows_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name, rows in {"whole": 9, "blocks": 1}.items():
+        (tmp_path / name).mkdir()
+        write_safetensors(tmp_path / name, LAYOUT, lambda tensor, rows=rows: iter(TENSORS[tensor].split(rows)))
+    whole, blocks = (tmp_path / name / "model.safetensors" for name in ("whole", "blocks"))
+    assert blocks.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.parametrize(("shard_bytes", "files"), [(114, 1), (113, 2), (24, 3), (1, 4)])
 def test_each_file_has_as_many_tensors_as_fit(tmp_path: Path, shard_bytes: int, files: int) -> None:
     """12 + 12 + 10 + 80 bytes in this order; a tensor is never cut."""

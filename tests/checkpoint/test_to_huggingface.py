@@ -95,26 +95,28 @@ def test_large_models_are_split_into_files_that_transformers_loads(
     assert same_bits(dict(loaded), tensors_of(folder))
 
 
-def training_run(folder: Path, root: Path, **overrides: Any) -> Path:
+def training_run(
+    folder: Path, root: Path, step: int = 40, state: dict[str, Any] | None = None, data_size: int = 1, **overrides: Any
+) -> Path:
     """A checkpoint as a training run publishes it, with the folder's weights; returns the run's directory."""
     shape = {f"model__{key}": value for key, value in open_weights(folder).model.model_dump().items()}
     run = run_config(**shape, **overrides)
-    incomplete = directories.begin(root / "checkpoints" / "step_40")
-    run_ranks(run.parallel.model_size, save_training_shards, run, folder, incomplete / "shards")
+    incomplete = directories.begin(root / "checkpoints" / f"step_{step}")
+    run_ranks(run.parallel.model_size * data_size, save_training_shards, run, folder, incomplete / "shards")
     (incomplete / "tokenizer").mkdir()
     for file in open_weights(folder).tokenizer_files:
         if file.name != "generation_config.json":
             shutil.copyfile(file, incomplete / "tokenizer" / file.name)
     manifest = Manifest(
         kind="training",
-        step=40,
+        step=step,
         next_sample=320,
         consumed_tokens=10240,
         model=run.model,
         layout=run.parallel.model_dump(mode="json"),
         precision=run.precision,
         tokenizer_fingerprint=None,
-        state={"tokens_by_corpus": {"mathematics": 7680, "code": 2560}},
+        state=state or {"tokens_by_corpus": {"mathematics": 7680, "code": 2560}},
         files=store.hash_files(incomplete),
     )
     store.write_manifest(incomplete, manifest)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from megatron_dsmath.files import progress as module
-from megatron_dsmath.files.progress import Progress, show_progress
+from megatron_dsmath.files.progress import Progress, TensorProgress, show_progress
 
 CODE = """
 from megatron_dsmath.files.progress import Progress, show_progress
@@ -28,6 +28,16 @@ def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err == " 25.0%  2,000 documents, 30,000 tokens  2.50 MB/s  about 30 s left\n"
+
+
+def test_tensors_are_counted_instead_of_documents(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with show_progress() as show:
+        show(TensorProgress(1_234, 25_000_000, 100_000_000))
+    assert capsys.readouterr().err == " 25.0%  1,234 tensors  2.50 MB/s  about 30 s left\n"
 
 
 def test_a_terminal_gets_a_bar() -> None:

@@ -56,6 +56,23 @@ def test_stacked_layers_are_read_one_by_one(folder: Path) -> None:
     assert torch.equal(reader.read("decoder.final_layernorm.weight"), NORM)
 
 
+@pytest.mark.parametrize("rows", [[0], [2], [0, 2], [1, 2], []])
+def test_rows_are_read_alone(folder: Path, rows: list[int]) -> None:
+    reader, indices = ShardReader(folder), torch.tensor(rows, dtype=torch.int64)
+    for layer in range(2):
+        read = reader.read(f"decoder.layers.{layer}.mlp.linear_fc2.weight", indices)
+        assert torch.equal(read, STACKED[layer][rows])
+    assert torch.equal(reader.read("decoder.final_layernorm.weight", indices), NORM[rows])
+
+
+def test_a_tensor_that_is_not_contiguous_is_read(tmp_path: Path) -> None:
+    """Here `torch.save` stores strides, and values in another order."""
+    state = {"output_layer.weight": torch.arange(12.0).reshape(3, 4).t()}
+    torch_checkpoint.save(state, checkpoint_id=tmp_path, no_dist=True)
+    read = ShardReader(tmp_path).read("output_layer.weight", torch.tensor([1, 3]))
+    assert read.tolist() == [[1.0, 5.0, 9.0], [3.0, 7.0, 11.0]]
+
+
 class Exploit:
     """Calls `function` when its pickle is loaded."""
 

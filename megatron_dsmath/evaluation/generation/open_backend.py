@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from importlib import import_module
@@ -11,12 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megatron_dsmath.checkpoint import store
 from megatron_dsmath.checkpoint.huggingface_config import CONFIG
-from megatron_dsmath.checkpoint.manifest import MANIFEST
 from megatron_dsmath.checkpoint.tokenizer_files import load_from
 from megatron_dsmath.checkpoint.weight_reader import WeightReader
-from megatron_dsmath.checkpoint.weights import open_weights
+from megatron_dsmath.checkpoint.weights import open_weights, weights_sha256
 from megatron_dsmath.data.tokenizing.tokenizer import Tokenizer
 from megatron_dsmath.errors import DependencyError, TokenizerError, UsageError
 from megatron_dsmath.evaluation.generation.cached_decoder import CachedDecoder
@@ -31,7 +28,6 @@ from megatron_dsmath.evaluation.generation.token_batch import (
 )
 
 BACKENDS = ("own", "transformers", "vllm")
-_BLOCK_BYTES = 1 << 24
 
 
 class Model(NamedTuple):
@@ -56,7 +52,7 @@ def open_model(path: Path, backend: str) -> Model:
     weights = open_weights(path)
     try:
         tokenizer = _load_tokenizer(weights)
-        return Model(_open_backend(path, backend, weights, tokenizer), tokenizer, _fingerprint(path))
+        return Model(_open_backend(path, backend, weights, tokenizer), tokenizer, weights_sha256(path))
     finally:
         weights.close()
 
@@ -215,15 +211,3 @@ def _load_tokenizer(weights: WeightReader) -> Tokenizer:
             fix="evaluate a checkpoint that was saved with its tokenizer, or copy the tokenizer into the folder",
         )
     return tokenizer
-
-
-def _fingerprint(path: Path) -> str:
-    if not (path / CONFIG).is_file():
-        return hashlib.sha256((store.locate(path) / MANIFEST).read_bytes()).hexdigest()
-    digest = hashlib.sha256()
-    for file in (path / CONFIG, *sorted(path.glob("*.safetensors"))):
-        digest.update(f"{file.name} {file.stat().st_size} ".encode())
-        with file.open("rb") as content:
-            while block := content.read(_BLOCK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
