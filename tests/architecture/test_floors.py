@@ -30,7 +30,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_TORCH = {"errors", "files", "config", "data", "schedule", "grading"}
 HEAVY = {"torch", "megatron", "wandb", "sympy", "matplotlib", "transformers"}  # each takes 1 to 5 s to import
-MOST_MODULES, MOST_LINES = 200, 28_500
+MOST_MODULES, MOST_LINES = 200, 29_000
 MOST_FILES_OF_A_ROOM, MOST_LINES_OF_A_ROOM = 25, 3_000
 MOST_LINES_OF_A_TOOL = 200  # a tool turns flags into calls; longer code belongs into the package
 

@@ -127,7 +127,7 @@ def their_training(folder: Path) -> tuple[list[Figures], dict[str, torch.Tensor]
         first = first or {name: tensor.grad.clone() for name, tensor in named.items()}
         gradient_norm = torch.nn.utils.clip_grad_norm_(llama.parameters(), settings.gradient_clip)
         for group in adamw.param_groups:
-            group["lr"] = learning_rate(run.schedule, step)
+            group["lr"] = learning_rate(run, step)
         adamw.step()
         adamw.zero_grad()
         figures.append(Figures(mean.item(), gradient_norm.item()))

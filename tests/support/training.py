@@ -62,7 +62,7 @@ class Training(NamedTuple):
     def step(self, step: int) -> Figures:
         """One update."""
         nats, tokens = self.accumulate(step).sum(0)
-        rate = learning_rate(self.run.schedule, step)
+        rate = learning_rate(self.run, step)
         norm = optimizer.gradient_norm(self.updater)
         optimizer.apply_gradients(self.updater, norm, rate, self.run.optimizer.weight_decay)
         return Figures(float(nats / tokens), norm)
