@@ -23,7 +23,7 @@ from megatron_dsmath.recipe.recipe_file import BuildSection, EvaluateSection, Tr
 from megatron_dsmath.recipe.recipe_stages import Stage
 from megatron_dsmath.training.run_directory import RunDirectory
 
-CLOCKS_DIFFER_SECONDS = 5.0  # of two machines; a stage starts later than that after the one before, or is equal to it
+CLOCKS_DIFFER_SECONDS = 5.0  # of two machines; a command loads its libraries for about as long before it begins
 Status = Literal["done", "begun", "to do", "missing", "out of date"]
 
 

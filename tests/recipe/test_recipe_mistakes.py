@@ -54,12 +54,19 @@ def test_a_stage_must_make_what_is_taken_from_it(toy: Toy) -> None:
     assert error_of(toy).found == "set, which is sft build"
 
 
-def test_the_mistakes_of_every_run_file_are_reported_and_stages_that_need_them_add_none(toy: Toy) -> None:
-    toy.runs["base"]["model"]["attention_heads"] = 5
+def test_the_mistakes_of_every_run_file_are_reported_together(toy: Toy) -> None:
+    toy.section("tuned")["tokenizer"] = str(toy.folder / "tokenizer")
+    toy.runs["base"]["seed"] = "six"
     toy.runs["tuned"]["seed"] = "seven"
-    found = [str(error.where) for error in errors_of(toy)]
-    assert found != []  # `tuned` takes its tokenizer from `base`: its own file is loaded once `base` is correct
-    assert all("base.yaml" in where for where in found)
+    toy.stages = [stage for stage in toy.stages if stage["name"] in ("base", "tuned")]
+    for key in ("initial_weights", "conversations"):
+        del toy.section("tuned")[key]
+    assert [error.found for error in errors_of(toy)] == ["six", "seven"]
+
+
+def test_stages_that_need_one_with_a_mistake_add_none(toy: Toy) -> None:
+    toy.runs["base"]["seed"] = "six"
+    assert error_of(toy).found == "six"
 
 
 def test_a_missing_run_file_and_a_wrong_override_are_refused(toy: Toy) -> None:
