@@ -48,6 +48,19 @@ def write_llama_with_tokenizer(folder: Path, **shape: Any) -> Path:
     return write_small_tokenizer(folder)
 
 
+def write_moved_llama(folder: Path, seed: int, **shape: Any) -> Path:
+    """The same with four layers, and noise of `seed` added to all weights."""
+    write_llama_with_tokenizer(folder, num_hidden_layers=4, **shape)
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(tensor.shape, generator=generator)
+        return (tensor.float() + noise * 0.05).to(tensor.dtype)
+
+    edit_tensors(folder, lambda tensors: {name: moved(tensor) for name, tensor in tensors.items()})
+    return folder
+
+
 def deepseek_shape(layers: int, narrower: int = 1) -> ModelConfig:
     """DeepSeekMath 7B (config.json of deepseek-math-7b-base) of fewer layers, every width divided by `narrower`."""
     return ModelConfig(

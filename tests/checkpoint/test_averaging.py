@@ -23,10 +23,10 @@ from megatron_dsmath.checkpoint.from_huggingface import HuggingFaceFolder, impor
 from megatron_dsmath.checkpoint.manifest import MANIFEST, read_manifest
 from megatron_dsmath.checkpoint.to_huggingface import export
 from megatron_dsmath.checkpoint.weights import open_weights
-from megatron_dsmath.errors import CheckpointError, ConversionError, DsmathError, OutputError, UsageError
+from megatron_dsmath.errors import CheckpointError
 from megatron_dsmath.evaluation.generation.open_backend import open_model
 from megatron_dsmath.files.progress import TensorProgress
-from tests.checkpoint.llama import edit_tensors, same_bits, tensors_of, write_llama, write_llama_with_tokenizer
+from tests.checkpoint.llama import same_bits, tensors_of, write_llama_with_tokenizer, write_moved_llama
 from tests.checkpoint.ranks import logits
 from tests.checkpoint.test_to_huggingface import training_run
 from tests.support.ranks import run_ranks
@@ -38,28 +38,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pipeline 2": {"parallel__pipeline": 2},
     "pipeline 2, virtual 2": {"parallel__pipeline": 2, "parallel__virtual_stages": 2},
 }
-QUERY = "model.layers.1.self_attn.q_proj.weight"
-
-
-def write_folder(folder: Path, seed: int, **shape: Any) -> Path:
-    """A folder with a tokenizer, four layers and weights of its own."""
-    write_llama_with_tokenizer(folder, num_hidden_layers=4, **shape)
-    generator = torch.Generator().manual_seed(seed)
-
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(tensor.shape, generator=generator)
-        return (tensor.float() + noise * 0.05).to(tensor.dtype)
-
-    edit_tensors(folder, lambda tensors: {name: moved(tensor) for name, tensor in tensors.items()})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    root = tmp_path_factory.mktemp("hf")
-    return [write_folder(root / f"llama_{seed}", seed) for seed in range(3)]
-
-
 Arrays = dict[str, np.ndarray]
 
 
@@ -134,7 +112,7 @@ def test_the_mean_of_data_parallel_checkpoints_equals_numpys(
 
 def test_kinds_layouts_and_precisions_may_be_mixed(folders: list[Path], tmp_path: Path) -> None:
     """A weights checkpoint in bf16, a training checkpoint in fp32 of two ranks, and a folder."""
-    half = write_folder(tmp_path / "bf16", seed=7, dtype=torch.bfloat16)
+    half = write_moved_llama(tmp_path / "bf16", seed=7, dtype=torch.bfloat16)
     import_folder(half, tmp_path / "imported", gate=False)
     run = training_run(folders[0], tmp_path / "run", parallel__tensor=2)
     average([tmp_path / "imported", run, folders[1]], tmp_path / "mean", weights=[3, 1, 2])
@@ -147,15 +125,6 @@ def test_only_ratios_of_weights_count(folders: list[Path], tmp_path: Path) -> No
     for name, weights in {"none": None, "equal": [0.3] * 3, "large": [1e308] * 3, "small": [1e-300] * 3}.items():
         average(folders, tmp_path / name, weights=weights)
         assert same_bits(written(tmp_path / name), written(tmp_path / "none"))
-
-
-@pytest.fixture(scope="module")
-def run(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the checkpoints of steps 9, 10 and 200."""
-    root = tmp_path_factory.mktemp("runs") / "my_run"
-    for step, folder in zip((9, 10, 200), folders, strict=True):
-        training_run(folder, root, step)
-    return root
 
 
 def test_the_last_n_are_the_newest_steps_in_order(run: Path, folders: list[Path], tmp_path: Path) -> None:
@@ -261,72 +230,6 @@ def test_a_changed_weight_in_the_manifest_is_detected(folders: list[Path], tmp_p
     path.write_text(path.read_text().replace('"weight": 1.0', '"weight": 2.0', 1))
     with pytest.raises(CheckpointError, match="differs from what was saved"):
         store.verify(tmp_path / "mean")
-
-
-def refused(error: type[DsmathError], words: str, paths: Sequence[Path], out: Path, **options: Any) -> None:
-    """The average is refused with these words, and nothing is written."""
-    before = sorted(out.parent.iterdir())
-    with pytest.raises(error, match=words) as caught:
-        average(paths, out, **options)
-    assert caught.value.fix
-    assert sorted(out.parent.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    "weights", [[1.0], [1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0], [1.0, math.nan, 1.0], [1.0, math.inf, 1.0], [0.0] * 3]
-)
-def test_weights_that_give_no_mean_are_refused(folders: list[Path], tmp_path: Path, weights: list[float]) -> None:
-    refused(UsageError, "--weights", folders, tmp_path / "mean", weights=weights)
-
-
-def test_fewer_than_two_checkpoints_are_refused(run: Path, tmp_path: Path) -> None:
-    refused(UsageError, "at least two", [run], tmp_path / "mean")
-    refused(UsageError, "at least two", [run], tmp_path / "mean", last=1)
-
-
-def test_last_with_several_paths_or_too_few_checkpoints_is_refused(
-    run: Path, folders: list[Path], tmp_path: Path
-) -> None:
-    refused(UsageError, "--last 2 with 2 paths", [run, run], tmp_path / "mean", last=2)
-    refused(CheckpointError, "step_9, step_10, step_200", [run], tmp_path / "mean", last=4)
-    refused(CheckpointError, "no complete checkpoint", [folders[0]], tmp_path / "mean", last=2)
-
-
-def test_a_checkpoint_given_twice_is_refused(run: Path, tmp_path: Path) -> None:
-    """Also by two names: a run's directory is its newest checkpoint."""
-    refused(UsageError, "given twice", [run, run / "checkpoints/step_200"], tmp_path / "mean")
-
-
-def test_another_model_tokenizer_or_special_token_is_refused(folders: list[Path], tmp_path: Path) -> None:
-    other = write_llama_with_tokenizer(tmp_path / "other", num_hidden_layers=4, rope_theta=1e4, intermediate_size=80)
-    refused(CheckpointError, r"ffn_hidden_size 80, rope_theta 10000\.0", [folders[0], other], tmp_path / "mean")
-    bare = write_llama(tmp_path / "bare", num_hidden_layers=4, vocab_size=320)
-    refused(CheckpointError, "no tokenizer", [folders[0], bare], tmp_path / "mean")
-    changed = Path(shutil.copytree(folders[1], tmp_path / "changed"))
-    tokenizer = json.loads((changed / "tokenizer.json").read_text())
-    tokenizer["model"]["merges"].pop()
-    (changed / "tokenizer.json").write_text(json.dumps(tokenizer))
-    refused(CheckpointError, "different tokenizers", [folders[0], changed], tmp_path / "mean")
-    ends = Path(shutil.copytree(folders[1], tmp_path / "ends"))
-    settings = json.loads((ends / "generation_config.json").read_text())
-    (ends / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": 7}))
-    refused(CheckpointError, "eos_token_id 7", [folders[0], ends], tmp_path / "mean")
-
-
-def test_a_damaged_source_and_an_existing_output_are_refused(run: Path, folders: list[Path], tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
-    shard = copy / "checkpoints/step_10/shards/__0_0.distcp"
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    refused(CheckpointError, r"__0_0\.distcp", [copy], tmp_path / "mean", last=2)
-    refused(OutputError, "exists already", folders, copy)
-
-
-def test_weights_that_are_not_finite_are_refused(folders: list[Path], tmp_path: Path) -> None:
-    broken = Path(shutil.copytree(folders[0], tmp_path / "broken"))
-    edit_tensors(broken, lambda tensors: tensors | {QUERY: tensors[QUERY] * torch.nan})
-    refused(ConversionError, "NaN", [folders[1], broken], tmp_path / "mean")
 
 
 def test_a_rerun_after_a_kill_is_complete(folders: list[Path], tmp_path: Path) -> None:
