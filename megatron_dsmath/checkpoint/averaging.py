@@ -64,9 +64,9 @@ def average(
     """Write the mean of checkpoints and Hugging Face folders as the checkpoint `out` (weights, step 0).
 
     `last`: average this many of the newest complete checkpoints of the one run in `paths`, oldest first. `weights`: one
-    per checkpoint, not necessarily with the sum 1. Everything is checked before anything is written, and a failed
-    average leaves nothing. Raises UsageError, CheckpointError and ConversionError for checkpoints that are damaged or
-    do not belong together, and OutputError if `out` is not empty or cannot be written.
+    per checkpoint, not necessarily with the sum 1. All but NaN and infinity in tensors is checked before anything is
+    written, and a failed average leaves nothing. Raises UsageError, CheckpointError and ConversionError for checkpoints
+    that are damaged or do not belong together, and OutputError if `out` is not empty or cannot be written.
     """
     directories.require_absent(out)
     found = _newest(paths, last) if last is not None else [_located(path) for path in paths]
@@ -85,7 +85,7 @@ def average(
 
 
 class AveragedWeights(WeightReader):
-    """The weighted mean of stored weights of one model, in fp32; memory holds one part of one source and the mean.
+    """The weighted mean of stored weights of one model, in fp32; memory holds one part of a source and of the mean.
 
     Tokenizer files and the model's configuration are those of the first source.
     """
