@@ -79,8 +79,8 @@ def average(
             sources.append(_Source(path, open_weights(path), _manifest(path)))
             opened.callback(sources[-1].weights.close)
         chats = _require_same(sources)
-        mean = AveragedWeights([source.weights for source in sources], weights, report)
         parts = [source.described(weight) for source, weight in zip(sources, weights, strict=True)]
+        mean = AveragedWeights([source.weights for source in sources], weights, report)
         return Averaged(out, write_weights_checkpoint(mean, out, facts={"state": chats, "average": parts}))
 
 
@@ -96,7 +96,7 @@ class AveragedWeights(WeightReader):
         weights: Sequence[float],
         report: Callable[[TensorProgress], None] = lambda _: None,
     ) -> None:
-        """`weights`: not negative, not all zero; `report` is called after each part."""
+        """`weights`: not negative, not all zero; `report` is called at the start and after each part."""
         first = sources[0]
         self.path, self.model = first.path, first.model
         self.tokenizer_files, self.special_token_ids = first.tokenizer_files, first.special_token_ids
@@ -106,6 +106,7 @@ class AveragedWeights(WeightReader):
         self._report, self._read_bytes, self._names = report, 0, set[str]()
         values = [(torch.Size(shape).numel(), name) for name, shape in self.shapes.items()]
         self._total_bytes = sum(size * source.dtype(name).itemsize for source in sources for size, name in values)
+        self._report_progress()
 
     def dtype(self, name: str) -> torch.dtype:
         """The type of the mean of any tensor: fp32."""
@@ -116,7 +117,7 @@ class AveragedWeights(WeightReader):
         for index in range(1, len(self._sources)):
             total += self._product(index, name, part)
         self._names.add(name)
-        self._report(TensorProgress(len(self._names), self._read_bytes, self._total_bytes))
+        self._report_progress()
         return total.div_(self._divisor)
 
     def _product(self, index: int, name: str, part: tuple[slice, ...]) -> torch.Tensor:
@@ -124,6 +125,9 @@ class AveragedWeights(WeightReader):
         self._read_bytes += stored.nbytes
         # A multiplication of its own: an addition with a factor could skip the rounding of the product.
         return stored.to(torch.float32, copy=True).mul_(self._factors[index])
+
+    def _report_progress(self) -> None:
+        self._report(TensorProgress(len(self._names), self._read_bytes, self._total_bytes))
 
     def close(self) -> None:
         """Do nothing: the sources are closed by those who opened them."""

@@ -65,8 +65,10 @@ def _plain_lines() -> Report:
     started = last_shown = time.monotonic()
 
     def show(progress: Progress | TensorProgress) -> None:
-        nonlocal last_shown
+        nonlocal started, last_shown
         now = time.monotonic()
+        if progress.read_bytes == 0:  # the pass begins only now
+            started = last_shown = now
         if now - last_shown < SECONDS_BETWEEN_LINES:
             return
         last_shown = now

@@ -265,6 +265,7 @@ def test_progress_counts_tensors_and_bytes_of_all_sources(folders: list[Path], t
     average(folders, tmp_path / "mean", report=seen.append)
     tensors = tensors_of(folders[0])
     total = 3 * sum(tensor.nbytes for tensor in tensors.values())
+    assert seen[0] == TensorProgress(0, 0, total)
     assert seen[-1] == TensorProgress(len(tensors), total, total)
 
 

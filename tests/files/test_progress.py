@@ -33,9 +33,10 @@ def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch
 def test_tensors_are_counted_instead_of_documents(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0.0, 10.0])
+    clock = iter([0.0, 60.0, 70.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     with show_progress() as show:
+        show(TensorProgress(0, 0, 100_000_000))  # after 60 s of other work, which is not part of the speed
         show(TensorProgress(1_234, 25_000_000, 100_000_000))
     assert capsys.readouterr().err == " 25.0%  1,234 tensors  2.50 MB/s  about 30 s left\n"
 
