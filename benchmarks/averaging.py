@@ -30,7 +30,7 @@ from tests.support.ranks import run_ranks
 from tests.support.runs import run_config
 
 MOST_BYTES = 0.5e9
-MOST_GROWTH_BYTES = 50e6  # allocator and interpreter; a block of a source is 16 MB
+MOST_GROWTH_BYTES = 50e6  # allocator and interpreter; a block of the mean is 8 MB
 
 
 def linked(folder: Path, copy: Path) -> Path:

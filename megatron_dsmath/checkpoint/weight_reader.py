@@ -17,7 +17,7 @@ from megatron_dsmath.errors import ConversionError
 from megatron_dsmath.model.parameters import Parameter, Shape, parameters
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BLOCK_VALUES = 1 << 23  # of a tensor, in memory at a time: 32 MB in fp32
+BLOCK_VALUES = 1 << 21  # of a tensor, in memory at a time: 8 MB in fp32
 PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 
 
