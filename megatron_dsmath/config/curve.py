@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import cache
 from math import ceil, floor
 from typing import Literal, NamedTuple, get_args
 
@@ -68,6 +69,7 @@ class Part(NamedTuple):
     length: Length | None
 
 
+@cache  # a step asks for its phase several times
 def parse_curve(text: str) -> tuple[Part, ...]:
     """Return the parts of a curve. Raises ValueError, with what is wrong in which part."""
     parts = tuple(_parse_part(part.strip()) for part in text.split(","))
@@ -76,6 +78,7 @@ def parse_curve(text: str) -> tuple[Part, ...]:
     return parts
 
 
+@cache
 def parse_length(text: str) -> Length:
     """Return a length. Raises ValueError for other text and for zero."""
     match = _LENGTH.fullmatch(text)

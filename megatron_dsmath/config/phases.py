@@ -5,7 +5,7 @@ A run file without `schedule.phases` has one phase.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -83,13 +83,17 @@ def total_tokens(run: RunConfig) -> int:
 
 def phase_index(run: RunConfig, step: int) -> int:
     """Return the index of the phase of the step after `step` completed steps; the last phase after the end."""
-    every = phases(run)
-    return next((index for index, phase in enumerate(every) if step < phase.end_step), len(every) - 1)
+    return _index_at(phases(run), step)
 
 
 def phase_at(run: RunConfig, step: int) -> Phase:
     """Return the phase of the step after `step` completed steps; the last phase after the end."""
-    return phases(run)[phase_index(run, step)]
+    every = phases(run)
+    return every[_index_at(every, step)]
+
+
+def _index_at(every: Sequence[Phase], step: int) -> int:
+    return next((index for index, phase in enumerate(every) if step < phase.end_step), len(every) - 1)
 
 
 def segments(run: RunConfig) -> list[Segment]:

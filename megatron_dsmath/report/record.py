@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from megatron_dsmath.config.phases import Phase, phases
 from megatron_dsmath.config.sections import RunConfig
@@ -75,7 +74,7 @@ class RunRecord:
         """The phases of the run; empty if run.yaml is not one of this version."""
         try:
             return phases(RunConfig.model_validate(lists_to_tuples(self.settings)))
-        except (ValidationError, ValueError):
+        except ValueError:  # also pydantic's ValidationError
             return ()
 
     def weights(self) -> dict[str, float]:

@@ -18,10 +18,11 @@ def learning_rate(run: RunConfig, step: int) -> float:
 
     After the end of the run it stays at the last rate.
     """
-    for segment in segments(run):
+    every = segments(run)
+    for segment in every:
         if segment.first_step <= step < segment.end_step:
             return _rate(segment, step)
-    return segments(run)[-1].last_rate
+    return every[-1].last_rate
 
 
 def _rate(segment: Segment, step: int) -> float:

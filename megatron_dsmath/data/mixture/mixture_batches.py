@@ -120,7 +120,7 @@ class MixtureBatches:
         """Return the held-out samples of the corpora with these names; all have the newest sequence length."""
         length, found = self.plan.versions[-1].sequence_length, dict[str, CorpusSamples]()
         for name in names:
-            version = self.plan.last_version_with(name, NO_END - 1)
+            version = self.plan.last_version_with(name, NO_END)
             if version is not None:  # else only an earlier phase of a changed run file reads it
                 corpus = next(corpus for corpus in self.plan.versions[version].corpora if corpus.name == name)
                 stream = _stream(self.plan, corpus.shards, self._shards, self._vocabulary_size, held_out=True)
